@@ -1,0 +1,94 @@
+"""What an adapter is: it turns a checkpoint into a module and knows how images reach it. Everything else is derived."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from memaudit.checkpoints import Checkpoint
+from memaudit.data.preprocess import Preprocess
+from memaudit.units import Site, find_sites
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """What the user said about the model; `None` means the checkpoint or the adapter decides."""
+
+    arch: str | None = None
+    model_kwargs: Mapping[str, object] = field(default_factory=dict)
+    num_classes: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    input_size: tuple[int, int, int] | None = None
+    user_file: str | None = None
+
+
+class Adapter:
+    """A loaded model and how to audit it. Subclasses say how to build one; they override what they know better.
+
+    Attributes:
+        module: the network, in eval mode, float32, strictly loaded; parameters need no gradient.
+        architecture: its name, as reports print it.
+        preprocess: from an image to `forward`'s argument.
+        reason: why this adapter took the checkpoint, in a few words.
+        alternatives: architectures that fit the same tensors but compute differently, this one included; more than
+            one asks the caller to choose by reference accuracy.
+    """
+
+    name: ClassVar[str] = ""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        architecture: str,
+        preprocess: Preprocess,
+        reason: str = "",
+        alternatives: tuple[str, ...] = (),
+    ) -> None:
+        self.module = module.eval().requires_grad_(False)
+        self.architecture = architecture
+        self.preprocess = preprocess
+        self.reason = reason
+        self.alternatives = alternatives or (architecture,)
+
+    @classmethod
+    def recognises(cls, checkpoint: Checkpoint) -> str | None:
+        """Why this adapter can load `checkpoint`, or `None`. Looks at names, shapes and declared facts; runs nothing."""
+        raise NotImplementedError
+
+    @classmethod
+    def load(cls, checkpoint: Checkpoint, options: ModelOptions) -> Adapter:
+        """Build the architecture on `meta`, hold it against the file's tensors, load strictly.
+
+        Raises:
+            ModelRejected: the tensors do not fit, or the architecture cannot be told.
+            UsageError: an option names something that does not exist.
+        """
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits `(N, classes)` of `images` `(N, C, H, W)` in [0, 1]; differentiable."""
+        logits = self.module(self.preprocess.normalise(images))
+        if isinstance(logits, tuple | list):
+            logits = logits[0]
+        return logits  # type: ignore[no-any-return]
+
+    def sites(self, images: Tensor) -> list[Site]:
+        """Where units can be cut, in execution order, found by following `images` through one forward pass."""
+        return find_sites(self.module, self.forward, images)
+
+    @property
+    def parameters(self) -> int:
+        """Number of scalar parameters, tied tensors once."""
+        return sum(p.numel() for p in self.module.parameters())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        first = next(self.module.parameters(), None)
+        return first.device if first is not None else torch.device("cpu")

@@ -1,0 +1,37 @@
+"""From an image on disk to the network's input: geometry (per image, on uint8) and normalisation (per batch)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How images become inputs.
+
+    Attributes:
+        input_size: `(C, H, W)` of the network's input.
+        crop_pct: share of the resized image that the centre crop keeps; the short side is resized to H / crop_pct.
+        interpolation: `bicubic`, `bilinear` or `nearest`.
+        mean: per channel, subtracted from values in [0, 1]; empty: no normalisation.
+        std: per channel.
+        origin: where these values came from (flag, checkpoint, adapter, default), for the report.
+    """
+
+    input_size: tuple[int, int, int]
+    crop_pct: float = 1.0
+    interpolation: str = "bicubic"
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    origin: str = "default"
+
+    def normalise(self, batch: Tensor) -> Tensor:
+        """`(N, C, H, W)` in [0, 1] to the network's input; without mean and std, `batch` itself."""
+        if not self.mean:
+            return batch
+        mean = torch.tensor(self.mean, device=batch.device, dtype=batch.dtype).view(1, -1, 1, 1)
+        std = torch.tensor(self.std, device=batch.device, dtype=batch.dtype).view(1, -1, 1, 1)
+        return (batch - mean) / std

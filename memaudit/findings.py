@@ -1,0 +1,311 @@
+"""The report as plain data: what an audit found, in the shapes of `report.json`. No torch here.
+
+Every model forbids unknown keys and non-finite numbers; a figure that could not be computed is `None` and a
+warning says why. The keys are a contract: add, never rename, and raise `SCHEMA_VERSION` with a line below.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+# 1: first version.
+SCHEMA_VERSION = 1
+
+Rate = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Kind = Literal["channel", "neuron", "head"]
+
+
+class Plain(BaseModel):
+    """Base of every part of a report: strict about keys, frozen, finite."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class Outcome(StrEnum):
+    """What became of one flagged example."""
+
+    NOT_FITTED = "not_fitted"  # the model does not predict the flagged label: nothing to erase
+    LOCALIZED = "localized"  # at most K units erase it, the reference survives, random units do not do the same
+    ENTANGLED = "entangled"  # erased, but the reference falls below its budget or random units do it too
+    DIFFUSE = "diffuse"  # not erased within K units
+
+
+class Example(Plain):
+    """A flagged example and where it came from."""
+
+    id: str = Field(description="hash of the example's content: survives retraining, renaming and reordering")
+    source: str = Field(description="path relative to the data set's root, or 'array'")
+    label: int = Field(ge=0, description="the label it was trained with: an index into the model's classes")
+    index: int = Field(ge=0, description="row in its source, from 0")
+    line: int | None = Field(default=None, ge=1, description="line of the manifest that flagged it")
+    true_label: int | None = Field(default=None, ge=0)
+    note: str | None = None
+
+
+class Atypicality(Plain):
+    """How little the nearest reference neighbours, in the model's own features, support the label."""
+
+    score: Rate = Field(description="1 - share of supporting neighbours, averaged over layers")
+    p_value: Rate = Field(description="share of reference examples (leave-one-out) at least as unsupported")
+
+
+class Prediction(Plain):
+    """What the model says of one example."""
+
+    prediction: int = Field(ge=0)
+    margin: Number = Field(description="logit of the flagged label minus the largest other logit; >= 0 means fitted")
+    confidence: Rate = Field(description="softmax probability of the flagged label")
+
+
+class UnitRef(Plain):
+    """One channel, neuron or attention head."""
+
+    layer: str = Field(description="module path whose output (heads: input) carries the unit")
+    index: int = Field(ge=0)
+    kind: Kind
+
+    def __str__(self) -> str:
+        return f"{self.layer}:{self.index}"
+
+
+class ReferenceAccuracy(Plain):
+    """Reference accuracy with the intact model and with the finding's units ablated."""
+
+    before: Rate
+    after: Rate
+    low: Rate = Field(description="lower end of the 95 % interval of `after`")
+    high: Rate
+    retained: Rate | None = Field(default=None, description="of the reference examples right before, the share right after")
+    examples: int = Field(default=0, ge=0, description="reference examples that `after` was measured on")
+
+
+class RandomControl(Plain):
+    """The same number of random live units of the same layers, instead of the finding's."""
+
+    draws: int = Field(ge=0)
+    erased: int = Field(ge=0)
+    low: Rate | None = None
+    high: Rate | None = None
+
+
+class AugmentedControl(Plain):
+    """Copies of the example the search never saw (flips, shifts): fitted before the cut, erased after it."""
+
+    copies: int = Field(ge=0, description="copies that were fitted before the cut")
+    erased: int = Field(ge=0)
+
+
+class FlaggedOthersControl(Plain):
+    """The other fitted flagged examples: how many the same cut takes with it."""
+
+    examples: int = Field(ge=0)
+    lost: int = Field(ge=0)
+
+
+class Controls(Plain):
+    """What else was measured with the same cut, so that the claim can be defended."""
+
+    random: RandomControl
+    augmented: AugmentedControl | None = None
+    flagged_others: FlaggedOthersControl | None = None
+
+
+class Finding(Plain):
+    """One flagged example: was it memorized, where does it sit, what would erasing it cost."""
+
+    id: str = Field(description="hash of example content and label")
+    example: Example
+    outcome: Outcome
+    fitted: bool
+    memorized: bool = Field(description="fitted and atypical")
+    atypicality: Atypicality | None
+    before: Prediction
+    after: Prediction | None = None
+    units: list[UnitRef] = Field(default=[], description="in the order they were cut")
+    reference_accuracy: ReferenceAccuracy | None = None
+    controls: Controls | None = None
+
+
+class Neuron(Plain):
+    """A unit whose ablation, alone or in its finding's set, erases memorized examples."""
+
+    layer: str
+    index: int = Field(ge=0)
+    kind: Kind
+    erases: list[str] = Field(description="ids of the findings whose set holds this unit, most shared units first")
+    reference_accuracy_after: Rate | None = Field(description="reference accuracy with this unit alone ablated")
+
+
+class LayerUnits(Plain):
+    """One layer's units."""
+
+    layer: str
+    kind: Kind
+    width: int = Field(ge=1)
+    dead: int = Field(default=0, ge=0)
+
+
+class Units(Plain):
+    """What could be cut."""
+
+    total: int = Field(ge=0)
+    dead: int = Field(ge=0, description="no variance over the reference: no candidates, no random draws")
+    by_layer: list[LayerUnits]
+
+
+class LayerEvidence(Plain):
+    """What the audits over time say of one layer group."""
+
+    layer: str
+    parameters: int = Field(ge=0)
+
+
+class ToolInfo(Plain):
+    """Who wrote the report."""
+
+    name: str = "memaudit"
+    version: str
+
+
+class ConfigValue(Plain):
+    """One setting that shaped the numbers, and where its value came from."""
+
+    value: str | int | float | bool | list[str] | None
+    origin: str = Field(description="flag, environment, config, checkpoint, measured or default")
+
+
+class ModelInfo(Plain):
+    """The audited checkpoint."""
+
+    path: str
+    sha256: str
+    architecture: str | None
+    adapter: str
+    num_classes: int = Field(ge=1)
+    parameters: int = Field(ge=0)
+    weights: Literal["raw", "ema"] = "raw"
+    stripped_prefix: str = ""
+    dtype: str
+    candidates: list[str] = Field(default=[], description="architectures that fit the tensors equally well")
+
+
+class DataSource(Plain):
+    """One set of examples."""
+
+    source: str
+    count: int = Field(ge=0)
+    sha256: str
+    accuracy: Rate | None = None
+
+
+class DataInfo(Plain):
+    """The examples the audit saw."""
+
+    flagged: DataSource
+    reference: DataSource
+    test: DataSource | None = None
+    class_names: list[str]
+    class_order: str
+
+
+class CurvePoint(Plain):
+    """The trade-off with the `units` most shared units ablated together."""
+
+    units: int = Field(ge=0)
+    flagged_fitted: Rate
+    reference_accuracy: Rate
+
+
+class MatchedControls(Plain):
+    """The same search on clean examples of the same labels and similar margins."""
+
+    examples: int = Field(default=0, ge=0)
+    median_units: Number | None
+    auc: Rate | None = Field(description="chance that a clean example needs more units than a flagged one")
+    low: Rate | None
+    high: Rate | None
+
+
+class Groups(Plain):
+    """The flagged set as a group."""
+
+    curve: list[CurvePoint] = []
+    overlap: Rate | None = Field(default=None, description="mean Jaccard index of the unit sets of two findings")
+    matched_controls: MatchedControls | None = None
+
+
+class ReportWarning(Plain):
+    """Something a reader must know before trusting a figure."""
+
+    code: str
+    message: str
+
+
+class Gate(Plain):
+    """The policy and what it says."""
+
+    policy: dict[str, str]
+    failed: list[str] = []
+    waived: list[str] = []
+
+
+class Summary(Plain):
+    """Counts and averages over the findings; every rate is derivable from `findings`."""
+
+    flagged: int = Field(ge=0)
+    fitted: int = Field(ge=0)
+    memorized: int = Field(ge=0)
+    outcomes: dict[Outcome, int]
+    median_units: Number | None = Field(description="over localized and entangled findings")
+    reference_retained: Rate | None = Field(description="mean over localized and entangled findings")
+    random_erased: Rate | None = Field(description="share of random draws that erase, over all findings")
+    random_low: Rate | None = None
+    random_high: Rate | None = None
+
+
+class Report(Plain):
+    """Everything one audit found. `report.json` is this model and nothing else."""
+
+    schema_version: int = SCHEMA_VERSION
+    status: Literal["complete", "incomplete"]
+    verdict: Literal["pass", "fail"]
+    tool: ToolInfo
+    command: str
+    config: dict[str, ConfigValue]
+    environment: dict[str, str]
+    volatile: dict[str, Any] = Field(description="times and memory: the only block that may differ between two runs")
+    model: ModelInfo
+    data: DataInfo
+    units: Units
+    summary: Summary
+    findings: list[Finding]
+    neurons: list[Neuron]
+    groups: Groups
+    layers: list[LayerEvidence] = []
+    warnings: list[ReportWarning] = []
+    gate: Gate
+
+    def save(self, path: str | Path, thumbnails: dict[str, bytes] | None = None) -> Path:
+        """Write the report to `path`; the suffix chooses the format (`.json`, `.html`).
+
+        Args:
+            path: where to write; the file is replaced atomically.
+            thumbnails: PNG bytes by example id, shown in HTML only.
+
+        Raises:
+            UsageError: for a suffix that no renderer knows.
+        """
+        from memaudit import report
+
+        return report.write(self, Path(path), thumbnails=thumbnails)
+
+    def _repr_html_(self) -> str:
+        """Notebooks show the report's own page, in a frame so that its style stays inside."""
+        from memaudit import report
+
+        return report.embed(self)
