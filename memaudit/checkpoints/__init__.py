@@ -1,51 +1,13 @@
-"""Checkpoints: what a file is, its plain tensors, and what it says about itself."""
+"""Checkpoints: what a file is, its plain tensors, and what it says about itself.
+
+`read` is the way in; torch is loaded when tensors are read, not when this package is imported. One file per step:
+`source` opens and hashes, `sniff` tells the format, `header` and `tensors` read safetensors, `archive`, `opcodes` and
+`sandbox` take a pickle apart, `unwrap` and `prefixes` find the weights in it, `load` puts them into a module.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal
+from memaudit.checkpoints.reader import fingerprint, read
+from memaudit.checkpoints.types import Checkpoint, Facts, Weights
 
-from torch import Tensor
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a checkpoint says about itself. Data, never acted on: a name is looked up exactly, a number is checked.
-
-    Attributes:
-        architecture: a timm registry name, or None.
-        origin: where the facts came from, for messages (`config.json`, `arch in the checkpoint`).
-        model_kwargs: allow-listed scalars, or short lists of them.
-        preprocess: any of `mean`, `std`, `input_size`, `crop_pct`, `interpolation`.
-        class_names: names by label where the file declares them.
-    """
-
-    architecture: str | None = None
-    origin: str = ""
-    model_kwargs: Mapping[str, object] = field(default_factory=dict)
-    num_classes: int | None = None
-    preprocess: Mapping[str, object] = field(default_factory=dict)
-    class_names: tuple[str, ...] = ()
-    epoch: int | None = None
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """Plain tensors read from one file, safely.
-
-    Attributes:
-        path: the weights file itself (inside the directory, where a directory was named).
-        sha256: of the file's bytes, through the same descriptor the tensors were read from.
-        tensors: by name after unwrapping and prefix stripping; CPU, dense, never NaN-checked here.
-        stripped_prefix: what was taken off every name, for the report.
-    """
-
-    path: Path
-    sha256: str
-    format: Literal["safetensors", "torch"]
-    tensors: Mapping[str, Tensor]
-    facts: Facts = Facts()
-    weights: Literal["raw", "ema"] = "raw"
-    stripped_prefix: str = ""
+__all__ = ["Checkpoint", "Facts", "Weights", "fingerprint", "read"]

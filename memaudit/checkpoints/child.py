@@ -1,0 +1,145 @@
+"""The throw-away process that opens a pickle: checkpoint on stdin, plain tensors as safetensors on stdout.
+
+It is started by `sandbox.open_pickle` and trusts nothing it reads. On a refusal it writes the error as JSON instead
+and exits `REFUSED`; any other exit is a crash, which is what it is there to contain.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import os
+import sys
+import warnings
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor, nn
+
+from memaudit.checkpoints import opcodes
+from memaudit.checkpoints.sandbox import DISK_FULL, REFUSED
+from memaudit.checkpoints.sniff import SAVE_AGAIN
+from memaudit.checkpoints.tensors import NAMES, write_tensors
+from memaudit.checkpoints.unwrap import unwrap
+from memaudit.errors import MemauditError, ModelRejected
+from memaudit.text import clean
+
+MEMORY_SLACK = 512 << 20  # bytes beyond the file: allocator, pickle objects
+
+
+class Inert:
+    """Stands where a pickle names a numpy scalar or a path: takes any arguments, keeps nothing."""
+
+    def __new__(cls, *_: object) -> Inert:
+        return object.__new__(cls)
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+def main() -> None:
+    """Entry point; the one argument is JSON: `name`, `weights`, `size` (bytes), `cpu` (seconds)."""
+    request = json.loads(sys.argv[1])
+    stream = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever prints must not end up in the tensors
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    _limit(request["size"], request["cpu"])
+    try:
+        _run(request, stream)
+    except MemauditError as error:
+        stream.write(json.dumps(_as_plain(error)).encode())
+        stream.flush()
+        sys.exit(REFUSED)
+    except OSError as error:
+        sys.exit(DISK_FULL if error.errno == errno.ENOSPC else 1)
+
+
+def _run(request: dict[str, Any], stream: BinaryIO) -> None:
+    name = request["name"]
+    try:
+        # torch looks placeholders up by the name the pickle uses.
+        with torch.serialization.safe_globals([*((Inert, path) for path in opcodes.INERT), argparse.Namespace]):
+            content = torch.load(sys.stdin.buffer, map_location="cpu", weights_only=True)
+    except MemoryError as error:
+        raise _too_large(name) from error
+    except Exception as error:  # torch's own text advises to load without the check, which nobody should read here
+        if "memory" in str(error).lower():
+            raise _too_large(name) from error
+        raise ModelRejected(
+            f"{name}: torch's weights-only loader refuses it ({type(error).__name__})", hint=SAVE_AGAIN
+        ) from error
+    found = unwrap(content, request["weights"], name)
+    tensors = {key: plain(key, value, name, request["size"]) for key, value in found.tensors.items()}
+    if sum(t.numel() * t.itemsize for t in tensors.values()) > 2 * request["size"] + MEMORY_SLACK:
+        raise _too_large(name)
+    write_tensors(tensors, {"about": json.dumps(found.about), "weights": found.weights}, stream)
+    stream.flush()
+
+
+def plain(key: str, value: Tensor, name: str, size: int) -> Tensor:
+    """`value` as a dense tensor whose every element is in the file; methods are the class's own, never the instance's.
+
+    Raises:
+        ModelRejected: sparse, quantised, an exotic type, or a shape larger than the stored data.
+    """
+    if type(value) not in (Tensor, nn.Parameter):
+        raise ModelRejected(f"{name}: {clean(key)!r} is a {clean(type(value).__name__)}, no tensor", hint=SAVE_AGAIN)
+    dense = value.layout is torch.strided and not value.is_quantized and value.device.type == "cpu"
+    if not dense or value.dtype not in NAMES:
+        kind = f"{value.device.type} {value.layout} {value.dtype}".replace("torch.", "")
+        raise ModelRejected(
+            f"{name}: {clean(key)!r} is a {kind} tensor",
+            hint="audit the checkpoint with plain float tensors that it was made from",
+        )
+    stored = Tensor.untyped_storage(value).nbytes()
+    needed = Tensor.numel(value) * value.dtype.itemsize
+    if needed > stored or stored > size:
+        raise ModelRejected(
+            f"{name}: {clean(key)!r} claims the shape {clean(list(value.shape))}, more than the file stores",
+            hint="do not trust this file",
+        )
+    return Tensor.contiguous(Tensor.detach(value).resolve_conj().resolve_neg())
+
+
+def _limit(size: int, cpu: float) -> None:
+    """Cap memory, processor time and output of this process, where the system can."""
+    try:
+        import resource
+    except ImportError:  # Windows: the scan of the instructions is then the only guard besides the wall clock
+        return
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    seconds = int(used.ru_utime + used.ru_stime + cpu) + 1
+    limits = {
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_CPU: seconds,
+        resource.RLIMIT_FSIZE: 2 * size + MEMORY_SLACK,
+    }
+    if os.path.exists("/proc/self/statm"):
+        with open("/proc/self/statm") as statm:
+            mapped = int(statm.read().split()[0]) * resource.getpagesize()
+        limits[resource.RLIMIT_AS] = mapped + 3 * size + MEMORY_SLACK
+    for kind, value in limits.items():
+        _, hard = resource.getrlimit(kind)
+        if hard == resource.RLIM_INFINITY or value < hard:
+            resource.setrlimit(kind, (value, value))
+
+
+def _too_large(name: str) -> ModelRejected:
+    return ModelRejected(
+        f"{name}: reading it needs far more memory than its size justifies", hint="do not trust this file"
+    )
+
+
+def _as_plain(error: MemauditError) -> dict[str, object]:
+    return {
+        "kind": type(error).__name__,
+        "message": error.message,
+        "hint": error.hint,
+        "details": list(error.details),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""Which files of a directory are the checkpoint, and what its `config.json` says."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from memaudit.checkpoints.facts import from_config
+from memaudit.checkpoints.header import MAX_NAME, check_name
+from memaudit.checkpoints.sniff import is_checkpoint_name
+from memaudit.checkpoints.source import Source, opened
+from memaudit.checkpoints.types import Facts
+from memaudit.errors import ModelRejected, UsageError
+from memaudit.text import clean
+
+# In order of preference: the safe format first, one file before many.
+WEIGHTS = (
+    *("model.safetensors", "model.safetensors.index.json"),
+    *("pytorch_model.bin", "pytorch_model.bin.index.json"),
+)
+RUN = ("model_best.pth.tar", "last.pth.tar")  # timm's training script writes these beside args.yaml
+MAX_INDEX = 16 << 20
+MAX_SHARDS = 512
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a checkpoint's bytes are.
+
+    Attributes:
+        path: the file that stands for it: the weights, or the index of the shards.
+        shards: the files to read, in order; `path` itself where there is only one.
+        names: which tensors each shard must hold, by shard name; empty without an index.
+        facts: from `config.json`; empty without one.
+    """
+
+    path: Path
+    shards: tuple[Path, ...]
+    names: dict[str, frozenset[str]]
+    facts: Facts
+
+
+def lay_out(path: Path) -> Layout:
+    """What there is to read under `path`, a file or a directory.
+
+    Raises:
+        ModelRejected: no checkpoint in it, adapters only, one process's shards, or an unsound index.
+        UsageError: several checkpoints and nothing that says which.
+    """
+    if not path.is_dir():
+        return _indexed(path, Facts()) if path.name.endswith(".index.json") else Layout(path, (path,), {}, Facts())
+    facts = Facts()
+    if (path / "config.json").exists():
+        with opened(path / "config.json") as source:
+            facts = from_config(source)
+    weights = _weights(path)
+    return _indexed(weights, facts) if weights.name.endswith(".json") else Layout(weights, (weights,), {}, facts)
+
+
+def _weights(folder: Path) -> Path:
+    present = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+    wanted = WEIGHTS + (RUN if (folder / "args.yaml").exists() else ())
+    for name in wanted:
+        if (folder / name).exists():
+            return folder / name
+    if (folder / "adapter_config.json").exists():
+        raise ModelRejected(
+            f"{clean(folder)} holds only LoRA adapters (adapter_config.json)",
+            hint="merge them into the base model (peft: merge_and_unload()) and save the result",
+        )
+    if any(p.suffix == ".distcp" for p in present):
+        raise ModelRejected(
+            f"{clean(folder)} holds a distributed checkpoint (.distcp)",
+            hint="gather it first: python -m torch.distributed.checkpoint.format_utils dcp_to_torch DIR model.pt",
+        )
+    found = [p for p in present if is_checkpoint_name(p) and p.is_file()]
+    if not found:
+        raise ModelRejected(
+            f"{clean(folder)} holds no checkpoint", hint=f"expected one of {', '.join(WEIGHTS)}, or name the file"
+        )
+    if len({p.stat().st_ino for p in found}) > 1:
+        raise UsageError(
+            f"{clean(folder)} holds {len(found)} checkpoints",
+            hint="name one of them",
+            details=[clean(p.name) for p in found],
+        )
+    return found[0]
+
+
+def _indexed(path: Path, facts: Facts) -> Layout:
+    """The layout an index file (`weight_map`: tensor name -> shard) describes."""
+    with opened(path) as source:
+        table = _weight_map(source)
+    names: dict[str, set[str]] = {}
+    for tensor, shard in table.items():
+        names.setdefault(shard, set()).add(tensor)
+    if len(names) > MAX_SHARDS:
+        raise ModelRejected(f"{clean(path.name)} names {len(names):,} shards", hint="fetch it again")
+    shards = tuple(path.parent / name for name in sorted(names))
+    return Layout(path, shards, {shard: frozenset(tensors) for shard, tensors in names.items()}, facts)
+
+
+def _weight_map(source: Source) -> dict[str, str]:
+    try:
+        if source.size > MAX_INDEX:
+            raise ValueError(f"{source.size:,} bytes")
+        table = json.loads(source.read(0, source.size))["weight_map"]
+        if not isinstance(table, dict) or not table:
+            raise ValueError("no weight_map")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ModelRejected(
+            f"{source.name} is not a sound index of shards: {clean(error)}", hint="fetch it again"
+        ) from error
+    for tensor, shard in table.items():
+        check_name(tensor, source.name)
+        if not _bare(shard):
+            raise ModelRejected(
+                f"{source.name} names the shard {clean(shard)!r}, which is no bare name of a checkpoint file beside it",
+                hint="do not trust this checkpoint",
+            )
+    return table
+
+
+def _bare(shard: object) -> bool:
+    if not isinstance(shard, str) or len(shard) > MAX_NAME or not is_checkpoint_name(Path(shard)):
+        return False
+    return not set(shard) & set("/\\:\0") and not shard.startswith(".")

@@ -1,0 +1,142 @@
+"""From what a file says about itself to `Facts`: every value checked for type and size, the rest dropped silently.
+
+A dropped value is no error: the file is then merely one that says less. Nothing here is imported, fetched or run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from memaudit.checkpoints.source import Source
+from memaudit.checkpoints.types import Facts
+from memaudit.errors import ModelRejected
+from memaudit.text import clean
+
+MAX_CONFIG = 8 << 20  # bytes; the config.json of the 21,000-class models is about 1 MB
+MAX_LIST = 16
+MAX_CLASSES = 1_000_000
+# Arguments of timm.create_model that name files, weights or what to return: never taken from a file.
+REFUSED_KWARGS = re.compile(r"pretrained|checkpoint|cache|scriptable|exportable|features|out_indices|file|path|url")
+_ARCHITECTURE = re.compile(r"[A-Za-z0-9_]{1,100}(\.[A-Za-z0-9_]{1,100})?")
+_INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
+
+
+def from_training(about: Mapping[str, Any]) -> Facts:
+    """Facts of a training checkpoint (timm's `arch`, `args`, `epoch`).
+
+    Args:
+        about: `arch`, `epoch` and the kept training `args`, as the child wrote them.
+    """
+    args = about.get("args")
+    args = args if isinstance(args, dict) else {}
+    architecture = _architecture(about.get("arch")) or _architecture(args.get("model"))
+    kwargs = _kwargs(args.get("model_kwargs"))
+    kwargs |= _kwargs({"in_chans": args.get("in_chans"), "global_pool": args.get("gp")})
+    size = args.get("input_size") or args.get("img_size")
+    return Facts(
+        architecture=architecture,
+        origin="arch in the checkpoint" if architecture else "",
+        model_kwargs=kwargs,
+        num_classes=_count(args.get("num_classes")),
+        preprocess=_preprocess({**args, "input_size": size}),
+        epoch=_epoch(about.get("epoch")),
+    )
+
+
+def from_config(source: Source) -> Facts:
+    """Facts of a `config.json` in the Hugging Face style.
+
+    Raises:
+        ModelRejected: it is no JSON object, or unreasonably large.
+    """
+    if source.size > MAX_CONFIG:
+        raise ModelRejected(f"{source.name} has {source.size:,} bytes", hint="remove it, or fetch it again")
+    try:
+        raw = json.loads(source.read(0, source.size).decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ModelRejected(f"{source.name} is not valid JSON: {clean(error)}", hint="fetch it again") from error
+    if not isinstance(raw, dict):
+        raise ModelRejected(f"{source.name} holds no object", hint="fetch it again")
+    pretrained = raw.get("pretrained_cfg")
+    pretrained = pretrained if isinstance(pretrained, dict) else {}
+    names = raw.get("label_names") or pretrained.get("label_names")
+    model_type = raw.get("model_type")
+    architecture = _architecture(raw.get("architecture"))
+    return Facts(
+        architecture=architecture,
+        origin=f"architecture in {source.name}" if architecture else "",
+        model_kwargs=_kwargs(raw.get("model_args")),
+        num_classes=_count(raw.get("num_classes")) or _count(pretrained.get("num_classes")),
+        preprocess=_preprocess(pretrained),
+        class_names=_names(names),
+        model_type=clean(model_type) if isinstance(model_type, str) else None,
+    )
+
+
+def _architecture(raw: object) -> str | None:
+    return raw if isinstance(raw, str) and _ARCHITECTURE.fullmatch(raw) else None
+
+
+def _count(raw: object) -> int | None:
+    return raw if type(raw) is int and 0 < raw <= MAX_CLASSES else None
+
+
+def _epoch(raw: object) -> int | None:
+    return raw if type(raw) is int and 0 <= raw < 1 << 31 else None
+
+
+def _names(raw: object) -> tuple[str, ...]:
+    """Class names by label; none at all rather than some."""
+    if isinstance(raw, list) and len(raw) <= MAX_CLASSES and all(isinstance(n, str) for n in raw):
+        return tuple(clean(n) for n in raw)
+    return ()
+
+
+def _kwargs(raw: object) -> dict[str, object]:
+    if not isinstance(raw, dict):
+        return {}
+    return {
+        name: value
+        for name, value in raw.items()
+        if isinstance(name, str) and name.isidentifier() and not REFUSED_KWARGS.search(name) and is_plain(value)
+    }
+
+
+def is_plain(value: object) -> bool:
+    """Whether `value` is a scalar a model argument may be, or a short list of them."""
+    if isinstance(value, list | tuple):
+        return len(value) <= MAX_LIST and all(not isinstance(v, list | tuple) and is_plain(v) for v in value)
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, str):
+        return len(value) <= 100 and value.isprintable()
+    return isinstance(value, bool) or (isinstance(value, int) and abs(value) <= 1 << 20)
+
+
+def _preprocess(raw: Mapping[str, Any]) -> dict[str, object]:
+    """Any of mean, std, input_size, crop_pct, interpolation whose value can be one."""
+    kept: dict[str, object] = {}
+    for name in ("mean", "std"):
+        values: Any = raw.get(name)
+        fits = isinstance(values, list | tuple) and 1 <= len(values) <= 4 and all(_finite(v) for v in values)
+        if fits and (name == "mean" or min(values) > 0):
+            kept[name] = tuple(float(v) for v in values)
+    size = raw.get("input_size")
+    if type(size) is int:
+        size = [3, size, size]
+    if isinstance(size, list | tuple) and len(size) == 3 and all(type(n) is int and 0 < n <= 4096 for n in size):
+        kept["input_size"] = tuple(size)
+    crop: Any = raw.get("crop_pct")
+    if _finite(crop) and 0 < crop <= 2:
+        kept["crop_pct"] = float(crop)
+    if raw.get("interpolation") in _INTERPOLATIONS:
+        kept["interpolation"] = raw["interpolation"]
+    return kept
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

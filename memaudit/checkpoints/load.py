@@ -1,0 +1,132 @@
+"""Tensors into a module, and proof that all of them went in: strict on names, shapes, kinds of numbers and NaN."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from memaudit.errors import ModelRejected, PremiseBroken
+from memaudit.text import clean
+
+SHOWN = 5  # names per list in a message
+# BatchNorm's counter of batches, unused in eval mode: absent before torch 0.4.1, and halved along with the weights by
+# those who write `{k: v.half() for ...}`.
+OPTIONAL = "num_batches_tracked"
+
+
+def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], *, stripped_prefix: str = "") -> None:
+    """Copy `tensors` into `module`, which ends in float32 with every parameter and buffer taken from them.
+
+    Args:
+        module: with real (not `meta`) tensors; any floating type.
+        tensors: by name. Half, bfloat16 and double become float32; an alias of a tied tensor may be left out, as
+            safetensors' `save_model` does.
+        stripped_prefix: what reading took off the names; put back where the module's own names begin with it.
+
+    Raises:
+        ModelRejected: names missing or left over, other shapes, or another kind of number.
+        PremiseBroken: a weight is NaN or infinite, or leaves the range of float32.
+    """
+    tensors = with_prefix(module.state_dict(keep_vars=True), tensors, stripped_prefix)
+    check_fit(module, tensors)
+    module.float()
+    wanted = module.state_dict(keep_vars=True)
+    state = {name: tensors[source].to(wanted[name].dtype) for name, source in _sources(wanted, tensors).items()}
+    check_finite(state)
+    with torch.no_grad():
+        module.load_state_dict({n: state.get(n, wanted[n]) for n in wanted}, strict=True)
+
+
+def with_prefix(wanted: Iterable[str], tensors: Mapping[str, Tensor], prefix: str) -> Mapping[str, Tensor]:
+    """`tensors`, with the end of `prefix` put back on every name that makes them the module's names."""
+    names, tokens = set(wanted), [p + "." for p in prefix.split(".")[:-1]]
+    for start in range(len(tokens) + 1):
+        restored = "".join(tokens[start:])
+        if names == {restored + n for n in tensors}:
+            return {restored + n: t for n, t in tensors.items()}
+    return tensors
+
+
+def check_fit(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Raise unless every name, shape and kind of number agrees. Works on a `meta` module: nothing is copied.
+
+    Raises:
+        ModelRejected: with counts and the first names.
+    """
+    wanted = module.state_dict(keep_vars=True)
+    sources = _sources(wanted, tensors)
+    missing = [n for n in wanted if n not in sources and not n.endswith(OPTIONAL)]
+    unexpected = [n for n in tensors if n not in wanted]
+    if missing or unexpected:
+        faults = [_list("missing", missing), _list("unexpected", unexpected)]
+        raise ModelRejected(
+            "the checkpoint's tensors are not this model's: " + ", ".join(f for f in faults if f),
+            hint="the architecture is another one; name it with --arch, or give a factory with --adapter file.py:name",
+        )
+    shapes = [n for n in tensors if tensors[n].shape != wanted[n].shape]
+    if shapes:
+        shown = [f"{clean(n)!r} {list(tensors[n].shape)}, model {list(wanted[n].shape)}" for n in shapes[:SHOWN]]
+        raise ModelRejected(
+            f"{len(shapes)} of the checkpoint's tensors have other shapes than this model's: {'; '.join(shown)}",
+            hint="check --arch, --num-classes, --input-size and --model-kwargs against how it was trained",
+        )
+    kinds = [n for n in tensors if _kind(tensors[n].dtype) != _kind(wanted[n].dtype) and not n.endswith(OPTIONAL)]
+    if kinds:
+        shown = [f"{clean(n)!r} {_short(tensors[n])}, model {_short(wanted[n])}" for n in kinds[:SHOWN]]
+        raise ModelRejected(
+            f"{len(kinds)} of the checkpoint's tensors hold another kind of number: {'; '.join(shown)}",
+            hint="converting them would change the model silently; save it in float32, float16 or bfloat16",
+        )
+
+
+def check_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Raise if any number is NaN or infinite.
+
+    Raises:
+        PremiseBroken: names the first tensor and counts.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise PremiseBroken(
+                f"the weights are not finite: {clean(name)!r} holds {bad:,} NaN or infinite of {tensor.numel():,}",
+                hint="training diverged or the file is damaged; audit an earlier checkpoint",
+            )
+
+
+def needs_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes the tensors take as float32."""
+    return sum(4 * prod(t.shape) for t in tensors)
+
+
+def _sources(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """The module's names, each with the checkpoint's name that fills it: its own, or that of its tied twin."""
+    by_tensor = {id(tensor): name for name, tensor in wanted.items() if name in tensors}
+    sources = {}
+    for name, tensor in wanted.items():
+        source = name if name in tensors else by_tensor.get(id(tensor))
+        if source is not None:
+            sources[name] = source
+    return sources
+
+
+def _kind(dtype: torch.dtype) -> str:
+    if dtype.is_floating_point:
+        return "float"
+    if dtype.is_complex:
+        return "complex"
+    return "bool" if dtype == torch.bool else "integer"
+
+
+def _short(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _list(what: str, names: Sequence[str]) -> str:
+    if not names:
+        return ""
+    more = ", ..." if len(names) > SHOWN else ""
+    return f"{len(names)} {what} ({', '.join(repr(clean(n)) for n in names[:SHOWN])}{more})"

@@ -1,0 +1,109 @@
+"""A look at a pickle's instructions before anything executes them: only what weights need is let through.
+
+The list is narrower than the one of torch's own `weights_only` loader, which runs afterwards, in another process.
+"""
+
+from __future__ import annotations
+
+import io
+import pickletools
+
+from memaudit.checkpoints.sniff import SAVE_AGAIN
+from memaudit.errors import ModelRejected
+from memaudit.text import clean
+
+# A tensor takes about 40 instructions: 50,000 tensors, which is a large model with its optimizer and average.
+MAX_OPCODES = 2_000_000
+MAX_STRING = 1 << 20
+
+_OPCODES = (
+    "APPEND APPENDS BINFLOAT BINGET BININT BININT1 BININT2 BINPERSID BINPUT BINUNICODE BUILD EMPTY_DICT EMPTY_LIST "
+    "EMPTY_SET EMPTY_TUPLE GLOBAL LONG1 LONG_BINGET LONG_BINPUT MARK NEWFALSE NEWOBJ NEWTRUE NONE PROTO REDUCE SETITEM "
+    "SETITEMS SHORT_BINSTRING STOP TUPLE TUPLE1 TUPLE2 TUPLE3"
+)
+OPCODES = frozenset(_OPCODES.split())
+_STORAGES = "Float Half BFloat16 Double Long Int Short Char Byte Bool ComplexFloat"
+_DTYPES = "float32 float16 bfloat16 float64 int64 int32 int16 int8 uint8 bool"
+# Bookkeeping beside the weights: read as empty placeholders, see `child.Inert`.
+INERT = frozenset(
+    {
+        "numpy.core.multiarray.scalar",
+        "numpy._core.multiarray.scalar",
+        "numpy.dtype",
+        "pathlib.PosixPath",
+        "pathlib.WindowsPath",
+        "pathlib._local.PosixPath",
+        "pathlib._local.WindowsPath",
+    }
+)
+GLOBALS = INERT | {
+    "collections.OrderedDict",
+    "collections.Counter",
+    "torch._utils._rebuild_tensor_v2",
+    "torch._utils._rebuild_parameter",
+    "torch.Size",
+    "torch.device",
+    "argparse.Namespace",
+    "_codecs.encode",
+    *(f"torch.{n}Storage" for n in _STORAGES.split()),
+    *(f"torch.{n}" for n in _DTYPES.split()),
+}
+_QUANTISED = ("torch._utils._rebuild_qtensor", "torch.ao.", "torch.QInt", "torch.QUInt", "torch.per_", "torchao.")
+_SHARDED = ("torch.distributed.",)
+
+
+def scan(pickle: bytes, name: str) -> int:
+    """Check one pickle's instructions; the number of them.
+
+    Raises:
+        ModelRejected: it names a function or class that weights do not need, or is no pickle torch wrote.
+    """
+    stream = io.BytesIO(pickle)
+    count = _scan(stream, name)
+    if stream.tell() != len(pickle):
+        raise ModelRejected(f"{name}: bytes follow the end of its pickle", hint=SAVE_AGAIN)
+    return count
+
+
+def scan_legacy(head: bytes, name: str) -> int:
+    """Check the five pickles that start a file of torch before 1.6 (number, version, system, object, storage keys)."""
+    stream = io.BytesIO(head)
+    return sum(_scan(stream, name) for _ in range(5))
+
+
+def _scan(stream: io.BytesIO, name: str) -> int:
+    count = 0
+    try:
+        for opcode, argument, _ in pickletools.genops(stream):
+            count += 1
+            if opcode.name not in OPCODES:
+                raise ModelRejected(
+                    f"{name}: its pickle uses the instruction {opcode.name}, which no saved weights need",
+                    hint=SAVE_AGAIN,
+                )
+            if opcode.name == "GLOBAL":
+                _check_global(str(argument).replace(" ", ".", 1), name)
+            elif isinstance(argument, str | bytes) and len(argument) > MAX_STRING:
+                raise ModelRejected(f"{name}: its pickle holds a string of {len(argument):,} bytes", hint=SAVE_AGAIN)
+            if count > MAX_OPCODES:
+                raise ModelRejected(f"{name}: its pickle has more than {MAX_OPCODES:,} instructions", hint=SAVE_AGAIN)
+    except (ValueError, IndexError, OverflowError) as error:  # genops: the bytes are no pickle, or stop in its middle
+        raise ModelRejected(f"{name}: its pickle is damaged or cut short", hint="fetch or save it again") from error
+    return count
+
+
+def _check_global(path: str, name: str) -> None:
+    if path in GLOBALS:
+        return
+    if path.startswith(_QUANTISED):
+        raise ModelRejected(
+            f"{name} holds quantised tensors ({clean(path)})", hint="audit the checkpoint they were made from"
+        )
+    if path.startswith(_SHARDED):
+        raise ModelRejected(
+            f"{name} holds one process's share of the weights ({clean(path)})",
+            hint="gather the full state dict where the model was trained and save that",
+        )
+    raise ModelRejected(
+        f"{name} is refused: opening it would call {clean(path)!r}, which weights do not need", hint=SAVE_AGAIN
+    )

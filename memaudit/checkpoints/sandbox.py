@@ -1,0 +1,144 @@
+"""Opening a pickle in a throw-away process: bombs, crashes and hangs end there, as one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from memaudit.checkpoints.archive import MAX_PICKLE, read_pickle
+from memaudit.checkpoints.opcodes import scan, scan_legacy
+from memaudit.checkpoints.sniff import Kind
+from memaudit.checkpoints.source import Source
+from memaudit.checkpoints.types import Weights
+from memaudit.errors import EnvironmentFault, MemauditError, ModelRejected, UsageError
+from memaudit.text import clean
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# What an honest file costs the child beyond importing torch, with room to spare on a slow machine.
+CPU_BASE, CPU_PER_BYTE, CPU_PER_OPCODE = 4.0, 2e-8, 1e-5  # seconds
+WALL_BASE, WALL_PER_BYTE = 90.0, 1e-7  # seconds; importing torch from a cold disk is most of it
+MAX_ERROR = 1 << 16  # bytes of a refusal the child may write
+# How the child ends when it did not succeed and did not crash (Python itself uses 1 and 2).
+REFUSED, DISK_FULL = 10, 11
+# -I keeps the current directory, PYTHON* variables and the user's packages out; the fallback finds this very memaudit.
+_START = "import sys; sys.path.append({root!r}); from memaudit.checkpoints.child import main; main()"
+_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TMPDIR", "SYSTEMROOT", "HOME")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What the child handed over: plain tensors, what the file says about itself (raw, unchecked), which weights."""
+
+    tensors: dict[str, Tensor]
+    about: dict[str, Any]
+    weights: Weights
+
+
+def open_pickle(source: Source, kind: Kind, weights: Weights | None) -> Opened:
+    """The weights of a torch checkpoint.
+
+    Args:
+        source: the open file; the child reads the same descriptor.
+        kind: `torch-zip` or `torch-legacy`.
+        weights: which to take where the file holds both; `None` refuses to choose.
+
+    Raises:
+        ModelRejected: unsafe, broken, or not weights.
+        UsageError: raw and averaged weights are both there and differ, or the chosen ones are not there.
+        EnvironmentFault: the child cannot be started, or its output not be written.
+    """
+    if kind == "torch-zip":
+        count = scan(read_pickle(source), source.name)
+    else:
+        count = scan_legacy(source.read(0, MAX_PICKLE), source.name)
+    request: dict[str, object] = {
+        "name": source.name,
+        "weights": weights,
+        "size": source.size,
+        "cpu": CPU_BASE + CPU_PER_BYTE * source.size + CPU_PER_OPCODE * count,
+    }
+    with tempfile.TemporaryFile() as output:
+        status = _run_child(source, request, output)
+        size = os.fstat(output.fileno()).st_size
+        if status == REFUSED and size <= MAX_ERROR:
+            output.seek(0)
+            raise _as_error(output.read(), source)
+        if status == DISK_FULL:
+            raise EnvironmentFault(
+                f"no room for the tensors of {source.name} in {clean(tempfile.gettempdir())}",
+                hint="free space there, or set TMPDIR to a directory with more",
+            )
+        if status != 0:
+            raise _crash(source, status)
+        return _collect(Source(source.path, output.fileno()))
+
+
+def _run_child(source: Source, request: dict[str, object], output: BinaryIO) -> int:
+    root = str(Path(__file__).resolve().parents[2])
+    environment = {k: os.environ[k] for k in _ENVIRONMENT if k in os.environ}
+    environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    os.lseek(source.descriptor, 0, os.SEEK_SET)
+    try:
+        done = subprocess.run(  # noqa: S603 - this interpreter, our own module, the file only as data on stdin
+            [sys.executable, "-I", "-c", _START.format(root=root), json.dumps(request)],
+            stdin=source.descriptor,
+            stdout=output,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+            timeout=WALL_BASE + WALL_PER_BYTE * source.size,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ModelRejected(
+            f"{source.name}: reading it did not finish in {error.timeout:.0f} s", hint="do not trust this file"
+        ) from error
+    except OSError as error:
+        raise EnvironmentFault(
+            f"cannot start the process that reads {source.name}: {clean(error.strerror)}",
+            hint="free memory or process slots, then run again",
+        ) from error
+    return done.returncode
+
+
+def _collect(handed: Source) -> Opened:
+    """What the child wrote, read with the same distrust as any safetensors file."""
+    from memaudit.checkpoints.tensors import read_tensors
+
+    tensors, metadata, _ = read_tensors(handed)
+    about = json.loads(metadata.get("about", "{}"))
+    return Opened(
+        tensors,
+        about if isinstance(about, dict) else {},
+        "ema" if metadata.get("weights") == "ema" else "raw",
+    )
+
+
+def _as_error(text: bytes, source: Source) -> MemauditError:
+    try:
+        raw = json.loads(text)
+        kind = UsageError if raw["kind"] == "UsageError" else ModelRejected
+        details = [clean(line) for line in raw["details"]]
+        return kind(clean(raw["message"], 1000), hint=clean(raw["hint"], 1000), details=details)
+    except (ValueError, KeyError, TypeError):
+        return _crash(source, REFUSED)
+
+
+def _crash(source: Source, status: int) -> MemauditError:
+    if status == -getattr(signal, "SIGXCPU", 0) or status == -getattr(signal, "SIGKILL", 0):
+        why = "reading it takes far more time or memory than its size justifies"
+    elif status == -getattr(signal, "SIGXFSZ", 0):
+        why = "it unpacks to far more than its size"
+    elif status < 0:
+        why = f"reading it crashed the reader (signal {-status})"
+    else:
+        why = f"the reader failed on it (status {status})"
+    return ModelRejected(f"{source.name}: {why}", hint="do not trust this file; fetch or save it again")

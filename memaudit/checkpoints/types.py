@@ -1,0 +1,57 @@
+"""What a checkpoint is once it has been read: plain tensors, and what it says about itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:  # sniffing and hashing a file must not load torch
+    from torch import Tensor
+
+Weights = Literal["raw", "ema"]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a checkpoint says about itself. Data, never acted on: a name is looked up exactly, a number is checked.
+
+    Attributes:
+        architecture: a timm registry name, or None.
+        origin: where the facts came from, for messages (`config.json`, `arch in the checkpoint`).
+        model_kwargs: allow-listed scalars, or short lists of them.
+        preprocess: any of `mean`, `std`, `input_size`, `crop_pct`, `interpolation`.
+        class_names: names by label where the file declares them.
+        model_type: the `model_type` of a transformers `config.json`; no adapter of memaudit's own loads those.
+    """
+
+    architecture: str | None = None
+    origin: str = ""
+    model_kwargs: Mapping[str, object] = field(default_factory=dict)
+    num_classes: int | None = None
+    preprocess: Mapping[str, object] = field(default_factory=dict)
+    class_names: tuple[str, ...] = ()
+    epoch: int | None = None
+    model_type: str | None = None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Plain tensors read from one file, safely.
+
+    Attributes:
+        path: the weights file itself (inside the directory, where a directory was named).
+        sha256: of the file's bytes, through the same descriptor the tensors were read from. Of a sharded checkpoint:
+            of the lines `<sha256>  <name>` of its index and shards, sorted by name, as `sha256sum` prints them.
+        tensors: by name after unwrapping and prefix stripping; CPU, dense, never NaN-checked here.
+        stripped_prefix: what was taken off every name, for the report.
+    """
+
+    path: Path
+    sha256: str
+    format: Literal["safetensors", "torch"]
+    tensors: Mapping[str, Tensor]
+    facts: Facts = Facts()
+    weights: Weights = "raw"
+    stripped_prefix: str = ""
