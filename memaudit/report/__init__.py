@@ -1,0 +1,122 @@
+"""Every view of a report, each drawn from the plain data of `memaudit.findings.Report` and from nothing else.
+
+Renderers, and what they need (jinja2, rich), are imported when they are first used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from memaudit.errors import UsageError
+from memaudit.text import clean, closest
+
+if TYPE_CHECKING:
+    from memaudit.findings import Report
+
+Thumbnails = Mapping[str, bytes]
+"""PNG bytes by example id."""
+
+
+def write(report: Report, path: str | Path, thumbnails: Thumbnails | None = None) -> Path:
+    """Render `report` in the format `path`'s suffix names and replace the file in one step.
+
+    Args:
+        report: what to write.
+        path: the file; missing folders above it are made.
+        thumbnails: shown by the HTML page, ignored by every other format.
+
+    Raises:
+        UsageError: for a suffix no renderer knows, or a path that is a link, a folder or read-only.
+        EnvironmentFault: if the disk is full or fails; an older file stays as it was.
+    """
+    from memaudit.report import files
+
+    target = Path(path)
+    files.check_target(target)
+    return files.replace(target, render(report, target.suffix, thumbnails))
+
+
+def read(path: str | Path) -> Report:
+    """The report in a `report.json`.
+
+    Raises:
+        DataRejected: if it is missing, too large, not JSON, or not a report of a schema this version reads.
+    """
+    from memaudit.report import json
+
+    return json.read(Path(path))
+
+
+def render(report: Report, suffix: str, thumbnails: Thumbnails | None = None) -> str:
+    """The text of `report` in the format of `suffix` (`.json`, `.html`, `.md`, `.sarif`, `.xml`).
+
+    Raises:
+        UsageError: for any other suffix.
+    """
+    return renderer(suffix)(report, thumbnails or {})
+
+
+def renderer(suffix: str) -> Renderer:
+    """The renderer a suffix names, so that a wrong `-o` is refused before a long run.
+
+    Raises:
+        UsageError: if there is none.
+    """
+    found = _RENDERERS.get(suffix.lower())
+    if found is None:
+        known = ", ".join(_RENDERERS)
+        near = closest(suffix.lower(), _RENDERERS)
+        raise UsageError(f"no report format {clean(suffix)!r}{near}", hint=f"Choose the format by suffix: {known}")
+    return found
+
+
+def embed(report: Report) -> str:
+    """The HTML page in a frame of its own, as a notebook shows it."""
+    from memaudit.report import html
+
+    return html.embed(report)
+
+
+Renderer = Callable[["Report", Thumbnails], str]
+
+
+def _json(report: Report, _: Thumbnails) -> str:
+    from memaudit.report import json
+
+    return json.render(report)
+
+
+def _html(report: Report, thumbnails: Thumbnails) -> str:
+    from memaudit.report import html
+
+    return html.render(report, thumbnails)
+
+
+def _markdown(report: Report, _: Thumbnails) -> str:
+    from memaudit.report import markdown
+
+    return markdown.render(report)
+
+
+def _sarif(report: Report, _: Thumbnails) -> str:
+    from memaudit.report import sarif
+
+    return sarif.render(report)
+
+
+def _junit(report: Report, _: Thumbnails) -> str:
+    from memaudit.report import junit
+
+    return junit.render(report)
+
+
+_RENDERERS: dict[str, Renderer] = {
+    ".json": _json,
+    ".html": _html,
+    ".md": _markdown,
+    ".sarif": _sarif,
+    ".xml": _junit,
+}
+SUFFIXES = tuple(_RENDERERS)

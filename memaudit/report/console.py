@@ -1,0 +1,159 @@
+"""The report on a terminal: the verdict in words, one table of counts, the top neurons, where the files are."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from memaudit.findings import Outcome
+from memaudit.report import story
+from memaudit.report.rows import neuron_rows
+from memaudit.report.words import OUTCOMES, SYMBOLS, outside, percent
+
+if TYPE_CHECKING:
+    from rich.console import JustifyMethod, RenderableType
+    from rich.table import Table
+
+    from memaudit.findings import Report
+
+# Lines in a log or a pipe are this wide, whatever machine wrote them; terminals use their own width up to it.
+PLAIN_WIDTH = 100
+TOP_NEURONS = 8
+MAX_WARNINGS = 20
+_STYLES = {"pass": "bold green", "fail": "bold red", "incomplete": "bold yellow"}
+_SIGNS = {"pass": "✓", "fail": "✗", "incomplete": "!"}
+_OUTCOME_STYLES = {Outcome.LOCALIZED: "red", Outcome.ENTANGLED: "magenta", Outcome.DIFFUSE: "yellow"}
+
+
+def show(report: Report, paths: Sequence[Path] = (), file: TextIO | None = None) -> None:
+    """Print `report` to `file` (stdout by default): in colour on a terminal, as plain text elsewhere and in CI.
+
+    Args:
+        report: what to print.
+        paths: the files that were written, named last.
+        file: where to; characters its encoding lacks become `?`. Its `OSError`s are the caller's.
+    """
+    stream = file or sys.stdout
+    on_terminal = stream.isatty() and not os.environ.get("CI")
+    text = render(report, paths, width=_width() if on_terminal else PLAIN_WIDTH, color=on_terminal)
+    encoding = stream.encoding or "utf-8"
+    stream.write(text.encode(encoding, "replace").decode(encoding))
+    stream.flush()
+
+
+def render(report: Report, paths: Sequence[Path] = (), *, width: int = PLAIN_WIDTH, color: bool = False) -> str:
+    """What `show` prints. Outside strings never pass through rich's markup, emoji codes or highlighter."""
+    from rich.console import Console
+
+    printed = io.StringIO()
+    console = Console(
+        file=printed,
+        width=width,
+        force_terminal=color,
+        no_color=not color or bool(os.environ.get("NO_COLOR")),
+        color_system="truecolor" if color else None,
+        markup=False,
+        emoji=False,
+        highlight=False,
+        legacy_windows=False,
+        _environ={},
+    )
+    blocks = [_verdict(report), _warnings(report), _counts(report), _neurons(report), _not_run(report), _paths(paths)]
+    for block in blocks:
+        if block is not None:
+            console.print(block)
+            console.print()
+    lines = printed.getvalue().splitlines()
+    return "\n".join(line.rstrip() for line in lines).rstrip("\n") + "\n"
+
+
+def _width() -> int:
+    import shutil
+
+    return max(40, min(PLAIN_WIDTH, shutil.get_terminal_size().columns))
+
+
+def _verdict(report: Report) -> RenderableType:
+    from rich.text import Text
+
+    state = story.state(report)
+    text = Text()
+    text.append(f"{_SIGNS[state]} {story.HEADLINES[state]}", style=_STYLES[state])
+    text.append(f"  {outside(report.model.path)}\n", style="dim")
+    text.append(outside(story.summary(report)))
+    for rule in story.rules(report):
+        mark = {True: "✓", False: "✗", None: "?"}[rule.met]
+        limit = f": {outside(rule.limit)}" if rule.limit else ""
+        text.append(f"\n  {mark} ", style={True: "green", False: "red", None: "yellow"}[rule.met])
+        text.append(f"{outside(rule.name)}{limit} ({rule.word})")
+    return text
+
+
+def _warnings(report: Report) -> RenderableType | None:
+    from rich.text import Text
+
+    if not report.warnings:
+        return None
+    lines = [Text.assemble(("warning ", "yellow"), outside(w.message)) for w in report.warnings[:MAX_WARNINGS]]
+    rest = len(report.warnings) - MAX_WARNINGS
+    if rest > 0:
+        lines.append(Text(f"and {rest:,} further warnings in the report", style="dim"))
+    return Text("\n").join(lines)
+
+
+def _counts(report: Report) -> RenderableType:
+    from rich.text import Text
+
+    total = report.summary
+    table = _table(("outcome", "left"), ("examples", "right"), ("share", "right"), ("meaning", "left"))
+    for outcome, (word, meaning) in OUTCOMES.items():
+        number = total.outcomes.get(outcome, 0)
+        share = percent(number / total.flagged) if total.flagged else ""
+        name = Text(f"{SYMBOLS[outcome]} {word}", style=_OUTCOME_STYLES.get(outcome, "") if number else "dim")
+        table.add_row(name, Text(f"{number:,}"), Text(share), Text(meaning, style="dim"))
+    return table
+
+
+def _neurons(report: Report) -> RenderableType | None:
+    from rich.text import Text
+
+    rows = neuron_rows(report, TOP_NEURONS)
+    if not rows:
+        return None
+    table = _table(("top units", "left"), ("kind", "left"), ("examples", "right"), ("reference without it", "right"))
+    for row in rows:
+        serves = Text(f"{len(row.erases):,}")
+        table.add_row(Text(outside(row.name), style="cyan"), Text(row.kind), serves, Text(row.reference))
+    rest = len(report.neurons) - TOP_NEURONS
+    if rest > 0:
+        table.add_row(Text(f"and {rest:,} more", style="dim"), Text(), Text(), Text())
+    return table
+
+
+def _table(*columns: tuple[str, JustifyMethod]) -> Table:
+    """A table without a frame; columns are (name, alignment)."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for name, justify in columns:
+        table.add_column(Text(name), justify=justify, overflow="fold")
+    return table
+
+
+def _not_run(report: Report) -> RenderableType | None:
+    from rich.text import Text
+
+    missing = story.not_run(report)
+    return Text(f"Not run: {'; '.join(missing)}.", style="dim") if missing else None
+
+
+def _paths(paths: Sequence[Path]) -> RenderableType | None:
+    from rich.text import Text
+
+    return Text("\n").join([Text(f"wrote {outside(path)}") for path in paths]) if paths else None

@@ -1,0 +1,95 @@
+"""A file is replaced whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import stat
+from pathlib import Path
+
+from memaudit.errors import EnvironmentFault, MemauditError, UsageError
+from memaudit.text import clean
+
+# Refusals that the caller's choice of path explains; every other OSError is the machine's.
+_CALLERS_CHOICE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG})
+
+
+def check_target(path: Path) -> None:
+    """Refuse an output path that must not, or cannot, be replaced; cheap enough to call before a long run.
+
+    Permission bits are read as well as asked, so that a file marked read-only is safe from root too.
+
+    Raises:
+        UsageError: if `path` is a link, a folder, a device or read-only, or lies in such a folder.
+    """
+    name = clean(path)
+    if path.is_symlink():
+        raise UsageError(f"output {name} is a symbolic link", hint="Name the file it points to.")
+    if path.is_dir():
+        raise UsageError(f"output {name} is a folder", hint="Name a file in it.")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"output {name} is not a regular file")
+    if path.exists() and not _writable(path):
+        raise UsageError(f"output {name} is read-only", hint="Make it writable, or name another file.")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir():
+        raise UsageError(f"cannot write {name}: {clean(folder.name)} is a file, not a folder")
+    if not _writable(folder):
+        raise UsageError(f"cannot write {name}: the folder is read-only", hint="Name a file in another folder.")
+
+
+def replace(path: Path, text: str) -> Path:
+    """Put `text`, as UTF-8, at `path`: written beside it, synced, then renamed over it.
+
+    Raises:
+        UsageError: if the place refuses new files.
+        EnvironmentFault: if the disk is full or fails. An older file stays as it was, and nothing is left beside it.
+    """
+    data = text.encode("utf-8")
+    check_target(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}.tmp")
+        try:
+            _write_synced(partial, data)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise _explain(path, error) from error
+    return path
+
+
+def _writable(path: Path) -> bool:
+    return os.access(path, os.W_OK) and bool(path.stat().st_mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH))
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself durable; systems that cannot open a folder do without."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _explain(path: Path, error: OSError) -> MemauditError:
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    message = f"cannot write {clean(path)}: {reason}"
+    if error.errno in _CALLERS_CHOICE:
+        return UsageError(message, hint="Name a file in a folder that can be written to.")
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return EnvironmentFault(message, hint="Free some space and run the same command again.")
+    return EnvironmentFault(message)

@@ -1,0 +1,176 @@
+"""The report as one HTML page that needs no network, no JavaScript to be read, and no trust in the report's strings."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+from collections.abc import Mapping
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+from memaudit.report import charts, json, story
+from memaudit.report.rows import LayerRow, example_rows, layer_rows, neuron_rows
+from memaudit.report.words import OUTCOMES, SYMBOLS, count, percent
+from memaudit.text import clean
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from markupsafe import Markup
+
+    from memaudit.findings import Report
+
+# The page's byte budget: 300 KB as a rule, 2 MB at most. A longer table of neurons helps nobody; all are in the JSON.
+MAX_NEURONS = 200
+MAX_THUMBNAIL_BYTES = 1_200_000
+MAX_PLAIN_JSON = 64_000
+# Text past this is cut; only a command line comes near it.
+MAX_TEXT = 5_000
+MAX_SETTING = 600
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def render(report: Report, thumbnails: Mapping[str, bytes] | None = None) -> str:
+    """The page.
+
+    Args:
+        report: what to show.
+        thumbnails: PNG bytes by example id; those that are no PNG, or past the page's budget, are counted and left out.
+    """
+    style, script = _own("page.css"), _own("page.js")
+    pictures = _data_urls(report, thumbnails or {})
+    neurons = neuron_rows(report, MAX_NEURONS)
+    layers = layer_rows(report)
+    page = _environment().get_template("page.html.jinja")
+    return page.render(
+        policy=_content_policy(style, script, bool(pictures)),
+        style=style,
+        script=script,
+        report=report,
+        data=_inline_json(report),
+        state=story.state(report),
+        story=story,
+        words={outcome: (*OUTCOMES[outcome], SYMBOLS[outcome]) for outcome in OUTCOMES},
+        rows=example_rows(report, frozenset(row.anchor for row in neurons)),
+        pictures=pictures,
+        pictures_left_out=len(thumbnails or {}) - len(pictures),
+        neurons=neurons,
+        layers=layers,
+        bars=_bars(layers),
+        curve=_curve(report),
+    )
+
+
+def embed(report: Report) -> str:
+    """The page in an `iframe`: its style and script stay inside, and all it may do is run, copy and download."""
+    from markupsafe import Markup
+
+    return str(
+        Markup(
+            '<iframe title="memaudit report" width="100%" height="720" frameborder="0" loading="lazy"'
+            ' sandbox="allow-scripts allow-downloads" allow="clipboard-write" srcdoc="{}"></iframe>'
+        ).format(render(report))
+    )
+
+
+def _environment() -> Environment:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("memaudit.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_printable,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(percent=percent, counted=count, setting=_setting, brief=clean)
+    return environment
+
+
+def _printable(value: Any) -> Any:
+    """Every value the template prints: one printable line, then escaped. Markup is our own and passes."""
+    return value if hasattr(value, "__html__") else clean(value, MAX_TEXT)
+
+
+def _setting(value: object) -> str:
+    """A setting as a person writes it."""
+    if isinstance(value, (list, tuple)):
+        return clean(", ".join(map(_setting, value)) or "none", MAX_SETTING)
+    if value is None or isinstance(value, bool):
+        return {None: "not set", True: "yes", False: "no"}[value]
+    return clean(value, MAX_SETTING)
+
+
+def _own(name: str) -> Markup:
+    """One of the files beside this one, for the template to print as it is."""
+    from markupsafe import Markup
+
+    return Markup((resources.files(__package__) / name).read_text("utf-8").strip())  # noqa: S704
+
+
+def _content_policy(style: str, script: str, pictures: bool) -> str:
+    """The CSP: nothing is loaded, and only the page's own style and script apply."""
+    sources = {
+        "default-src": "'none'",
+        "style-src": f"'sha256-{_digest(style)}'",
+        "script-src": f"'sha256-{_digest(script)}'",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+    }
+    if pictures:
+        sources["img-src"] = "data:"
+    return "; ".join(f"{name} {value}" for name, value in sources.items())
+
+
+def _digest(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _inline_json(report: Report) -> Markup:
+    """The report itself, or `{"gzip": base64}` of it where it would outgrow the page."""
+    from markupsafe import Markup
+
+    data = json.plain(report)
+    text = json.encode(data, inline=True)
+    if len(text) > MAX_PLAIN_JSON:
+        packed = gzip.compress(json.encode(data).encode(), mtime=0)
+        text = json.encode({"gzip": base64.b64encode(packed).decode()}, inline=True)
+    return Markup(text)  # noqa: S704
+
+
+def _data_urls(report: Report, thumbnails: Mapping[str, bytes]) -> dict[str, str]:
+    """`data:` URLs by example id, in the report's order until the budget is spent."""
+    urls: dict[str, str] = {}
+    spent = 0
+    for example in (finding.example for finding in report.findings):
+        picture = thumbnails.get(example.id, b"")
+        if not picture.startswith(_PNG) or example.id in urls:
+            continue
+        url = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+        spent += len(url)
+        if spent > MAX_THUMBNAIL_BYTES:
+            break
+        urls[example.id] = url
+    return urls
+
+
+def _bars(layers: list[LayerRow]) -> list[Markup]:
+    most = max((max(row.share, row.expected) for row in layers), default=0.0)
+    return [charts.bar(row.share, row.expected, most) for row in layers]
+
+
+def _curve(report: Report) -> Markup | None:
+    curve = report.groups.curve
+    if len(curve) < 2:
+        return None
+    flagged = [(point.units, point.flagged_fitted) for point in curve]
+    reference = [(point.units, point.reference_accuracy) for point in curve]
+    return charts.rates(
+        "Flagged examples still fitted and reference accuracy, against the number of shared units cut",
+        "most shared units cut together",
+        [
+            charts.Series("flagged", flagged),
+            charts.Series("reference", reference, square=True),
+        ],
+    )

@@ -1,0 +1,138 @@
+"""The report as GitHub-flavoured Markdown: for a pull request, a step summary or a terminal."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from memaudit.report import story
+from memaudit.report.rows import ExampleRow, example_rows, neuron_rows
+from memaudit.report.words import MISSING, count, outside
+
+if TYPE_CHECKING:
+    from memaudit.findings import Report
+
+# A step summary holds at most 1 MiB; a thousand rows of the longest names stay well below it.
+MAX_EXAMPLES = 500
+MAX_NEURONS = 50
+MAX_UNITS = 5
+_SIGNS = {"pass": "✅", "fail": "❌", "incomplete": "⚠️"}
+
+
+def render(report: Report) -> str:
+    """Verdict, key figures, examples, neurons, warnings and provenance, ending in one newline."""
+    state = story.state(report)
+    blocks = [
+        f"# {_SIGNS[state]} {story.HEADLINES[state]}: {code(report.model.path)}",
+        _text(story.summary(report)),
+        _policy(report),
+        _warnings(report),
+        _figures(report),
+        _text(story.matched(report)),
+        _examples(report),
+        _neurons(report),
+        "## What this does not show",
+        "\n".join(f"- {line}" for line in story.LIMITS),
+        _not_run(report),
+        _provenance(report),
+    ]
+    return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def code(value: object) -> str:
+    """An outside string as a code span: no markup, link or mention in it is acted on, in a table cell either."""
+    text = outside(value)
+    if not text.strip():
+        return MISSING
+    # A cell's parser counts backslashes in pairs, so those before a pipe are doubled along with it.
+    text = re.sub(r"(\\*)\|", r"\1\1\\|", text)
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    pad = " " if "`" in text else ""
+    return f"{fence}{pad}{text}{pad}{fence}"
+
+
+def _text(sentence: str) -> str:
+    return outside(sentence) if sentence else ""
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    names = list(head)
+    lines = ["| " + " | ".join(cells) + " |" for cells in ([*names], ["---"] * len(names), *(list(r) for r in rows))]
+    return "\n".join(lines)
+
+
+def _policy(report: Report) -> str:
+    signs = {True: "✅", False: "❌", None: "…"}
+    return "\n".join(
+        f"- {signs[rule.met]} {code(f'{rule.name}: {rule.limit}' if rule.limit else rule.name)} {rule.word}"
+        for rule in story.rules(report)
+    )
+
+
+def _warnings(report: Report) -> str:
+    return "\n".join(f"> **Warning** {code(w.code)} {code(w.message)}" for w in report.warnings)
+
+
+def _figures(report: Report) -> str:
+    rows = ([f.name, f"**{f.value}** {f.of}".strip(), f.detail] for f in story.figures(report))
+    return _table(["figure", "value", ""], rows)
+
+
+def _examples(report: Report) -> str:
+    rows = example_rows(report)
+    if not rows:
+        return ""
+    head = ["example", "source", "label", "outcome", "before → after", "units", "reference", "controls"]
+    more = _more(len(rows), MAX_EXAMPLES, "example")
+    return f"## Examples\n\n{_table(head, (_example(row) for row in rows[:MAX_EXAMPLES]))}{more}"
+
+
+def _example(row: ExampleRow) -> list[str]:
+    outcome = f"{row.word}, memorized" if row.memorized else row.word
+    change = f"{code(row.before)} → {code(row.after)}" if row.after else code(row.before)
+    return [
+        code(row.short_id),
+        code(row.source),
+        code(row.label),
+        f"{outcome}, waived" if row.waived else outcome,
+        change,
+        _units([unit.text for unit in row.units]),
+        f"{row.cost_text} {row.cost_detail}".strip(),
+        ", ".join(f"{name} {hits}" for name, hits in row.controls) or MISSING,
+    ]
+
+
+def _units(names: list[str]) -> str:
+    rest = len(names) - MAX_UNITS
+    shown = ", ".join(map(code, names[:MAX_UNITS])) or MISSING
+    return f"{shown} and {rest} more" if rest > 0 else shown
+
+
+def _neurons(report: Report) -> str:
+    rows = neuron_rows(report, MAX_NEURONS)
+    if not rows:
+        return ""
+    body = ([code(row.name), row.kind, str(len(row.erases)), row.reference] for row in rows)
+    head = ["unit", "kind", "examples it serves", "reference accuracy without it"]
+    return f"## Neurons\n\n{_table(head, body)}{_more(len(report.neurons), MAX_NEURONS, 'unit')}"
+
+
+def _more(total: int, shown: int, noun: str) -> str:
+    return f"\n\n{count(total - shown, 'further ' + noun)} in `report.json`." if total > shown else ""
+
+
+def _not_run(report: Report) -> str:
+    missing = story.not_run(report)
+    return f"Not run: {'; '.join(missing)}." if missing else ""
+
+
+def _provenance(report: Report) -> str:
+    model, data = report.model, report.data
+    rows = [
+        ["model", code(model.path), code(model.sha256)],
+        ["flagged", f"{code(data.flagged.source)} ({data.flagged.count:,})", code(data.flagged.sha256)],
+        ["reference", f"{code(data.reference.source)} ({data.reference.count:,})", code(data.reference.sha256)],
+    ]
+    made = f"Made by {outside(report.tool.name)} {outside(report.tool.version)}: {code(report.command)}"
+    return f"## Provenance\n\n{_table(['what', 'source', 'sha256'], rows)}\n\n{made}"
