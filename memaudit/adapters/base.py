@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from memaudit.checkpoints import Checkpoint
 from memaudit.data.preprocess import Preprocess
-from memaudit.units import Site, find_sites
+from memaudit.sites import find_sites
+from memaudit.units import Site
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,104 @@
+"""Silencing units: by masking their tensors in the forward pass, or by editing the weights. Both are undone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from memaudit.errors import BugError
+from memaudit.hooks import hooked
+from memaudit.sites import zero_slices
+from memaudit.units import Site, UnitSpace
+
+
+@contextmanager
+def ablated(module: nn.Module, space: UnitSpace, keep: Tensor, fill: Sequence[Tensor] | None = None) -> Iterator[None]:
+    """Multiply every site's tensor by `keep` while the body runs. Out of place, nestable, differentiable in `keep`.
+
+    Args:
+        keep: `(total,)` for the whole batch or `(B, total)` with a row per example: 1 keeps a unit, 0 ablates it.
+            With a row per example the body must run batches of exactly B examples. Sites that keep all are skipped
+            unless `keep` requires a gradient.
+        fill: per site, the value per element that an ablated unit takes instead of 0 (mean ablation).
+    """
+    parts = space.split(keep)
+    if keep.requires_grad:
+        touched = [True] * len(parts)
+    else:
+        touched = (torch.stack([(p != 1).any() for p in parts])).tolist()
+    before, after = [], []
+    for number, site in enumerate(space.sites):
+        if touched[number]:
+            hook = _mask_hook(site, parts[number], None if fill is None else fill[number])
+            target = module.get_submodule(site.layer)
+            (before if site.side == "input" else after).append((target, hook))
+    with hooked(before=before, after=after):
+        yield
+
+
+def _mask_hook(site: Site, keep: Tensor, fill: Tensor | None) -> Callable[..., Any]:
+    def mask(value: Tensor) -> Tensor:
+        factor = site.shaped(keep.to(device=value.device, dtype=value.dtype), value)
+        if fill is None:
+            return value * factor
+        shape = [1] * value.dim()
+        shape[site.axis] = len(fill)
+        return value * factor + (1 - factor) * fill.to(device=value.device, dtype=value.dtype).reshape(shape)
+
+    def on_input(_: nn.Module, args: tuple[Any, ...]) -> Any:
+        return (mask(args[0]), *args[1:])
+
+    def on_output(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+        return mask(output)
+
+    return on_input if site.side == "input" else on_output
+
+
+@contextmanager
+def edited(module: nn.Module, space: UnitSpace, cut: Iterable[int]) -> Iterator[None]:
+    """Zero the weights of the units `cut` while the body runs: what `ablated` does by masks, as an edited checkpoint.
+
+    Every touched parameter is restored bit-exactly, also when the body raises.
+    """
+    names = edited_parameters(space, cut)
+    saved = {name: module.get_parameter(name).detach().clone() for name in names}
+    try:
+        silence(dict(module.named_parameters(remove_duplicate=False)), space, cut)
+        yield
+    finally:
+        with torch.no_grad():
+            for name, value in saved.items():
+                module.get_parameter(name).copy_(value)
+
+
+def edited_parameters(space: UnitSpace, cut: Iterable[int]) -> list[str]:
+    """Full names of the parameters that silencing `cut` writes to."""
+    touched = {int(space.site_of[u]) for u in cut}
+    return [_full_name(space.sites[s], name) for s in sorted(touched) for name, _ in space.sites[s].edits]
+
+
+def silence(state: dict[str, Any], space: UnitSpace, cut: Iterable[int]) -> None:
+    """Zero, in place, the slices of `state` (full parameter names) that units `cut` own.
+
+    Raises:
+        BugError: `state` lacks a parameter that a site edits.
+    """
+    chosen = sorted(set(cut))
+    with torch.no_grad():
+        for number, site in enumerate(space.sites):
+            first, last = space.offsets[number], space.offsets[number + 1]
+            indices = [u - first for u in chosen if first <= u < last]
+            if indices:
+                try:
+                    local = {name: state[_full_name(site, name)] for name, _ in site.edits}
+                except KeyError as missing:
+                    raise BugError(f"the state has no parameter {missing}") from None
+                zero_slices(local, site, indices)
+
+
+def _full_name(site: Site, name: str) -> str:
+    return f"{site.layer}.{name}" if site.layer else name

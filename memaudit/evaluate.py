@@ -1,0 +1,309 @@
+"""The only forward loop: batches, out-of-memory back-off, masks per example, finite checks, counted passes."""
+
+from __future__ import annotations
+
+import gc
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from memaudit.ablate import ablated
+from memaudit.adapters.base import Adapter
+from memaudit.data.examples import ExampleSet
+from memaudit.errors import BugError, EnvironmentFault, PremiseBroken, UsageError
+from memaudit.hooks import hooked
+from memaudit.text import clean
+from memaudit.units import UnitSpace
+
+T = TypeVar("T")
+Cut = Sequence[int]
+
+# Elements of one CPU input batch under `--batch-size auto`: past this, larger batches were no faster on two cores.
+CPU_BATCH_ELEMENTS = 2**19
+MAX_BATCH = 256
+# Kernels may sum in another order for another batch size: relative to the largest logit, float32.
+BATCH_TOLERANCE = 1e-3
+
+
+@dataclass
+class Evaluator:
+    """Runs one loaded model over examples.
+
+    Attributes:
+        adapter: the model.
+        batch_size: examples a pass; halved for good when memory runs out.
+        advance: called with the number of examples after each pass (progress bars).
+        passes: examples forwarded and backwarded so far, by stage: `passes["localize forward"]`.
+        stage: what `passes` counts under.
+    """
+
+    adapter: Adapter
+    batch_size: int = 64
+    advance: Callable[[int], None] = lambda _: None
+    passes: Counter[str] = field(default_factory=Counter)
+    stage: str = "audit"
+
+    @property
+    def device(self) -> torch.device:
+        return self.adapter.device
+
+    def logits(
+        self,
+        examples: ExampleSet,
+        rows: Sequence[int] | None = None,
+        cuts: Sequence[Cut] | None = None,
+        space: UnitSpace | None = None,
+        fill: Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        """Logits `(len(rows), classes)`, float32 on the CPU (float64 for a float64 model).
+
+        Args:
+            rows: which examples, repeats allowed; all by default.
+            cuts: units to ablate: one cut for all rows, or one per row.
+            space: what the cuts count by.
+            fill: values that ablated units take (mean ablation), per site; 0 by default.
+        """
+        chosen = range(len(examples)) if rows is None else rows
+
+        def body(chunk: slice) -> Tensor:
+            images = self._images(examples, chosen[chunk])
+            with torch.no_grad(), self._cut(space, cuts, chunk, fill):
+                return self.adapter.forward(images).detach().cpu()
+
+        return torch.cat(self._run(len(chosen), body)) if chosen else torch.empty(0, 0)
+
+    def mask_gradients(
+        self,
+        examples: ExampleSet,
+        rows: Sequence[int],
+        cuts: Sequence[Cut],
+        space: UnitSpace,
+        objective: Callable[[Tensor, Tensor], Tensor],
+        fill: Sequence[Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits `(n, classes)`, objective `(n,)`, and its gradient by each unit's mask `(n, total)`, on the CPU.
+
+        One forward and one backward per batch serve all its rows, each with its own cut: in eval mode examples do not
+        touch each other, so the gradient of the sum is every example's own gradient. Parameters get none.
+        """
+        labels = examples.labels
+
+        def body(chunk: slice) -> tuple[Tensor, Tensor, Tensor]:
+            images = self._images(examples, rows[chunk])
+            keep = space.keep(cuts[chunk]).to(images.device, images.dtype).requires_grad_()
+            with torch.enable_grad(), ablated(self.adapter.module, space, keep, fill):
+                logits = self.adapter.forward(images)
+                scores = objective(logits, labels[list(rows[chunk])].to(images.device))
+            (gradient,) = torch.autograd.grad(scores.sum(), keep)
+            return logits.detach().cpu(), scores.detach().cpu(), gradient.cpu()
+
+        logits, scores, gradients = zip(*self._run(len(rows), body, backward=True), strict=True)
+        return torch.cat(logits), torch.cat(scores), torch.cat(gradients)
+
+    def observe(
+        self, examples: ExampleSet, space: UnitSpace, reduce: Callable[[int, Tensor], T]
+    ) -> tuple[Tensor, list[list[T]]]:
+        """Intact logits of all examples, and per site what `reduce` made of its tensor, batch by batch.
+
+        Args:
+            reduce: from site number and `(batch, positions, elements)` to something small.
+        """
+        seen: list[list[T]] = [[] for _ in space.sites]
+        pending: dict[int, T] = {}
+        size = 0
+
+        def at(number: int) -> Callable[..., None]:
+            def see(_: object, args: tuple[Tensor, ...], output: Tensor | None = None) -> None:
+                if number not in pending:
+                    value = args[0] if output is None else output
+                    pending[number] = reduce(number, space.sites[number].by_example(value, size))
+
+            return see
+
+        inputs, outputs = [], []
+        for number, site in enumerate(space.sites):
+            target = self.adapter.module.get_submodule(site.layer)
+            (inputs if site.side == "input" else outputs).append((target, at(number)))
+
+        def body(chunk: slice) -> Tensor:
+            nonlocal size
+            pending.clear()
+            images = self._images(examples, range(len(examples))[chunk])
+            size = len(images)
+            with torch.no_grad(), hooked(before=inputs, after=outputs):
+                logits = self.adapter.forward(images).cpu()
+            for number, value in pending.items():
+                seen[number].append(value)
+            return logits
+
+        return torch.cat(self._run(len(examples), body)), seen
+
+    def _images(self, examples: ExampleSet, rows: Sequence[int]) -> Tensor:
+        dtype = next((p.dtype for p in self.adapter.module.parameters()), torch.float32)
+        return examples.batch(list(rows), self.device).to(dtype)
+
+    @contextmanager
+    def _cut(
+        self, space: UnitSpace | None, cuts: Sequence[Cut] | None, chunk: slice, fill: Sequence[Tensor] | None
+    ) -> Iterator[None]:
+        if cuts is None or space is None:
+            yield
+            return
+        keep = space.keep(cuts)[0] if len(cuts) == 1 else space.keep(cuts[chunk])
+        with ablated(self.adapter.module, space, keep, fill):
+            yield
+
+    def _run(self, count: int, body: Callable[[slice], T], *, backward: bool = False) -> list[T]:
+        """`body` on consecutive slices of `range(count)`; out of memory halves the batch for good and tries again.
+
+        Raises:
+            EnvironmentFault: out of memory with a single example.
+        """
+        results: list[T] = []
+        start = 0
+        while start < count:
+            chunk = slice(start, min(start + self.batch_size, count))
+            size = chunk.stop - chunk.start
+            try:
+                result = body(chunk)
+            except RuntimeError as error:
+                if not _out_of_memory(error):
+                    raise
+                result = None
+            if result is None:  # outside the except block, so that the traceback no longer holds the batch's tensors
+                self._shrink(size)
+                continue
+            results.append(result)
+            self.passes[f"{self.stage} forward"] += size
+            if backward:
+                self.passes[f"{self.stage} backward"] += size
+            self.advance(size)
+            start = chunk.stop
+        return results
+
+    def _shrink(self, size: int) -> None:
+        if size <= 1:
+            raise EnvironmentFault(
+                f"out of memory on {self.device} with a single example in the batch",
+                hint="Use a machine with more memory, or --device cpu.",
+            )
+        self.batch_size = max(1, size // 2)
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error) or "can't allocate" in str(error)
+
+
+def margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """Logit margin `(N,)` of `labels`: their logit minus the largest other one. Positive: the model predicts the label."""
+    own = logits.gather(1, labels[:, None]).squeeze(1)
+    others = logits.scatter(1, labels[:, None], -torch.inf)
+    return own - others.max(1).values
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that `--device` names; `auto` takes cuda, then mps, then cpu.
+
+    Raises:
+        EnvironmentFault: it is named and not there.
+        UsageError: no such kind of device.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"no device is called {clean(name)!r}", hint="Use auto, cpu, cuda, cuda:N or mps.") from None
+    present = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not present.get(device.type, False):
+        raise EnvironmentFault(f"this machine has no device {clean(name)!r}", hint="Use --device cpu, or auto.")
+    return device
+
+
+def automatic_batch_size(images: Tensor, device: torch.device) -> int:
+    """A batch that fills the machine without filling its memory; `_run` halves it where this guesses too high.
+
+    Args:
+        images: one batch of inputs `(N, C, H, W)`; only the shape counts.
+    """
+    each = max(1, images[0].numel())
+    if device.type == "cpu":
+        return max(4, min(MAX_BATCH, CPU_BATCH_ELEMENTS // each))
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 4 * 2**30
+    # 1,000 times its input is what one example of a ResNet-50 keeps for the backward pass, with room to spare.
+    return max(4, min(4 * MAX_BATCH, free // (each * 4 * 1000)))
+
+
+@contextmanager
+def exact_arithmetic() -> Iterator[None]:
+    """Float32 means float32 and equal inputs give equal outputs while the body runs; global switches are put back.
+
+    TF32 and cuDNN's autotuner change numbers from run to run; PyTorch's fused transformer path skips module hooks.
+    """
+    cudnn, matmul, mha = torch.backends.cudnn, torch.backends.cuda.matmul, torch.backends.mha
+    saved = (cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic, matmul.allow_tf32, mha.get_fastpath_enabled())
+    try:
+        cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic, matmul.allow_tf32 = False, False, True, False
+        mha.set_fastpath_enabled(False)
+        yield
+    finally:
+        cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic, matmul.allow_tf32 = saved[:4]
+        mha.set_fastpath_enabled(saved[4])
+
+
+def check_premises(evaluator: Evaluator, examples: ExampleSet) -> None:
+    """Every figure rests on these: eval mode, finite weights, repeatable logits, examples independent of batch-mates.
+
+    Args:
+        examples: some images; the first 8 are used.
+
+    Raises:
+        PremiseBroken: one does not hold; the message names the likely cause.
+        BugError: the forward pass changes the model's buffers.
+    """
+    module = evaluator.adapter.module
+    training = [name or type(module).__name__ for name, m in module.named_modules() if m.training]
+    if training:
+        raise PremiseBroken(
+            f"{len(training)} modules are in training mode, first {clean(training[0])}",
+            hint="The adapter must return a network whose .eval() reaches every sub-module.",
+        )
+    for name, value in [*module.named_parameters(), *module.named_buffers()]:
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise PremiseBroken(f"the weights are not finite: {clean(name)} holds NaN or infinity")
+    before = {name: value.detach().clone() for name, value in module.named_buffers()}
+    few = examples.subset(range(min(8, len(examples))))
+    first, again = evaluator.logits(few), evaluator.logits(few)
+    changed = [name for name, value in module.named_buffers() if not torch.equal(value, before[name])]
+    if changed:
+        raise BugError(f"the forward pass changed the buffer {clean(changed[0])}: the adapter's forward is not in eval mode")
+    if first.dim() != 2:
+        raise PremiseBroken(f"the network returned shape {tuple(first.shape)}, not (examples, classes)")
+    scale = float(first.nan_to_num().abs().max()) + 1.0
+    if not torch.equal(first.nan_to_num(), again.nan_to_num()):
+        gap = float((first - again).abs().max())
+        raise PremiseBroken(
+            f"two passes over the same images differ (by up to {gap:.2g})",
+            hint="Likely dropout, noise or sampling that eval() does not switch off.",
+        )
+    alone = torch.cat([evaluator.logits(few, [i]) for i in range(len(few))])
+    gap = float((first - alone).nan_to_num().abs().max())
+    if gap > BATCH_TOLERANCE * scale:
+        raise PremiseBroken(
+            f"an image's logits depend on the other images of its batch (by up to {gap:.2g})",
+            hint="Likely BatchNorm in training mode, or a forward that mixes the batch.",
+        )

@@ -1,0 +1,143 @@
+"""Is an example fitted, and is its label atypical: not supported by its nearest reference neighbours, layer by layer.
+
+"Memorized" is the ability to predict correctly on atypical examples (Maini et al. 2023, section 2). The neighbours are
+found in the model's own intermediate features, after the deep k-NN of Papernot and McDaniel 2018.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from memaudit.data.examples import ExampleSet
+from memaudit.evaluate import Evaluator
+from memaudit.units import UnitSpace
+
+# Layers whose neighbours vote: evenly spread over depth. On CIFAR-10 the average of eight was as good as the best one.
+LAYERS = 8
+# Neighbours per layer, fewer where classes are small. 10, 30 and 50 gave AUROC 0.921, 0.916 and 0.911 on CIFAR-10.
+NEIGHBOURS = 10
+# Features keep a 2 x 2 grid of positions (AUROC 0.921 against 0.897 for the plain mean) and at most this many values.
+CELLS = 2
+FEATURE_WIDTH = 1024
+# Reference examples whose own leave-one-out support the p-value compares with.
+CALIBRATION = 2000
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What one pass over a set saw.
+
+    Attributes:
+        logits: `(N, classes)`.
+        features: per voting layer `(N, F)`, rectified and pooled.
+        live: `(total,)` bool: units whose value varied over the set; None where not asked for.
+        means: per site, the mean of each element over the set; empty where not asked for.
+    """
+
+    logits: Tensor
+    features: tuple[Tensor, ...]
+    live: Tensor | None = None
+    means: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True)
+class Support:
+    """Atypicality of some examples: `score` and `p_value`, both `(N,)` in [0, 1]."""
+
+    score: Tensor
+    p_value: Tensor
+
+
+def observe(evaluator: Evaluator, examples: ExampleSet, space: UnitSpace, *, statistics: bool = False) -> Observation:
+    """Logits, neighbour features and (with `statistics`) live units and means of every site, in one pass."""
+    voting = voting_sites(space)
+
+    def reduce(number: int, tensor: Tensor) -> tuple[Tensor | None, Tensor | None, int]:
+        feature = _pooled(tensor, number).cpu() if number in voting else None
+        if not statistics:
+            return feature, None, 0
+        flat = tensor.reshape(-1, tensor.shape[-1]).float()
+        return feature, torch.stack([flat.amin(0), flat.amax(0), flat.mean(0)]).cpu(), len(flat)
+
+    logits, seen = evaluator.observe(examples, space, reduce)
+    features = tuple(torch.cat([f for f, _, _ in seen[n] if f is not None]) for n in voting)
+    if not statistics:
+        return Observation(logits, features)
+    live, means = [], []
+    for number, site in enumerate(space.sites):
+        stats = torch.stack([s for _, s, _ in seen[number] if s is not None])
+        weights = torch.tensor([float(n) for _, _, n in seen[number]])
+        varied = stats[:, 1].amax(0) > stats[:, 0].amin(0)
+        live.append(varied.view(site.copies, site.width, site.span).any(-1).any(0))
+        means.append((stats[:, 2] * weights[:, None]).sum(0) / weights.sum())
+    return Observation(logits, features, torch.cat(live), tuple(means))
+
+
+def voting_sites(space: UnitSpace) -> list[int]:
+    """Site numbers whose features vote: at most `LAYERS`, evenly spread, the last one included."""
+    count = len(space.sites)
+    wanted = min(LAYERS, count)
+    return sorted({(i + 1) * count // wanted - 1 for i in range(wanted)})
+
+
+def atypicality(
+    features: Sequence[Tensor], labels: Tensor, reference_features: Sequence[Tensor], reference_labels: Tensor
+) -> tuple[Support, Tensor]:
+    """How little the nearest reference neighbours support each label, and the same for reference examples themselves.
+
+    Args:
+        features: per layer `(N, F)`.
+        labels: `(N,)` the labels in question.
+        reference_features: per layer `(R, F)`.
+        reference_labels: `(R,)`.
+
+    Returns:
+        The support of the examples, and the leave-one-out scores of at most `CALIBRATION` reference examples.
+    """
+    sample = torch.arange(len(reference_labels))[:: max(1, -(-len(reference_labels) // CALIBRATION))]
+    classes = int(reference_labels.max()) + 1
+    k = max(1, min(NEIGHBOURS, len(reference_labels) // (2 * classes), len(reference_labels) - 1))
+    own, loo = torch.zeros(len(labels)), torch.zeros(len(sample))
+    for query, base in zip(features, reference_features, strict=True):
+        centre = base.mean(0)
+        keys = F.normalize(base - centre, dim=1)
+        own += _share(F.normalize(query - centre, dim=1), labels, keys, reference_labels, k)
+        loo += _share(keys[sample], reference_labels[sample], keys, reference_labels, k, skip=sample)
+    score, calibration = 1 - own / len(features), 1 - loo / len(features)
+    # Scores are averages of few votes; the small allowance keeps equal votes equal under float rounding.
+    p_value = (calibration[None, :] >= score[:, None] - 1e-6).float().mean(1)
+    return Support(score.clamp(0, 1), p_value), calibration.clamp(0, 1)
+
+
+def _share(query: Tensor, labels: Tensor, keys: Tensor, key_labels: Tensor, k: int, skip: Tensor | None = None) -> Tensor:
+    """Share of the `k` most similar keys (cosine) that carry the query's label; `skip` names each query's own row."""
+    shares = []
+    for start in range(0, len(query), 1024):
+        similarity = query[start : start + 1024] @ keys.T
+        if skip is not None:
+            similarity[torch.arange(len(similarity)), skip[start : start + 1024]] = -torch.inf
+        nearest = similarity.topk(k, dim=1).indices
+        shares.append((key_labels[nearest] == labels[start : start + 1024, None]).float().mean(1))
+    return torch.cat(shares) if shares else torch.empty(0)
+
+
+def _pooled(tensor: Tensor, number: int) -> Tensor:
+    """`(batch, positions, elements)` to rectified features on a coarse grid, projected where they are too many."""
+    batch, positions, elements = tensor.shape
+    side = round(positions**0.5)
+    rectified = tensor.float().clamp_min(0)
+    if side * side == positions and side >= CELLS:
+        grid = rectified.movedim(2, 1).reshape(batch, elements, side, side)
+        pooled = F.adaptive_avg_pool2d(grid, CELLS).flatten(1)
+    else:
+        pooled = rectified.mean(1)
+    if pooled.shape[1] <= FEATURE_WIDTH:
+        return pooled
+    generator = torch.Generator().manual_seed(number)
+    projection = torch.randn(pooled.shape[1], FEATURE_WIDTH, generator=generator) / FEATURE_WIDTH**0.5
+    return pooled @ projection.to(pooled.device)

@@ -1,0 +1,30 @@
+"""Intervals for rates: every share in a report carries one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+# Two-sided 95 %.
+Z = 1.959963984540054
+
+
+def wilson(hits: float, count: int) -> tuple[float, float]:
+    """Wilson score interval of a rate, 95 %; `(0, 1)` for no observation. Wilson 1927."""
+    if count <= 0:
+        return 0.0, 1.0
+    rate = hits / count
+    centre = (rate + Z**2 / (2 * count)) / (1 + Z**2 / count)
+    half = Z / (1 + Z**2 / count) * (rate * (1 - rate) / count + Z**2 / (4 * count**2)) ** 0.5
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def bootstrap(values: Sequence[float], seed: int, draws: int = 2000) -> tuple[float, float]:
+    """Percentile bootstrap interval of a mean, 95 %; the same seed gives the same interval."""
+    import numpy as np
+
+    if not values:
+        return 0.0, 1.0
+    array = np.asarray(values, dtype=np.float64)
+    means = array[np.random.default_rng(seed).integers(0, len(array), (draws, len(array)))].mean(1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)

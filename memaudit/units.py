@@ -1,0 +1,168 @@
+"""Units and the sites they are cut at: plain descriptions, and the mask arithmetic that both ablation and search use."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from memaudit.errors import UsageError
+from memaudit.findings import Kind
+from memaudit.text import clean, closest
+
+
+class Unit(NamedTuple):
+    """One channel, neuron or attention head, printed `layer3.0.bn2:17`."""
+
+    layer: str
+    index: int
+    kind: Kind
+
+    def __str__(self) -> str:
+        return f"{self.layer}:{self.index}"
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where one layer's units are cut. Silencing a unit here equals zeroing `edits` in the weights.
+
+    Attributes:
+        layer: path of the module whose output (`side`) carries the units.
+        width: number of units.
+        axis: the tensor's unit axis, counted from the front.
+        batch_axis: the axis that holds the examples, measured, because windows and tokens may be folded into it.
+        batch_minor: the example is the fastest index on `batch_axis` (token-major), not the slowest.
+        span: consecutive elements of `axis` a unit owns (`head_dim` for heads, else 1).
+        copies: how often the units repeat on `axis` (2 where a gated MLP's first linear holds both halves).
+        edits: `(parameter name below layer, axis)` of the slices that a weight edit zeroes.
+    """
+
+    layer: str
+    kind: Kind
+    width: int
+    side: Literal["output", "input"] = "output"
+    axis: int = 1
+    batch_axis: int = 0
+    batch_minor: bool = False
+    span: int = 1
+    copies: int = 1
+    edits: tuple[tuple[str, int], ...] = ()
+
+    def elements(self, index: int) -> list[int]:
+        """Positions on `axis` (and on the edited axis of each parameter) that unit `index` owns."""
+        block = self.width * self.span
+        return [c * block + index * self.span + s for c in range(self.copies) for s in range(self.span)]
+
+    def spread(self, values: Tensor) -> Tensor:
+        """Per-unit `(..., width)` to per-element `(..., copies * width * span)`."""
+        if self.span > 1:
+            values = values.repeat_interleave(self.span, -1)
+        return values.repeat(*(1,) * (values.dim() - 1), self.copies) if self.copies > 1 else values
+
+    def shaped(self, values: Tensor, like: Tensor) -> Tensor:
+        """Per-unit values `(width,)`, or one row per example `(B, width)`, ready to multiply the site's tensor."""
+        spread = self.spread(values)
+        shape = [1] * like.dim()
+        shape[self.axis] = spread.shape[-1]
+        if spread.dim() == 2 and len(spread) > 1:
+            repeats = like.shape[self.batch_axis] // len(spread)
+            if repeats > 1:
+                spread = spread.repeat(repeats, 1) if self.batch_minor else spread.repeat_interleave(repeats, 0)
+            shape[self.batch_axis] = len(spread)
+            if self.batch_axis > self.axis:
+                spread = spread.T
+        return spread.reshape(shape)
+
+    def by_example(self, tensor: Tensor, examples: int) -> Tensor:
+        """The site's tensor as `(examples, positions, elements)`."""
+        moved = tensor.movedim((self.batch_axis, self.axis), (0, -1))
+        fold = len(moved) // examples
+        if self.batch_minor:
+            moved = moved.unflatten(0, (fold, examples)).movedim(1, 0)
+        return moved.reshape(examples, -1, moved.shape[-1])
+
+
+@dataclass(frozen=True)
+class UnitSpace:
+    """All units of some sites, numbered from 0 in execution order: what searches and masks count by."""
+
+    sites: tuple[Site, ...]
+
+    @cached_property
+    def offsets(self) -> tuple[int, ...]:
+        """First number of each site, and the total last."""
+        total, offsets = 0, [0]
+        for site in self.sites:
+            total += site.width
+            offsets.append(total)
+        return tuple(offsets)
+
+    @property
+    def total(self) -> int:
+        return self.offsets[-1]
+
+    @cached_property
+    def site_of(self) -> Tensor:
+        """`(total,)` the site number of every unit."""
+        return torch.repeat_interleave(torch.arange(len(self.sites)), torch.tensor([s.width for s in self.sites]))
+
+    def unit(self, number: int) -> Unit:
+        """The unit with this number."""
+        s = int(self.site_of[number])
+        return Unit(self.sites[s].layer, number - self.offsets[s], self.sites[s].kind)
+
+    def number(self, layer: str, index: int, kind: str) -> int:
+        """The number of a unit.
+
+        Raises:
+            UsageError: no such site, or the index is past its width.
+        """
+        for site, offset in zip(self.sites, self.offsets, strict=False):
+            if site.layer == layer and site.kind == kind:
+                if not 0 <= index < site.width:
+                    raise UsageError(f"{clean(layer)} has {site.width} units, none is number {index}")
+                return offset + index
+        raise UsageError(f"no site {clean(layer)!r} in this model{closest(layer, (s.layer for s in self.sites))}")
+
+    def keep(self, cuts: Sequence[Iterable[int]]) -> Tensor:
+        """One row per example, `(B, total)` float32: 0 for the units in its cut, 1 elsewhere."""
+        mask = torch.ones(len(cuts), self.total)
+        for row, cut in enumerate(cuts):
+            mask[row, list(cut)] = 0
+        return mask
+
+    def split(self, values: Tensor) -> list[Tensor]:
+        """`(..., total)` into one tensor a site."""
+        return list(values.split([s.width for s in self.sites], dim=-1))
+
+
+def select(sites: Sequence[Site], unit: str = "auto", layers: str | None = None) -> UnitSpace:
+    """The sites one search runs over. Kinds are never mixed: their costs differ by an order of magnitude.
+
+    Args:
+        unit: `channel`, `neuron`, `head`, or `auto`: the kind with the most units, the finest cut there is.
+        layers: a shell pattern that site paths must match (comma separates several).
+
+    Raises:
+        UsageError: nothing is left.
+    """
+    if not sites:
+        raise UsageError("this model has no unit that can be cut so that a weight edit does the same")
+    named = [s for s in sites if layers is None or any(fnmatch.fnmatchcase(s.layer, p) for p in layers.split(","))]
+    if not named:
+        known = closest(str(layers), (s.layer for s in sites))
+        raise UsageError(f"no layer matches {clean(layers)!r}{known}", hint="List the layers with: memaudit inspect MODEL")
+    widths: Counter[str] = Counter()
+    for site in named:
+        widths[site.kind] += site.width
+    kind = widths.most_common(1)[0][0] if unit == "auto" else unit
+    if kind not in widths:
+        have = ", ".join(f"{k} ({n})" for k, n in widths.most_common())
+        raise UsageError(f"this model has no unit of kind {clean(kind)!r}; it has: {have}", hint="Leave --unit at auto.")
+    return UnitSpace(tuple(s for s in named if s.kind == kind))

@@ -1,0 +1,132 @@
+"""CIFAR-10 with changed labels: the data, and a command that trains the network the benchmarks audit.
+
+    python -m tests.benchmarks.cifar --data DIR --out DIR [--network resnet9|vit] [--images 10000] [--epochs 20]
+
+`DIR` holds `cifar10-train.npz` and `cifar10-test.npz` (JPEG bytes in `jpeg`, `offsets`, `label`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tests.networks import ResNet9
+
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)
+
+
+def load(path: Path, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Images `(N, 32, 32, 3)` uint8 and labels `(N,)` of the first `count` rows."""
+    with np.load(path) as archive:
+        jpeg, offsets, labels = archive["jpeg"], archive["offsets"], archive["label"]
+    rows = range(count or len(labels))
+    images = [np.asarray(Image.open(io.BytesIO(jpeg[offsets[i] : offsets[i + 1]].tobytes()))) for i in rows]
+    return np.stack(images), labels[: len(images)].astype(np.int64)
+
+
+def change_labels(labels: np.ndarray, share: float, seed: int, classes: int = 10) -> tuple[np.ndarray, np.ndarray]:
+    """`labels` with `share` of them moved to a random other class, and the rows that were."""
+    rng = np.random.default_rng(seed)
+    rows = np.sort(rng.choice(len(labels), round(share * len(labels)), replace=False))
+    changed = labels.copy()
+    changed[rows] = (changed[rows] + rng.integers(1, classes, len(rows))) % classes
+    return changed, rows
+
+
+def normalise(images: np.ndarray) -> Tensor:
+    x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+    return (x - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+
+
+def build(network: str, width: int = 32) -> nn.Module:
+    if network == "resnet9":
+        return ResNet9(width=width)
+    import timm
+
+    return timm.create_model(
+        "vit_tiny_patch16_224", num_classes=10, img_size=32, patch_size=4, embed_dim=128, depth=6, num_heads=4
+    )
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, x: Tensor, y: Tensor, device: str) -> float:
+    model.eval()
+    right = sum((model(x[i : i + 500].to(device)).argmax(1).cpu() == y[i : i + 500]).sum().item() for i in range(0, len(x), 500))
+    return right / len(x)
+
+
+def train(
+    model: nn.Module, x: Tensor, y: Tensor, epochs: int, out: Path, *, device: str = "cpu", lr: float = 0.4, batch: int = 128,
+    adam: bool = False, seed: int = 0,
+) -> None:
+    """Train without augmentation, so that changed labels are fitted; one safetensors file an epoch in `out`."""
+    torch.manual_seed(seed)
+    model.to(device, memory_format=torch.channels_last)
+    if adam:
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05)
+    else:
+        optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    steps = len(x) // batch
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=epochs * steps, pct_start=0.25)
+    out.mkdir(parents=True, exist_ok=True)
+    start = time.time()
+    for epoch in range(epochs):
+        model.train()
+        order = torch.randperm(len(x))
+        total = 0.0
+        for step in range(steps):
+            rows = order[step * batch : (step + 1) * batch]
+            inputs = x[rows].to(device, memory_format=torch.channels_last)
+            loss = F.cross_entropy(model(inputs), y[rows].to(device))
+            optimizer.zero_grad()
+            loss.backward()
+            if adam:
+                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            total += loss.item()
+        state = {k: v.cpu().contiguous().clone() for k, v in model.state_dict().items()}
+        save_file(state, out / f"epoch-{epoch + 1:03d}.safetensors", metadata={"epoch": str(epoch + 1)})
+        print(f"epoch {epoch + 1} loss {total / steps:.4f} {time.time() - start:.0f} s", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--network", choices=["resnet9", "vit"], default="resnet9")
+    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--epochs", type=int, default=16)
+    parser.add_argument("--width", type=int, default=32)
+    parser.add_argument("--share", type=float, default=0.1)
+    parser.add_argument("--lr", type=float, default=0.2)
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+    images, labels = load(args.data / "cifar10-train.npz", args.images)
+    changed, rows = change_labels(labels, args.share, seed=0)
+    test_images, test_labels = load(args.data / "cifar10-test.npz", 5000)
+    torch.manual_seed(0)
+    model = build(args.network, args.width)
+    x, y = normalise(images), torch.from_numpy(changed)
+    train(model, x, y, args.epochs, args.out, device=args.device, lr=args.lr, adam=args.network == "vit")
+    facts = {
+        "train": accuracy(model, x, y, args.device),
+        "changed_fitted": accuracy(model, x[rows], y[rows], args.device),
+        "test": accuracy(model, normalise(test_images), torch.from_numpy(test_labels), args.device),
+    }
+    print(json.dumps(facts))
+    (args.out / "facts.json").write_text(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    main()

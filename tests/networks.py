@@ -1,0 +1,71 @@
+"""Networks for tests and benchmarks that no timm name describes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def conv_bn(cin: int, cout: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(cin, cout, 3, padding=1, bias=False), nn.BatchNorm2d(cout), nn.ReLU(inplace=True))
+
+
+class Residual(nn.Module):
+    def __init__(self, *body: nn.Module) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*body)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+class ResNet9(nn.Module):
+    """The paper's CIFAR network (after DAWNBench); `width` 64 is full size, 32 half."""
+
+    def __init__(self, classes: int = 10, width: int = 32) -> None:
+        super().__init__()
+        w = width
+        self.prep = conv_bn(3, w)
+        self.layer1 = nn.Sequential(conv_bn(w, 2 * w), nn.MaxPool2d(2), Residual(conv_bn(2 * w, 2 * w), conv_bn(2 * w, 2 * w)))
+        self.layer2 = nn.Sequential(conv_bn(2 * w, 4 * w), nn.MaxPool2d(2))
+        self.layer3 = nn.Sequential(
+            conv_bn(4 * w, 8 * w), nn.MaxPool2d(2), Residual(conv_bn(8 * w, 8 * w), conv_bn(8 * w, 8 * w))
+        )
+        self.head = nn.Linear(8 * w, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer3(self.layer2(self.layer1(self.prep(x))))
+        return self.head(F.adaptive_max_pool2d(x, 1).flatten(1))
+
+
+class Oddly(nn.Module):
+    """A network no naming rule knows: functional activations, a shared block, heads split by hand, a gated MLP."""
+
+    def __init__(self, classes: int = 5, dim: int = 24, heads: int = 3) -> None:
+        super().__init__()
+        self.heads, self.dim = heads, dim
+        self.aleph = nn.Conv2d(3, dim, 4, stride=4)
+        self.beth = nn.GroupNorm(4, dim)
+        self.gimel = nn.Conv2d(dim, dim, 3, padding=1, bias=False)
+        self.q, self.k, self.v = (nn.Linear(dim, dim) for _ in range(3))
+        self.out = nn.Linear(dim, dim)
+        self.wide = nn.Linear(dim, 4 * dim)
+        self.narrow = nn.Linear(2 * dim, dim)
+        self.omega = nn.Linear(dim, classes)
+
+    def attend(self, x: Tensor) -> Tensor:
+        b, n, c = x.shape
+        q, k, v = (m(x).view(b, n, self.heads, c // self.heads).transpose(1, 2) for m in (self.q, self.k, self.v))
+        weights = torch.softmax(q @ k.transpose(-1, -2) / (c // self.heads) ** 0.5, dim=-1)
+        return self.out((weights @ v).transpose(1, 2).reshape(b, n, c))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.nn.functional.elu(self.beth(self.aleph(x)))
+        for _ in range(2):  # the same weights twice
+            x = x + torch.relu(self.gimel(x))
+        x = x.flatten(2).transpose(1, 2)
+        x = x + self.attend(x)
+        a, b = self.wide(x).chunk(2, dim=-1)
+        x = x + self.narrow(F.silu(a) * b)
+        return self.omega(x.mean(1))
