@@ -23,6 +23,7 @@ MAX_CLASSES = 1_000_000
 REFUSED_KWARGS = re.compile(r"pretrained|checkpoint|cache|scriptable|exportable|features|out_indices|file|path|url")
 _ARCHITECTURE = re.compile(r"[A-Za-z0-9_]{1,100}(\.[A-Za-z0-9_]{1,100})?")
 _INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
+_CROP_MODES = ("center", "squash", "border")
 
 
 def from_training(about: Mapping[str, Any]) -> Facts:
@@ -118,7 +119,7 @@ def is_plain(value: object) -> bool:
 
 
 def _preprocess(raw: Mapping[str, Any]) -> dict[str, object]:
-    """Any of mean, std, input_size, crop_pct, interpolation whose value can be one."""
+    """Any of mean, std, input_size, crop_pct, interpolation, crop_mode whose value can be one."""
     kept: dict[str, object] = {}
     for name in ("mean", "std"):
         values: Any = raw.get(name)
@@ -135,6 +136,8 @@ def _preprocess(raw: Mapping[str, Any]) -> dict[str, object]:
         kept["crop_pct"] = float(crop)
     if raw.get("interpolation") in _INTERPOLATIONS:
         kept["interpolation"] = raw["interpolation"]
+    if raw.get("crop_mode") in _CROP_MODES:
+        kept["crop_mode"] = raw["crop_mode"]
     return kept
 
 

@@ -21,7 +21,7 @@ class Facts:
         architecture: a timm registry name, or None.
         origin: where the facts came from, for messages (`config.json`, `arch in the checkpoint`).
         model_kwargs: allow-listed scalars, or short lists of them.
-        preprocess: any of `mean`, `std`, `input_size`, `crop_pct`, `interpolation`.
+        preprocess: any of `mean`, `std`, `input_size`, `crop_pct`, `interpolation`, `crop_mode`.
         class_names: names by label where the file declares them.
         model_type: the `model_type` of a transformers `config.json`; no adapter of memaudit's own loads those.
     """

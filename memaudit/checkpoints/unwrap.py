@@ -26,7 +26,7 @@ MAX_DEPTH = 3  # wrappers around wrappers
 # `about` of timm's training arguments: what shapes the model or its input. The rest stays behind.
 ARGUMENTS = (
     *("model", "num_classes", "in_chans", "img_size", "input_size", "gp", "model_kwargs"),
-    *("mean", "std", "crop_pct", "interpolation"),
+    *("mean", "std", "crop_pct", "crop_mode", "interpolation"),
 )
 
 
