@@ -109,7 +109,13 @@ def test_facts_of_a_config_keep_only_plain_known_values(state: State, tmp_path: 
             "interpolation": "bilinear",
             "url": "https://example.org/evil.pth",
         },
-        "model_args": {"drop_rate": 0.1, "pretrained": True, "checkpoint_path": "/etc/passwd", "f": {"a": 1}, "g": "x\n"},
+        "model_args": {
+            "drop_rate": 0.1,
+            "pretrained": True,
+            "checkpoint_path": "/etc/passwd",
+            "f": {"a": 1},
+            "g": "x\n",
+        },
         "label_names": ["a", "b\x1b[2J"],
     }
     (tmp_path / "config.json").write_text(json.dumps(config))

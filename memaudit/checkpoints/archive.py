@@ -30,8 +30,6 @@ def read_pickle(source: Source) -> bytes:
     members = _members(source)
     prefix = members[0].filename.split("/")[0] + "/"
     names = {m.filename.removeprefix(prefix): m for m in members}
-    if "constants.pkl" in names or any(n.startswith("code/") for n in names):
-        raise ModelRejected(f"{source.name} is a TorchScript archive, which holds code", hint=SAVE_AGAIN)
     for member in members:
         if not member.filename.startswith(prefix) or ".." in member.filename or "\\" in member.filename:
             raise _broken(source, f"the member {clean(member.filename)!r} is outside its folder")
@@ -57,6 +55,8 @@ def _members(source: Source) -> list[zipfile.ZipInfo]:
     if not members or len(members) > MAX_MEMBERS:
         raise _broken(source, f"it has {len(members):,} members, the limit is {MAX_MEMBERS:,}")
     names = [m.filename for m in members]
+    if any(n.endswith("/constants.pkl") or "/code/" in n for n in names):
+        raise ModelRejected(f"{source.name} is a TorchScript archive, which holds code", hint=SAVE_AGAIN)
     if len(set(names)) < len(names):
         twice = next(n for n in names if names.count(n) > 1)
         raise _broken(source, f"the member {clean(twice)!r} is there twice")

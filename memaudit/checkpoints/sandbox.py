@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # What an honest file costs the child beyond importing torch, with room to spare on a slow machine.
-CPU_BASE, CPU_PER_BYTE, CPU_PER_OPCODE = 4.0, 2e-8, 1e-5  # seconds
+CPU_BASE, CPU_PER_BYTE, CPU_PER_OPCODE = 2.0, 2e-8, 1e-5  # seconds
 WALL_BASE, WALL_PER_BYTE = 90.0, 1e-7  # seconds; importing torch from a cold disk is most of it
 MAX_ERROR = 1 << 16  # bytes of a refusal the child may write
 # How the child ends when it did not succeed and did not crash (Python itself uses 1 and 2).

@@ -1,0 +1,273 @@
+"""Pickles that are not weights: nothing in them runs, no bomb goes off here, and a refusal says what it was."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import struct
+import time
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from memaudit.checkpoints import read
+from memaudit.errors import ExitCode, ModelRejected
+
+
+class Payload:
+    """Runs a shell command when a pickle of it is opened."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {self.canary}",)
+
+
+class Bytes:
+    """A bytearray of 6 GB from a few bytes of pickle."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return bytearray, (6 << 30,)
+
+
+class Wide:
+    """A tensor of 10^12 elements on a storage of one."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        storage = torch.ones(1).storage()
+        return torch._utils._rebuild_tensor_v2, (storage, 0, (10**6, 10**6), (0, 0), False, OrderedDict())
+
+
+def rewrite(path: Path, change: Callable[[str, bytes], tuple[str, bytes] | None], **options: Any) -> None:
+    """Write the archive at `path` again, each member changed or left out."""
+    with zipfile.ZipFile(path) as archive:
+        members = [(i.filename, archive.read(i)) for i in archive.infolist()]
+    with zipfile.ZipFile(path, "w", **options) as archive:
+        for name, data in members:
+            if (kept := change(name, data)) is not None:
+                archive.writestr(*kept)
+
+
+def with_pickle(path: Path, text: bytes) -> None:
+    torch.save({"w": torch.ones(2)}, path)
+    rewrite(path, lambda n, d: (n, text if n.endswith("data.pkl") else d))
+
+
+def code(path: Path, canary: Path) -> None:
+    torch.save({"w": torch.ones(2), "x": Payload(canary)}, path)
+
+
+def deflated(path: Path, canary: Path) -> None:
+    torch.save({"w": torch.zeros(1 << 20)}, path)
+    rewrite(path, lambda n, d: (n, d), compression=zipfile.ZIP_DEFLATED)
+
+
+def twice(path: Path, canary: Path) -> None:
+    torch.save({"w": torch.zeros(2)}, path)
+    with zipfile.ZipFile(path) as archive:
+        name = archive.namelist()[0]
+    with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(name, b"x")
+
+
+def before(path: Path, canary: Path) -> None:
+    torch.save({"w": torch.zeros(2)}, path)
+    path.write_bytes(b"PK\x03\x04 polyglot" + path.read_bytes())
+
+
+def after(path: Path, canary: Path) -> None:
+    torch.save({"w": torch.zeros(2)}, path)
+    with path.open("ab") as file:
+        file.write(b"more")
+
+
+def flipped(path: Path, canary: Path) -> None:
+    torch.save({"w": torch.full((64,), 7.0)}, path)
+    content = bytearray(path.read_bytes())
+    content[content.index(struct.pack("<f", 7.0) * 8)] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def truncated(path: Path, canary: Path) -> None:
+    torch.save({"w": torch.zeros(1000)}, path)
+    path.write_bytes(path.read_bytes()[:-500])
+
+
+def script(path: Path, canary: Path) -> None:
+    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), str(path))
+
+
+def instantiator(path: Path, canary: Path) -> None:
+    hyper = {"_instantiator": "os.system", "class_path": f"touch {canary}"}
+    torch.save(
+        {"pytorch-lightning_version": "2.5", "state_dict": {"w": torch.ones(2)}, "hyper_parameters": hyper}, path
+    )
+
+
+def renamed(path: Path, canary: Path) -> None:
+    save_file({"w": torch.ones(2)}, path)
+
+
+# Refused before anything executes: name, extension, how it is made, the message.
+REFUSED: list[tuple[str, str, Callable[[Path, Path], object], str]] = [
+    ("os.system", ".pt", code, "would call"),
+    ("os.system as raw pickle", ".pt", lambda p, c: p.write_bytes(pickle.dumps(Payload(c))), "bare pickle"),
+    ("os.system, protocol 0", ".bin", lambda p, c: p.write_bytes(pickle.dumps(Payload(c), 0)), "no checkpoint format"),
+    (
+        "os.system before torch 1.6",
+        ".pth",
+        lambda p, c: torch.save({"w": Payload(c)}, p, _use_new_zipfile_serialization=False),
+        "would call",
+    ),
+    ("os.system as safetensors", ".safetensors", code, "extension"),
+    ("safetensors as pickle", ".pt", renamed, "extension"),
+    ("whole module", ".pth", lambda p, c: torch.save(nn.Linear(2, 2), p), "would call 'torch.nn"),
+    ("TorchScript", ".pt", script, "TorchScript"),
+    ("bytearray of 6 GB", ".pt", lambda p, c: torch.save({"w": Bytes()}, p), "bytearray"),
+    ("protocol 4", ".pt", lambda p, c: torch.save({"w": torch.ones(2)}, p, pickle_protocol=4), "instruction"),
+    ("quantised", ".pt", lambda p, c: torch.save(torch.quantize_per_tensor(torch.ones(2), 1, 0, torch.qint8), p), "qu"),
+    ("a set of classes", ".pt", lambda p, c: with_pickle(p, b"cbuiltins\neval\n."), "would call 'builtins.eval'"),
+    ("two pickles in one", ".pt", lambda p, c: with_pickle(p, b"\x80\x02N.\x80\x02N."), "bytes follow"),
+    ("pickle cut", ".pt", lambda p, c: with_pickle(p, b"\x80\x02}q\x00X\xff"), "damaged"),
+    ("deflated member", ".pt", deflated, "compressed"),
+    ("member twice", ".pt", twice, "there twice"),
+    ("bytes before", ".pt", before, "not a sound torch archive"),
+    ("bytes after", ".pt", after, "not a sound torch archive"),
+    ("flipped weight byte", ".pt", flipped, "checksum"),
+    ("truncated", ".pt", truncated, "cut short"),
+    ("zip of something else", ".pt", lambda p, c: zipfile.ZipFile(p, "w").writestr("a/b.txt", "x"), "torch archive"),
+    ("empty", ".ckpt", lambda p, c: p.write_bytes(b""), "empty"),
+    ("web page", ".bin", lambda p, c: p.write_bytes(b"\n<html><body>"), "web page"),
+    ("HDF5", ".pt", lambda p, c: p.write_bytes(b"\x89HDF\r\n\x1a\n"), "HDF5"),
+    ("unknown extension", ".dat", lambda p, c: torch.save({"w": torch.ones(2)}, p), "extension"),
+]
+# These need the child to find out.
+BOMBS: list[tuple[str, str, Callable[[Path, Path], object], str]] = [
+    ("stride 0", ".pt", lambda p, c: torch.save({"w": Wide()}, p), "more than the file stores"),
+    ("instantiator", ".ckpt", instantiator, "_instantiator"),
+]
+
+
+@pytest.fixture(autouse=True)
+def canary(tmp_path: Path) -> Any:
+    """A file that no test may bring into being."""
+    path = tmp_path / "canary"
+    yield path
+    assert not path.exists()
+
+
+def refuse(path: Path, match: str) -> None:
+    started = time.perf_counter()
+    with pytest.raises(ModelRejected, match=match) as caught:
+        read(path)
+    assert caught.value.exit_code == ExitCode.REJECTED
+    assert path.name in caught.value.message
+    text = f"{caught.value.message} {caught.value.hint}"
+    assert text.isprintable()
+    assert "weights_only" not in text
+    assert "trust-pickle" not in text
+    assert caught.value.hint
+    assert time.perf_counter() - started < 15
+
+
+@pytest.mark.parametrize(("suffix", "write", "match"), [r[1:] for r in REFUSED], ids=[r[0] for r in REFUSED])
+def test_refused_before_anything_executes(
+    tmp_path: Path, canary: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, write: Any, match: str
+) -> None:
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    monkeypatch.setattr("memaudit.checkpoints.sandbox._run_child", None)
+    path = tmp_path / f"x{suffix}"
+    write(path, canary)
+    refuse(path, match)
+
+
+@pytest.mark.parametrize(("suffix", "write", "match"), [b[1:] for b in BOMBS], ids=[b[0] for b in BOMBS])
+def test_refused_by_the_child(tmp_path: Path, canary: Path, suffix: str, write: Any, match: str) -> None:
+    path = tmp_path / f"x{suffix}"
+    write(path, canary)
+    refuse(path, match)
+
+
+def test_nested_tuples_that_never_finish_are_stopped(tmp_path: Path) -> None:
+    # ((((), ()), ((), ())), ...): 60 levels of sharing; hashing it as a key takes 2^60 steps.
+    text = b"\x80\x02}" + b")" + b"q\x00h\x00\x86" * 60 + b"NsX\x01\x00\x00\x00wNs."
+    path = tmp_path / "x.pt"
+    with_pickle(path, text)
+    refuse(path, "far more time or memory")
+
+
+def test_a_storage_larger_than_the_file_is_stopped(tmp_path: Path) -> None:
+    path = tmp_path / "x.pth"
+    torch.save({"w": torch.ones(3)}, path, _use_new_zipfile_serialization=False)
+    path.write_bytes(path.read_bytes().replace(b"K\x03N", b"\x8a\x05\0\0\0\0\x10N", 1))  # 3 elements become 2^36
+    refuse(path, "far more memory|refuses it")
+
+
+def test_a_table_that_holds_itself_is_refused(tmp_path: Path) -> None:
+    table: dict[str, Any] = {"w": torch.ones(2)}
+    table["state_dict"] = table
+    torch.save(table, tmp_path / "x.pt")
+    refuse(tmp_path / "x.pt", "no tensor")
+
+
+def test_the_environment_cannot_turn_the_check_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even with the scan gone, the child loads with `weights_only=True` said out loud."""
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    monkeypatch.setattr("memaudit.checkpoints.sandbox.scan", lambda *_: 1)
+    code(tmp_path / "x.pt", tmp_path / "canary")
+    refuse(tmp_path / "x.pt", "weights-only loader refuses")
+
+
+def test_bookkeeping_beside_the_weights_is_no_obstacle(tmp_path: Path) -> None:
+    import numpy as np
+
+    extra = {"best": np.float64(0.5), "where": Path("/x/y"), "optimizer": {"state": {}, "param_groups": []}}
+    torch.save({"state_dict": {"w": torch.ones(2)}, **extra}, tmp_path / "x.pt")
+    assert read(tmp_path / "x.pt").tensors["w"].tolist() == [1, 1]
+
+
+def test_a_cwd_full_of_traps_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("torch", "memaudit", "sitecustomize", "usercustomize"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w')")
+    torch.save({"w": torch.ones(2)}, tmp_path / "x.pt")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert read("x.pt").tensors["w"].tolist() == [1, 1]
+
+
+def test_checksums_left_out_are_no_damage(tmp_path: Path) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"w": torch.ones(2)}, tmp_path / "x.pt")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert read(tmp_path / "x.pt").tensors["w"].tolist() == [1, 1]
+
+
+def test_every_byte_of_a_small_archive_is_covered(tmp_path: Path) -> None:
+    """Any single damaged byte is refused before the child, or changes nothing that counts (padding, dates)."""
+    torch.save({"w": torch.ones(4)}, tmp_path / "good.pt")
+    good = (tmp_path / "good.pt").read_bytes()
+    from memaudit.checkpoints.archive import read_pickle
+    from memaudit.checkpoints.source import opened
+
+    with opened(tmp_path / "good.pt") as source:
+        expected = read_pickle(source)
+    for position in range(0, len(good), 3):
+        path = tmp_path / "bad.pt"
+        path.write_bytes(good[:position] + bytes([good[position] ^ 0x55]) + good[position + 1 :])
+        with opened(path) as source:
+            try:
+                assert read_pickle(source) == expected
+            except ModelRejected as error:
+                assert error.message.isprintable()  # noqa: PT017 - either outcome is right
+    assert io.BytesIO(good).read(4) == b"PK\x03\x04"
