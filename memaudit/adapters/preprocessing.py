@@ -1,0 +1,84 @@
+"""Which preprocessing a model gets: the user's flags, then the checkpoint's own facts, then the adapter's defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from memaudit.adapters.base import ModelOptions
+from memaudit.data.preprocess import Preprocess
+from memaudit.errors import UsageError
+
+INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
+FIELDS = ("input_size", "mean", "std", "crop_pct", "interpolation", "crop_mode")
+
+
+def resolve(
+    options: ModelOptions,
+    facts: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    default_origin: str,
+    *,
+    proven: Mapping[str, Any] | None = None,
+) -> Preprocess:
+    """Each value from the first source that has it; `origin` names the sources that were used.
+
+    Args:
+        options: the user's `--mean`, `--std`, `--input-size`.
+        facts: of the checkpoint, already checked.
+        defaults: of the architecture (timm's training-time `default_cfg`).
+        default_origin: what to call them.
+        proven: what the shapes of the tensors leave no choice about (`input_size`); between flags and facts.
+
+    Raises:
+        UsageError: nothing says the input size, or mean and std do not have one positive value per channel.
+    """
+    flags = {"mean": options.mean, "std": options.std, "input_size": options.input_size}
+    sources = {"flags": flags, "tensors": proven or {}, "checkpoint": facts, default_origin: defaults}
+    values: dict[str, Any] = {}
+    used: dict[str, None] = {}
+    for field in FIELDS:
+        for origin, source in sources.items():
+            if _usable(field, source.get(field)):
+                values[field] = source[field]
+                used[origin] = None
+                break
+    if "input_size" not in values:
+        raise UsageError("nothing says the network's input size", hint="give it, for example: --input-size 3,224,224")
+    channels, height, width = values["input_size"]
+    for field, flag in (("mean", options.mean), ("std", options.std)):
+        if field in values and flag is None:
+            values[field] = _per_channel(tuple(values[field]), channels)
+    _check(values, channels)
+    return Preprocess(
+        input_size=(channels, height, width),
+        crop_pct=float(values.get("crop_pct", 1.0)),
+        interpolation=values.get("interpolation", "bicubic"),
+        mean=tuple(values.get("mean", ())),
+        std=tuple(values.get("std", ())),
+        origin=", ".join(used),
+        crop_mode=values.get("crop_mode", "center"),
+    )
+
+
+def _usable(field: str, value: object) -> bool:
+    """timm's `random` interpolation is a training augmentation, and no answer to how one image is resized."""
+    return value in INTERPOLATIONS if field == "interpolation" else value not in (None, "")
+
+
+def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """A declared colour mean for another number of channels: its average for each, as for grey images."""
+    return values if len(values) == channels else (sum(values) / len(values),) * channels
+
+
+def _check(values: Mapping[str, Any], channels: int) -> None:
+    mean, std = values.get("mean", ()), values.get("std", ())
+    if len(mean) != len(std) or len(mean) not in (0, channels):
+        raise UsageError(
+            f"the network has {channels} input channels, but mean has {len(mean)} values and std {len(std)}",
+            hint="give one --mean and one --std value per channel",
+        )
+    if any(not value > 0 for value in std):
+        raise UsageError(
+            f"std must be positive, found {list(std)}", hint="leave --std out, or give the training values"
+        )

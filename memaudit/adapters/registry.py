@@ -1,0 +1,154 @@
+"""Installed adapters: listed from package metadata, imported only when chosen. Loads no torch by itself."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from dataclasses import dataclass
+from importlib import metadata
+from typing import TYPE_CHECKING
+
+from memaudit.checkpoints import Checkpoint
+from memaudit.errors import MemauditError, ModelRejected, UsageError
+from memaudit.text import clean, closest
+
+if TYPE_CHECKING:
+    from memaudit.adapters.base import Adapter, ModelOptions
+
+GROUP = "memaudit.adapters"
+OWN = {"timm": "memaudit.adapters.timm:TimmAdapter"}  # there even where memaudit runs without being installed
+
+
+@dataclass(frozen=True)
+class Installed:
+    """An adapter some installed package declares.
+
+    Attributes:
+        name: what `--adapter` takes.
+        target: `module:class`, imported only when chosen.
+        package: the distribution that declares it.
+        error: why it cannot be chosen, where that shows without importing it; empty otherwise.
+    """
+
+    name: str
+    target: str
+    package: str
+    version: str
+    error: str = ""
+
+
+def installed() -> list[Installed]:
+    """Every adapter by name. Nothing is imported, so a broken plugin is listed like any other."""
+    found = {("timm", "memaudit"): Installed("timm", OWN["timm"], "memaudit", _own_version())}
+    for point in metadata.entry_points(group=GROUP):
+        package = point.dist.name if point.dist else "?"
+        version = point.dist.version if point.dist else "?"
+        name = clean(point.name)
+        if (name, package) not in found:
+            found[name, package] = Installed(name, point.value, clean(package), clean(version), _missing(point.module))
+    return sorted(found.values(), key=lambda a: (a.name, a.package))
+
+
+def choose(checkpoint: Checkpoint, options: ModelOptions, name: str | None = None) -> Adapter:
+    """The adapter for `checkpoint`, loaded.
+
+    Args:
+        checkpoint: what was read.
+        options: what the user said about the model.
+        name: an installed adapter's, or `file.py:factory`; `None`: memaudit's own timm adapter, if it recognises the
+            checkpoint. A plugin or a user's file is never run unless it is named.
+
+    Raises:
+        UsageError: no such adapter, or it cannot be imported.
+        ModelRejected: the checkpoint is not recognised, or does not load.
+    """
+    spec = name or options.user_file
+    if spec and ":" in spec:
+        from dataclasses import replace
+
+        from memaudit.adapters.user import UserAdapter
+
+        return UserAdapter.load(checkpoint, replace(options, user_file=spec))
+    adapter = load_class(spec or "timm")
+    if spec is None and options.arch is None and adapter.recognises(checkpoint) is None:
+        raise _unrecognised(checkpoint)
+    try:
+        return adapter.load(checkpoint, options)
+    except MemauditError:
+        raise
+    except Exception as error:
+        raise ModelRejected(
+            f"the adapter {clean(spec or 'timm')!r} failed on {clean(checkpoint.path.name)}: "
+            f"{type(error).__name__}: {clean(error)}",
+            hint=f"try it alone: memaudit adapters test {clean(spec or 'timm')}",
+        ) from error
+
+
+def load_class(name: str) -> type[Adapter]:
+    """Import the adapter called `name`.
+
+    Raises:
+        UsageError: unknown, declared by two packages, not importable, or no adapter.
+    """
+    adapters = installed()
+    matches = [a for a in adapters if a.name == name]
+    if not matches:
+        raise UsageError(
+            f"no adapter {clean(name)!r} is installed{closest(name, {a.name for a in adapters})}",
+            hint="list them with: memaudit adapters list; or name a file: --adapter ./my_model.py:build",
+        )
+    if len(matches) > 1:
+        packages = ", ".join(f"{a.package} {a.version}" for a in matches)
+        raise UsageError(f"two packages declare the adapter {clean(name)!r}: {packages}", hint="uninstall one of them")
+    chosen = matches[0]
+    module, _, attribute = chosen.target.partition(":")
+    try:
+        loaded: object = importlib.import_module(module)
+        for part in attribute.split("."):
+            loaded = getattr(loaded, part)
+    except Exception as error:
+        raise UsageError(
+            f"the adapter {clean(name)!r} of {chosen.package} {chosen.version} cannot be imported: "
+            f"{type(error).__name__}: {clean(error)}",
+            hint="repair or uninstall that package",
+        ) from error
+    from memaudit.adapters.base import Adapter
+
+    if not (isinstance(loaded, type) and issubclass(loaded, Adapter)):
+        raise UsageError(
+            f"{clean(chosen.target)} of {chosen.package} {chosen.version} is no subclass of memaudit's Adapter",
+            hint="repair or uninstall that package",
+        )
+    return loaded
+
+
+def _unrecognised(checkpoint: Checkpoint) -> ModelRejected:
+    where, kind = clean(checkpoint.path.name), checkpoint.facts.model_type
+    others = [a.name for a in installed() if a.name != "timm"]
+    plugins = f"an installed adapter ({', '.join(others)})" if others else "an adapter plugin"
+    if kind:
+        return ModelRejected(
+            f"{where} is a transformers model (model_type {kind!r}), which needs an adapter of its own",
+            hint=f"name {plugins} with --adapter NAME, or give a factory: --adapter ./my_model.py:build",
+        )
+    return ModelRejected(
+        f"no timm architecture has the tensors of {where} ({len(checkpoint.tensors):,} tensors, "
+        f"first {clean(next(iter(checkpoint.tensors)))!r})",
+        hint=f"give a factory: --adapter ./my_model.py:build; or {plugins}; or --arch if you know the timm name",
+    )
+
+
+def _missing(module: str) -> str:
+    """Why `module` cannot be imported, as far as its top-level package tells without running it."""
+    top = module.split(".")[0]
+    try:
+        return "" if importlib.util.find_spec(top) else f"no module named {clean(top)!r}"
+    except (ImportError, ValueError) as error:
+        return clean(error)
+
+
+def _own_version() -> str:
+    try:
+        return metadata.version("memaudit")
+    except metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,223 @@
+"""The adapter for timm's architectures: named by the user or the checkpoint, or told from the tensors alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import timm
+from torch import Tensor
+
+from memaudit.adapters.base import Adapter, ModelOptions
+from memaudit.adapters.building import build, default_config, exists
+from memaudit.adapters.identify import Candidate, fit, identify, most_parameters
+from memaudit.adapters.preprocessing import resolve
+from memaudit.checkpoints import Checkpoint
+from memaudit.checkpoints.load import check_fit, load_strict
+from memaudit.data.preprocess import Preprocess
+from memaudit.errors import MemauditError, ModelRejected, UsageError
+from memaudit.text import clean, closest
+
+# Buffers that are not in the checkpoint may add to it (masks, position tables), but not without bound.
+MAX_GROWTH, GROWTH_SLACK = 4, 1 << 28  # times the checkpoint's float32 bytes; bytes
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What will be built, and why."""
+
+    architecture: str
+    kwargs: Mapping[str, object]
+    reason: str
+    alternatives: tuple[str, ...] = field(default_factory=tuple)
+
+
+class TimmAdapter(Adapter):
+    """A timm architecture, loaded strictly."""
+
+    name: ClassVar[str] = "timm"
+
+    @classmethod
+    def recognises(cls, checkpoint: Checkpoint) -> str | None:
+        """The architecture the checkpoint names, or that its tensors' names and shapes show."""
+        named = checkpoint.facts.architecture
+        if named and exists(named):
+            return f"{checkpoint.facts.origin}: {named}"
+        if checkpoint.facts.model_type:
+            return None
+        return "names and shapes of its tensors" if identify(checkpoint.tensors) else None
+
+    @classmethod
+    def load(cls, checkpoint: Checkpoint, options: ModelOptions) -> TimmAdapter:
+        """Build on `meta`, hold against the tensors, then build for real and load.
+
+        Where several architectures fit and compute differently, the first is loaded and `alternatives` names all:
+        the caller loads each with `options.arch` and keeps the one that classifies the reference.
+
+        Raises:
+            ModelRejected: the tensors do not fit, have no classifier, or belong to no timm architecture.
+            PremiseBroken: a weight is NaN or infinite.
+            UsageError: `--arch` or `--model-kwargs` name something timm does not have.
+        """
+        plan = _sized(_plan(checkpoint, options), checkpoint, options)
+        _check_on_meta(plan, checkpoint, options)
+        try:
+            network = build(plan.architecture, plan.kwargs, device="cpu")
+        except Exception as error:
+            raise _unbuildable(plan, options, error) from error
+        load_strict(network, checkpoint.tensors, stripped_prefix=checkpoint.stripped_prefix)
+        return cls(
+            network,
+            architecture=plan.architecture,
+            preprocess=_preprocess(plan, checkpoint, options),
+            reason=plan.reason,
+            alternatives=plan.alternatives,
+        )
+
+
+def _plan(checkpoint: Checkpoint, options: ModelOptions) -> _Plan:
+    facts = checkpoint.facts
+    if options.arch is not None:
+        if not exists(options.arch):
+            near = closest(options.arch, timm.list_models())
+            raise UsageError(
+                f"timm {timm.__version__} has no architecture {clean(options.arch)!r}{near}",
+                hint="give the exact name, as timm.list_models() prints it",
+            )
+        return _named(options.arch, "--arch", checkpoint, options)
+    if facts.architecture and exists(facts.architecture):
+        return _named(facts.architecture, f"{facts.origin}: {facts.architecture}", checkpoint, options)
+    candidates = identify(checkpoint.tensors)
+    if not candidates:
+        named = f"; it names {clean(facts.architecture)!r}, which timm does not have" if facts.architecture else ""
+        raise ModelRejected(
+            f"no architecture of timm {timm.__version__} has the tensors of {clean(checkpoint.path.name)}{named}",
+            hint="name it with --arch, or give a factory with --adapter file.py:name",
+        )
+    first = candidates[0]
+    return _Plan(
+        first.architecture,
+        {**first.kwargs, **options.model_kwargs},
+        "names and shapes of its tensors",
+        _alternatives(candidates, checkpoint, options),
+    )
+
+
+def _named(architecture: str, reason: str, checkpoint: Checkpoint, options: ModelOptions) -> _Plan:
+    """The plan for an architecture somebody named; what the file says about another one is left out."""
+    facts = checkpoint.facts
+    same = facts.architecture is not None and facts.architecture.split(".")[0] == architecture.split(".")[0]
+    said = {**(facts.model_kwargs if same else {}), **options.model_kwargs}
+    fixed = {name: value for name, value in said.items() if value not in (None, "") and name != "num_classes"}
+    return _Plan(architecture, {**fit(architecture, checkpoint.tensors, fixed), **fixed}, reason)
+
+
+def _sized(plan: _Plan, checkpoint: Checkpoint, options: ModelOptions) -> _Plan:
+    """The plan with the image size that was said, where no tensor shows it and the architecture must be told (Swin).
+
+    Raises:
+        UsageError: `--input-size` contradicts the tensors.
+    """
+    said = options.input_size or checkpoint.facts.preprocess.get("input_size")
+    default = default_config(plan.architecture).get("input_size")
+    if not isinstance(said, tuple) or said == default or {"img_size", "dynamic_img_size"} & plan.kwargs.keys():
+        return plan
+    kwargs = {**plan.kwargs, "img_size": said[1] if said[1] == said[2] else said[1:]}
+    try:
+        network = build(plan.architecture, kwargs, device="meta", most=most_parameters(checkpoint.tensors))
+    except Exception:  # it takes no img_size: any image will do
+        return plan
+    try:
+        check_fit(network, checkpoint.tensors)
+    except ModelRejected as error:
+        if options.input_size is None:
+            return plan
+        raise UsageError(
+            f"{clean(checkpoint.path.name)} was not trained on images of {said[1]} x {said[2]}: {error.message}",
+            hint="leave --input-size out: the tensors show the size",
+        ) from error
+    return replace(plan, kwargs=kwargs)
+
+
+def _alternatives(candidates: list[Candidate], checkpoint: Checkpoint, options: ModelOptions) -> tuple[str, ...]:
+    """One name per network that computes differently, or that the same network is fed differently under.
+
+    Architectures that are equal module by module may still have been trained with other means (vit and deit); unless
+    the user or the checkpoint says which, only the reference can.
+    """
+    said = options.mean is not None or "mean" in checkpoint.facts.preprocess
+    names = []
+    for candidate in candidates:
+        fed: set[tuple[Any, Any]] = set()
+        for name in candidate.same:
+            config = default_config(name)
+            normalisation = (config.get("mean"), config.get("std"))
+            if normalisation not in fed and not (said and fed):
+                fed.add(normalisation)
+                names.append(name)
+    return tuple(names)
+
+
+def _check_on_meta(plan: _Plan, checkpoint: Checkpoint, options: ModelOptions) -> None:
+    """Names, shapes, classes and memory, before anything is allocated."""
+    where = clean(checkpoint.path.name)
+    classes = plan.kwargs.get("num_classes")
+    for said, by in ((options.num_classes, "--num-classes"), (checkpoint.facts.num_classes, "the checkpoint")):
+        if options.num_classes is not None and by != "--num-classes":
+            continue
+        if said is not None and classes is not None and said != classes:
+            raise ModelRejected(
+                f"the classifier in {where} has {classes} classes, but {by} says {said}",
+                hint=f"if {classes} is right: --num-classes {classes}; else this is another model's checkpoint",
+            )
+    try:
+        network = build(plan.architecture, plan.kwargs, device="meta", most=most_parameters(checkpoint.tensors))
+    except Exception as error:
+        raise _unbuildable(plan, options, error) from error
+    try:
+        check_fit(network, checkpoint.tensors)
+    except ModelRejected as error:
+        raise ModelRejected(
+            f"{where} is not {plan.architecture} ({plan.reason}): {error.message}", hint=error.hint
+        ) from error
+    needed, given = _bytes(network.parameters()) + _bytes(network.buffers()), _bytes(checkpoint.tensors.values())
+    if needed > MAX_GROWTH * given + GROWTH_SLACK:
+        raise ModelRejected(
+            f"{plan.architecture} with {dict(plan.kwargs)} needs {needed:,} bytes for a checkpoint of {given:,}",
+            hint="check --model-kwargs against how it was trained",
+        )
+
+
+def _unbuildable(plan: _Plan, options: ModelOptions, error: Exception) -> MemauditError:
+    if isinstance(error, MemauditError):
+        return error
+    kind = UsageError if options.model_kwargs else ModelRejected
+    shown = ", ".join(f"{clean(k)}={clean(v)}" for k, v in plan.kwargs.items())
+    reason = f"{type(error).__name__}: {clean(error)}"
+    return kind(
+        f"timm {timm.__version__} cannot build {plan.architecture} with {shown}: {reason}",
+        hint="check --model-kwargs and the checkpoint's own model_args",
+    )
+
+
+def _preprocess(plan: _Plan, checkpoint: Checkpoint, options: ModelOptions) -> Preprocess:
+    """Training-time preprocessing, with the channels and the image size that the tensors prove."""
+    defaults = default_config(plan.architecture)
+    facts: dict[str, Any] = dict(checkpoint.facts.preprocess)
+    channels = plan.kwargs.get("in_chans", defaults["input_size"][0])
+    if options.input_size is not None and options.input_size[0] != channels:
+        raise UsageError(
+            f"--input-size has {options.input_size[0]} channels, the network {channels}",
+            hint=f"--input-size {channels},{options.input_size[1]},{options.input_size[2]}",
+        )
+    for source in (facts, defaults):
+        if "input_size" in source:
+            source["input_size"] = (channels, *source["input_size"][1:])
+    side = plan.kwargs.get("img_size")
+    proven = {"input_size": (channels, side, side)} if isinstance(side, int) else {}
+    return resolve(options, facts, defaults, f"timm's training values for {plan.architecture}", proven=proven)
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(4 * t.numel() for t in tensors)
