@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -23,6 +24,9 @@ class ExampleSet:
         source: what the user named, relative and printable.
         class_names: names by label, or empty where the source declares none.
         unreadable: `source: reason` of each example that could not be decoded and is therefore not in the set.
+        duplicates: rows whose content was already in the set, in words: left out when the label was the same too, kept
+            when it was another (the image then has two findings).
+        omitted: rows that were not read because of a limit.
     """
 
     examples: tuple[Example, ...]
@@ -30,6 +34,8 @@ class ExampleSet:
     source: str
     class_names: tuple[str, ...] = ()
     unreadable: tuple[str, ...] = field(default=())
+    duplicates: tuple[str, ...] = field(default=())
+    omitted: int = 0
 
     def __post_init__(self) -> None:
         if len(self.examples) != len(self.pixels):
@@ -38,12 +44,12 @@ class ExampleSet:
     def __len__(self) -> int:
         return len(self.examples)
 
-    @property
+    @cached_property
     def labels(self) -> Tensor:
         """`(N,)` int64."""
         return torch.tensor([e.label for e in self.examples], dtype=torch.int64)
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """Hash of ids and labels in order: equal for equal content, whatever the files are called."""
         return hashlib.sha256("\n".join(f"{e.id} {e.label}" for e in self.examples).encode()).hexdigest()
@@ -62,6 +68,27 @@ class ExampleSet:
 def finding_id(example_id: str, label: int) -> str:
     """The id of a finding: hash of the example's content and its flagged label. Survives retraining."""
     return hashlib.sha256(f"{example_id}:{label}".encode()).hexdigest()[:16]
+
+
+def distinct(examples: Sequence[Example]) -> tuple[list[int], tuple[str, ...]]:
+    """Positions of the first example of each (content, label), and `ExampleSet.duplicates` for the others."""
+    first: dict[str, Example] = {}
+    seen: set[tuple[str, int]] = set()
+    keep, duplicates = [], []
+    for position, example in enumerate(examples):
+        earlier = first.setdefault(example.id, example)
+        new = (example.id, example.label) not in seen
+        if new:
+            seen.add((example.id, example.label))
+            keep.append(position)
+        if earlier is not example:
+            fate = f"kept: label {example.label}, not {earlier.label}" if new else "left out"
+            duplicates.append(f"{_row(example)}: same content as {_row(earlier)}, {fate}")
+    return keep, tuple(duplicates)
+
+
+def _row(example: Example) -> str:
+    return f"{example.source} (row {example.index})"
 
 
 def content_id(content: bytes) -> str:

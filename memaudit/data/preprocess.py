@@ -19,6 +19,7 @@ class Preprocess:
         mean: per channel, subtracted from values in [0, 1]; empty: no normalisation.
         std: per channel.
         origin: where these values came from (flag, checkpoint, adapter, default), for the report.
+        crop_mode: timm's names: `center` keeps the aspect ratio and crops, `squash` does not keep it, `border` pads.
     """
 
     input_size: tuple[int, int, int]
@@ -27,6 +28,7 @@ class Preprocess:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     origin: str = "default"
+    crop_mode: str = "center"
 
     def normalise(self, batch: Tensor) -> Tensor:
         """`(N, C, H, W)` in [0, 1] to the network's input; without mean and std, `batch` itself."""
