@@ -1,0 +1,119 @@
+"""What a source lists: its rows, before any pixel is read, and how those that are image files are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+from memaudit.data.decode import Progress, decode_all
+from memaudit.data.examples import ExampleSet, distinct
+from memaudit.data.images import Unreadable
+from memaudit.data.preprocess import Preprocess
+from memaudit.data.rejections import Rejections, RowError
+from memaudit.findings import Example
+from memaudit.text import clean
+
+
+@dataclass(frozen=True)
+class Row:
+    """One labelled image and what was said of it.
+
+    Attributes:
+        name: its path relative to the root, as it came (for look-ups; cleaned when printed), or `array`.
+        index: row in its source, from 0; also where its file or values are.
+        line: line of the manifest or list that named it, from 1.
+        id: the name that a manifest or an array gives the row.
+    """
+
+    name: str
+    label: int
+    index: int
+    line: int | None = None
+    true_label: int | None = None
+    note: str | None = None
+    id: str | None = None
+
+    def example(self, identity: str) -> Example:
+        """The row as a report shows it; a declared id leads the note."""
+        parts = [f"id {clean(self.id)}" if self.id else "", clean(self.note) if self.note else ""]
+        return Example(
+            id=identity,
+            source=clean(self.name),
+            label=self.label,
+            index=self.index,
+            line=self.line,
+            true_label=self.true_label,
+            note="; ".join(p for p in parts if p) or None,
+        )
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The rows of one source.
+
+    Attributes:
+        source: printable name of what the user named.
+        class_names: by label; empty where none are declared.
+    """
+
+    source: str
+    rows: tuple[Row, ...]
+    class_names: tuple[str, ...]
+
+    def load(self, preprocess: Preprocess, limit: int | None = None, progress: Progress | None = None) -> ExampleSet:
+        """The rows' images, or `limit` of them spread evenly.
+
+        Raises:
+            DataRejected: an image cannot be used at all, or the set does not fit in memory.
+        """
+        raise NotImplementedError
+
+    def pick(self, rows: Sequence[Row], source: str) -> Self:
+        """The same images under another name, `rows` of them only."""
+        return replace(self, rows=tuple(rows), source=source)
+
+    def chosen(self, limit: int | None) -> list[Row]:
+        """At most `limit` rows, evenly spaced so that sorted classes all stay represented."""
+        count = len(self.rows)
+        if limit is None or limit >= count:
+            return list(self.rows)
+        return [self.rows[i * count // limit] for i in range(limit)]
+
+
+@dataclass(frozen=True)
+class FileListing(Listing):
+    """Rows whose images are files: `files[row.index]`, resolved and regular when they were listed."""
+
+    files: tuple[Path, ...]
+
+    def load(self, preprocess: Preprocess, limit: int | None = None, progress: Progress | None = None) -> ExampleSet:
+        """Decode the files; what cannot be decoded is told in `unreadable`."""
+        rows = self.chosen(limit)
+        pixels, outcomes = decode_all([self.files[r.index] for r in rows], preprocess, self.source, progress)
+        rejections, unreadable = Rejections(self.source, "images"), []
+        examples, read = [], []
+        for position, (row, outcome) in enumerate(zip(rows, outcomes, strict=True)):
+            where = clean(row.name) if row.line is None else f"line {row.line}: {clean(row.name)}"
+            if isinstance(outcome, RowError):
+                rejections.add(where, outcome)
+            elif isinstance(outcome, Unreadable):
+                unreadable.append(f"{where}: {outcome}")
+            else:
+                examples.append(row.example(outcome))
+                read.append(position)
+        rejections.check(len(rows), hint="scale the images down, or take them out of the set")
+        keep, duplicates = distinct(examples)
+        for target, position in enumerate(keep):  # in place: the tensor may be half of the memory
+            if target != read[position]:
+                pixels[target] = pixels[read[position]]
+        return ExampleSet(
+            tuple(examples[i] for i in keep),
+            pixels[: len(keep)],
+            self.source,
+            self.class_names,
+            unreadable=tuple(unreadable),
+            duplicates=duplicates,
+            omitted=len(self.rows) - len(rows),
+        )

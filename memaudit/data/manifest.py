@@ -1,0 +1,126 @@
+"""A manifest: a table (`.csv .tsv .jsonl`) with `path,label[,id,true_label,note]`, paths relative to its folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from memaudit.data.classes import Classes
+from memaudit.data.listing import FileListing, Row
+from memaudit.data.paths import display, inside
+from memaudit.data.rejections import Rejections, RowError
+from memaudit.data.tables import csv_records, json_records, read_text
+from memaudit.errors import DataRejected
+from memaudit.text import clean, closest
+
+SUFFIXES = frozenset({".csv", ".tsv", ".jsonl"})
+_REQUIRED = ("path", "label")
+_COLUMNS = (*_REQUIRED, "id", "true_label", "note")
+
+
+def list_manifest(path: Path, classes: Classes) -> FileListing:
+    """Every row of the manifest `path`.
+
+    Raises:
+        DataRejected: the table is broken, a row cannot be audited (all are told, by line), or there is no row.
+    """
+    name = display(path)
+    root = Path(os.path.realpath(path)).parent
+    rejections, files, ids = Rejections(name), [], dict[str, int]()
+    rows: list[Row] = []
+    total = 0
+    text = read_text(path)
+    json = path.suffix.lower() == ".jsonl"
+    records = json_records(text) if json else _csv_rows(text, path, name)
+    by_text = classes.name_or_label if json else classes.label
+    for line, cells in records:
+        total += 1
+        try:
+            if isinstance(cells, str):
+                raise RowError(cells)
+            row = _row(cells, line, len(rows), lambda value: _label(value, classes, by_text))
+            if row.id is not None and ids.setdefault(row.id, line) != line:
+                raise RowError(f"id '{clean(row.id)}' is already the id of line {ids[row.id]}")
+            files.append(inside(root, row.name))
+            rows.append(row)
+        except RowError as reason:
+            rejections.add(f"line {line}", reason)
+    rejections.check(total)
+    if not rows:
+        raise DataRejected(f"{name} has no rows; nothing to audit", hint="one line per image: path,label")
+    return FileListing(name, tuple(rows), classes.names, tuple(files))
+
+
+def is_manifest(path: Path) -> bool:
+    """Whether the first line of the `.csv` `path` has both required columns."""
+    _, header = next(csv_records(read_text(path), ",", display(path)), (1, []))
+    return set(_REQUIRED) <= set(header)
+
+
+def _row(cells: Mapping[str, object], line: int, index: int, label: Callable[[object], int]) -> Row:
+    unknown = next((k for k in cells if k not in _COLUMNS), None)
+    if unknown is not None:
+        raise RowError(f"unknown key '{clean(unknown)}'{closest(unknown, _COLUMNS)}")
+    missing = next((k for k in _REQUIRED if cells.get(k) is None), None)
+    if missing is not None:
+        raise RowError(f"no {missing}")
+    path, true_label = _text(cells, "path"), cells.get("true_label")
+    if not path:
+        raise RowError("the path is empty")
+    return Row(
+        name=path,
+        label=label(cells["label"]),
+        index=index,
+        line=line,
+        true_label=None if true_label in (None, "") else label(true_label),
+        note=_text(cells, "note") or None,
+        id=_text(cells, "id") or None,
+    )
+
+
+def _label(value: object, classes: Classes, by_text: Callable[[str], int]) -> int:
+    """The label that a cell or a JSON value means; text goes through `by_text`."""
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise RowError(f"label {clean(value)} is neither an index nor a class name")
+    return classes.index(value) if isinstance(value, int) else by_text(value)
+
+
+def _text(cells: Mapping[str, object], key: str) -> str:
+    value = cells.get(key)
+    if value is None:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise RowError(f"{key} {clean(value)} is not text")
+    return str(value)
+
+
+def _csv_rows(text: str, path: Path, name: str) -> Iterator[tuple[int, dict[str, str] | str]]:
+    """Rows below the header, as cells by column, or in their place what is wrong with them."""
+    records = csv_records(text, "\t" if path.suffix.lower() == ".tsv" else ",", name)
+    _, header = next(records, (1, []))
+    if not header:
+        return
+    check_header(header, name)
+    for line, cells in records:
+        if len(cells) != len(header):
+            yield line, f"{len(cells)} cells, the header has {len(header)}"
+        else:
+            yield line, dict(zip(header, cells, strict=True))
+
+
+def check_header(header: list[str], name: str) -> None:
+    """Refuse a header that is not `path,label` and known further columns.
+
+    Raises:
+        DataRejected: a column is missing, unknown or there twice.
+    """
+    hint = f"the first line is {','.join(_REQUIRED)}, optionally {', '.join(_COLUMNS[2:])}; a list of rows needs --data"
+    for column in header:
+        if column not in _COLUMNS:
+            raise DataRejected(f"{name} line 1: unknown column '{clean(column)}'{closest(column, _COLUMNS)}", hint=hint)
+        if header.count(column) > 1:
+            raise DataRejected(f"{name} line 1: column '{column}' is there twice", hint=hint)
+    for column in _REQUIRED:
+        if column not in header:
+            raise DataRejected(f"{name} line 1: no column '{column}'", hint=hint)

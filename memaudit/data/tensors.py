@@ -1,0 +1,262 @@
+"""Images that are already numbers: checked against what the network takes, then an `ExampleSet`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from memaudit.data.classes import Classes
+from memaudit.data.decode import Progress, as_array, check_memory, in_threads
+from memaudit.data.examples import ExampleSet, content_id, distinct
+from memaudit.data.geometry import check_preprocess, fit
+from memaudit.data.listing import Listing, Row
+from memaudit.data.preprocess import Preprocess
+from memaudit.data.rejections import Rejections, RowError
+from memaudit.errors import DataRejected
+
+Labels = Tensor | np.ndarray | Sequence[int]
+
+
+@dataclass(frozen=True)
+class TensorListing(Listing):
+    """Rows whose images are `x[row.index]`.
+
+    Attributes:
+        x: `(N, ...)` uint8 or floating point.
+        layout: `NHWC` or `NCHW` where the source's contract says; `None`: told from the shape.
+        unit_range: floats must be in [0, 1] also when the network declares no normalisation.
+        identities: content ids of `x`'s rows where `x` is no longer what they were computed from.
+    """
+
+    x: Tensor
+    layout: str | None = None
+    unit_range: bool = False
+    identities: tuple[str, ...] = ()
+
+    def load(self, preprocess: Preprocess, limit: int | None = None, progress: Progress | None = None) -> ExampleSet:
+        """Check and shape the values; there is nothing that could be unreadable.
+
+        uint8 images of another size than the network's go through the same geometry as files; those of its size are
+        taken as they are. Floats are the network's input domain: `[0, 1]` before normalisation.
+
+        Raises:
+            DataRejected: shape, layout, dtype or values are not what the network takes.
+        """
+        check_preprocess(preprocess)
+        rows = self.chosen(limit)
+        everything = len(rows) == len(self.x) and all(r.index == i for i, r in enumerate(rows))
+        x = self.x if everything else self.x[[r.index for r in rows]]
+        examples = [
+            row.example(self.identities[row.index] if self.identities else tensor_id(image))
+            for row, image in zip(rows, x, strict=True)
+        ]
+        keep, duplicates = distinct(examples)
+        if len(keep) < len(examples):
+            x = x[keep]
+        if x.dtype == torch.uint8:
+            pixels = _fitted(
+                _channels_first(x, preprocess, self.layout, self.source), preprocess, self.source, progress
+            )
+        else:
+            pixels = _checked_floats(
+                x, preprocess, self.unit_range or bool(preprocess.mean), [rows[i] for i in keep], self.source
+            )
+        return ExampleSet(
+            tuple(examples[i] for i in keep),
+            pixels,
+            self.source,
+            self.class_names,
+            duplicates=duplicates,
+            omitted=len(self.rows) - len(rows),
+        )
+
+
+def from_tensors(
+    x: Tensor | np.ndarray,
+    y: Labels,
+    *,
+    preprocess: Preprocess,
+    num_classes: int | None,
+    class_names: Sequence[str] = (),
+    ids: Sequence[object] | None = None,
+    true_labels: Labels | None = None,
+    notes: Sequence[str | None] | None = None,
+    source: str = "tensors",
+    limit: int | None = None,
+    progress: Progress | None = None,
+) -> ExampleSet:
+    """Labelled images that are in memory.
+
+    Args:
+        x: `(N, C, H, W)` floats in the network's input domain ([0, 1] before normalisation; anything finite when
+            `preprocess` normalises nothing), or uint8 `(N, H, W, C)` or `(N, C, H, W)`.
+        y: `(N,)` integer labels.
+        preprocess: input shape and normalisation of the network.
+        num_classes: of the model; `None` when unknown.
+        ids: unique names of the rows; they lead the examples' notes.
+        true_labels: `(N,)`, where known.
+
+    Raises:
+        DataRejected: values, shapes or labels are not what the network takes.
+    """
+    classes = Classes.of(class_names, num_classes)
+    return list_tensors(x, y, classes, source, ids=ids, true_labels=true_labels, notes=notes).load(
+        preprocess, limit, progress
+    )
+
+
+def list_tensors(
+    x: Tensor | np.ndarray,
+    y: Labels,
+    classes: Classes,
+    source: str,
+    *,
+    ids: Sequence[object] | None = None,
+    true_labels: Labels | None = None,
+    notes: Sequence[str | None] | None = None,
+    layout: str | None = None,
+    unit_range: bool = False,
+) -> TensorListing:
+    """Rows of `x`, labels checked; the values are checked when they are loaded.
+
+    Raises:
+        DataRejected: there is no row, labels do not fit, or an id is there twice.
+    """
+    images = as_tensor(x, source) if isinstance(x, np.ndarray) else x.detach().cpu()
+    if images.ndim == 0 or len(images) == 0:
+        raise DataRejected(f"{source}: x has zero rows; nothing to audit")
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise DataRejected(f"{source}: x is {_dtype(images)}; give uint8, or floats in [0, 1]")
+    count = len(images)
+    labels = _integers(y, "y", count, source)
+    truths = [None] * count if true_labels is None else _integers(true_labels, "true_label", count, source)
+    for name, column in (("id", ids), ("notes", notes)):
+        if column is not None and len(column) != count:
+            raise DataRejected(f"{source}: {len(column)} values in {name} for {count} images")
+    rejections, rows, seen = Rejections(source), [], dict[str, int]()
+    for i, (label, truth) in enumerate(zip(labels, truths, strict=True)):
+        identity = None if ids is None else str(ids[i])
+        try:
+            if identity is not None and seen.setdefault(identity, i) != i:
+                raise RowError(f"its id is already the id of row {seen[identity]}")
+            true_label = None if truth is None else classes.index(truth)
+            note = notes[i] if notes is not None else None
+            rows.append(Row("array", classes.index(label), i, true_label=true_label, note=note, id=identity))
+        except RowError as reason:
+            rejections.add(f"row {i}", reason)
+    rejections.check(count)
+    return TensorListing(source, tuple(rows), classes.names, images, layout, unit_range)
+
+
+def tensor_id(image: Tensor) -> str:
+    """The content id of one row: hash of its dtype, shape and values."""
+    values = image.contiguous().view(torch.uint8) if image.ndim else image.reshape(1).view(torch.uint8)
+    return content_id(f"{_dtype(image)} {tuple(image.shape)} ".encode() + values.numpy().tobytes())
+
+
+def as_tensor(x: np.ndarray, source: str) -> Tensor:
+    """`x` as a tensor, sharing memory where that is safe.
+
+    Raises:
+        DataRejected: it holds no numbers.
+    """
+    if x.dtype.kind not in "biuf":
+        raise DataRejected(f"{source}: x is {x.dtype}; give uint8, or floats in [0, 1]")
+    return torch.from_numpy(np.require(x, x.dtype.newbyteorder("="), ["C", "W"]))
+
+
+def _integers(values: Labels, name: str, count: int, source: str) -> list[int]:
+    array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    if array.dtype.kind not in "iu":
+        raise DataRejected(f"{source}: {name} is {array.dtype}; labels are integers")
+    if array.shape != (count,):
+        raise DataRejected(f"{source}: {name} has shape {array.shape} for {count} images; give one label each")
+    return [int(v) for v in array]
+
+
+def _channels_first(x: Tensor, preprocess: Preprocess, layout: str | None, source: str) -> Tensor:
+    """uint8 `x` as a view `(N, C, H, W)`."""
+    channels = preprocess.input_size[0]
+    if x.ndim == 3 and channels == 1:
+        return x[:, None]
+    shape = tuple(x.shape)
+    first, last = x.ndim == 4 and shape[1] == channels, x.ndim == 4 and shape[-1] == channels
+    if layout == "NHWC" and first and not last:
+        raise DataRejected(
+            f"{source}: uint8 x has shape {shape}, channels first", hint="save it as NHWC: x.transpose(0, 2, 3, 1)"
+        )
+    if layout is None and first and last:
+        raise DataRejected(
+            f"{source}: uint8 x of shape {shape} could be NCHW or NHWC",
+            hint="give floats, which are always NCHW: x.float() / 255",
+        )
+    if not first and not last:
+        raise DataRejected(
+            f"{source}: uint8 x has shape {shape}, the network takes {channels} channels", hint="give (N, H, W, C)"
+        )
+    return x.permute(0, 3, 1, 2) if last and layout != "NCHW" else x
+
+
+def _fitted(x: Tensor, preprocess: Preprocess, source: str, progress: Progress | None) -> Tensor:
+    """uint8 `(N, C, H, W)` at the network's size."""
+    channels, height, width = preprocess.input_size
+    check_memory(len(x), channels * height * width, source)
+    if x.shape[2:] == (height, width):
+        if progress:
+            progress(len(x), len(x))
+        return x.contiguous()
+    if channels not in (1, 3) or min(x.shape[2:]) < 1:
+        raise DataRejected(
+            f"{source}: images of shape {tuple(x.shape[1:])}, the network takes {preprocess.input_size}; resize them"
+        )
+    pixels = torch.empty((len(x), channels, height, width), dtype=torch.uint8)
+    rows = pixels.numpy()
+
+    def fit_one(index: int) -> None:
+        values = x[index].permute(1, 2, 0).contiguous().numpy()
+        rows[index] = as_array(fit(Image.fromarray(values if channels == 3 else values[..., 0]), preprocess))
+
+    try:
+        in_threads(fit_one, len(x), progress)
+    except RowError as reason:  # all rows have one shape, so it is about all of them
+        raise DataRejected(f"{source}: {reason}") from None
+    return pixels
+
+
+def _checked_floats(x: Tensor, preprocess: Preprocess, unit: bool, rows: Sequence[Row], source: str) -> Tensor:
+    """`x` itself, when it is `(N, C, H, W)` of the network's size, finite and, if `unit`, within [0, 1]."""
+    size = preprocess.input_size
+    if x.ndim == 3 and size[0] == 1:
+        x = x[:, None]
+    shape = tuple(x.shape)
+    if shape[1:] != size:
+        swapped = len(shape) == 4 and (shape[3], shape[1], shape[2]) == size
+        raise DataRejected(
+            f"{source}: float x has shape {shape}, the network takes (N, {', '.join(map(str, size))})",
+            hint="it is NHWC: transpose it with x.transpose(0, 3, 1, 2)"
+            if swapped
+            else "resize it first, or give uint8",
+        )
+    check_memory(len(x), x[0].numel() * x.element_size(), source)
+    flat = x.flatten(1)
+    low, high = flat.amin(1).tolist(), flat.amax(1).tolist()
+    rejections = Rejections(source)
+    for row, lowest, highest in zip(rows, low, high, strict=True):
+        if not (np.isfinite(lowest) and np.isfinite(highest)):
+            rejections.add(f"row {row.index}", "a pixel is NaN or infinite")
+        elif unit and not (lowest >= 0 and highest <= 1):
+            rejections.add(f"row {row.index}", f"values from {lowest:.4g} to {highest:.4g}, outside [0, 1]")
+    if rejections.reasons:
+        signed = min(low) < 0
+        fix = "undo its normalisation; the audit applies mean and std" if signed else "divide it by 255, or give uint8"
+        rejections.check(len(x), hint=fix)
+    return x.contiguous()
+
+
+def _dtype(x: Tensor) -> str:
+    return str(x.dtype).removeprefix("torch.")
