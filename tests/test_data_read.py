@@ -131,8 +131,8 @@ def test_duplicates_keep_the_first_of_each_label_and_are_listed(animals: Path) -
     assert len(found) == len(found.pixels) == 7
     assert found.duplicates == (
         "cat/copy.png (row 3): same content as cat/1.png (row 0), left out",
-        "dog/copy.png (row 7): same content as cat/1.png (row 0), kept: label 1, not 0",
-        "dog/copy2.png (row 8): same content as cat/1.png (row 0), left out",
+        "dog/copy2.png (row 7): same content as cat/1.png (row 0), kept: label 1, not 0",
+        "dog/copy.png (row 8): same content as cat/1.png (row 0), left out",
     )
     for i, example in enumerate(found.examples):
         expected = torch.from_numpy(np.array(Image.open(animals / example.source))).permute(2, 0, 1)
