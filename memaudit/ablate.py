@@ -30,7 +30,8 @@ def ablated(module: nn.Module, space: UnitSpace, keep: Tensor, fill: Sequence[Te
         touched = [True] * len(parts)
     else:
         touched = (torch.stack([(p != 1).any() for p in parts])).tolist()
-    before, after = [], []
+    before: list[tuple[nn.Module, Callable[..., Any]]] = []
+    after: list[tuple[nn.Module, Callable[..., Any]]] = []
     for number, site in enumerate(space.sites):
         if touched[number]:
             hook = _mask_hook(site, parts[number], None if fill is None else fill[number])

@@ -15,7 +15,7 @@ from torch import Tensor
 from memaudit.data.examples import ExampleSet
 from memaudit.evaluate import Evaluator, margin
 from memaudit.findings import AugmentedControl, FlaggedOthersControl, RandomControl, ReferenceAccuracy
-from memaudit.intervals import wilson
+from memaudit.intervals import tidy, wilson
 from memaudit.localize import Population
 from memaudit.units import UnitSpace
 
@@ -82,11 +82,11 @@ class Judge:
             low = accuracy - ((accuracy - low) ** 2 + (worst - lost_rate * r / n) ** 2) ** 0.5
             high = accuracy + ((high - accuracy) ** 2 + (best - gained_rate * r / n) ** 2) ** 0.5
         return ReferenceAccuracy(
-            before=right / n,
-            after=accuracy,
-            low=max(0.0, low),
-            high=min(1.0, high),
-            retained=min(1.0, max(0.0, 1 - losses / right)) if right else None,
+            before=tidy(right / n),
+            after=tidy(accuracy),
+            low=tidy(max(0.0, low)),
+            high=tidy(min(1.0, high)),
+            retained=tidy(min(1.0, max(0.0, 1 - losses / right))) if right else None,
             examples=len(measured),
         )
 
@@ -101,7 +101,7 @@ class Judge:
 
     def _draw(self, cut: Sequence[int], generator: torch.Generator) -> list[int]:
         drawn: list[int] = []
-        for number in self.space.site_of[list(cut)].unique().tolist():
+        for number in sorted(set(self.space.site_of[list(cut)].tolist())):
             first, last = self.space.offsets[number], self.space.offsets[number + 1]
             wanted = sum(first <= u < last for u in cut)
             pool = [u for u in range(first, last) if bool(self.live[u]) and u not in cut]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from memaudit.ablate import ablated
 from memaudit.adapters.base import Adapter
@@ -125,7 +125,8 @@ class Evaluator:
 
             return see
 
-        inputs, outputs = [], []
+        inputs: list[tuple[nn.Module, Callable[..., None]]] = []
+        outputs: list[tuple[nn.Module, Callable[..., None]]] = []
         for number, site in enumerate(space.sites):
             target = self.adapter.module.get_submodule(site.layer)
             (inputs if site.side == "input" else outputs).append((target, at(number)))

@@ -266,6 +266,11 @@ class Summary(Plain):
     random_erased: Rate | None = Field(description="share of random draws that erase, over all findings")
     random_low: Rate | None = None
     random_high: Rate | None = None
+    reference_retained_low: Rate | None = Field(default=None, description="95 % bootstrap interval over findings")
+    reference_retained_high: Rate | None = None
+    atypicality_auroc: Rate | None = Field(
+        default=None, description="chance that a flagged example is less supported than a reference example"
+    )
 
 
 class Report(Plain):
@@ -279,6 +284,7 @@ class Report(Plain):
     config: dict[str, ConfigValue]
     environment: dict[str, str]
     volatile: dict[str, Any] = Field(description="times and memory: the only block that may differ between two runs")
+    passes: dict[str, int] = Field(default={}, description="examples forwarded and backwarded, by stage")
     model: ModelInfo
     data: DataInfo
     units: Units

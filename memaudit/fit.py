@@ -140,4 +140,4 @@ def _pooled(tensor: Tensor, number: int) -> Tensor:
         return pooled
     generator = torch.Generator().manual_seed(number)
     projection = torch.randn(pooled.shape[1], FEATURE_WIDTH, generator=generator) / FEATURE_WIDTH**0.5
-    return pooled @ projection.to(pooled.device)
+    return torch.matmul(pooled, projection.to(pooled.device))

@@ -22,10 +22,10 @@ def hooked(
     an inner scope sees what the outer one returned. On the way out, by return or raise, every hook is gone.
     """
     with ExitStack() as stack:
-        for module, hook in before:
-            stack.callback(module.register_forward_pre_hook(hook).remove)
-        for module, hook in after:
-            stack.callback(module.register_forward_hook(hook).remove)
+        for module, first in before:
+            stack.callback(module.register_forward_pre_hook(first).remove)
+        for module, last in after:
+            stack.callback(module.register_forward_hook(last).remove)
         yield
 
 

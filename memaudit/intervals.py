@@ -28,3 +28,8 @@ def bootstrap(values: Sequence[float], seed: int, draws: int = 2000) -> tuple[fl
     means = array[np.random.default_rng(seed).integers(0, len(array), (draws, len(array)))].mean(1)
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
+
+
+def tidy(value: float) -> float:
+    """Six significant digits: what float32 carries, and no more than anyone can defend."""
+    return float(f"{value:.6g}")

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,7 +17,8 @@ from memaudit.findings import Kind
 from memaudit.text import clean, closest
 
 
-class Unit(NamedTuple):
+@dataclass(frozen=True)
+class Unit:
     """One channel, neuron or attention head, printed `layer3.0.bn2:17`."""
 
     layer: str
@@ -84,7 +85,7 @@ class Site:
         moved = tensor.movedim((self.batch_axis, self.axis), (0, -1))
         fold = len(moved) // examples
         if self.batch_minor:
-            moved = moved.unflatten(0, (fold, examples)).movedim(1, 0)
+            moved = moved.reshape(fold, examples, *moved.shape[1:]).movedim(1, 0)
         return moved.reshape(examples, -1, moved.shape[-1])
 
 
@@ -139,7 +140,7 @@ class UnitSpace:
 
     def split(self, values: Tensor) -> list[Tensor]:
         """`(..., total)` into one tensor a site."""
-        return list(values.split([s.width for s in self.sites], dim=-1))
+        return list(torch.split(values, [s.width for s in self.sites], dim=-1))
 
 
 def select(sites: Sequence[Site], unit: str = "auto", layers: str | None = None) -> UnitSpace:

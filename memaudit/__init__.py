@@ -1,0 +1,39 @@
+"""memaudit: what did this model memorize, where does it sit, and can you take it out?
+
+Public names are loaded when they are first used, so `import memaudit` never loads torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from memaudit.adapters.base import Adapter
+    from memaudit.auditor import audit
+    from memaudit.data.examples import ExampleSet
+    from memaudit.errors import MemauditError
+    from memaudit.findings import Finding, Report
+    from memaudit.settings import Settings
+
+__all__ = ["Adapter", "ExampleSet", "Finding", "MemauditError", "Report", "Settings", "audit"]
+
+_HOMES = {
+    "Adapter": "memaudit.adapters.base",
+    "ExampleSet": "memaudit.data.examples",
+    "Finding": "memaudit.findings",
+    "MemauditError": "memaudit.errors",
+    "Report": "memaudit.findings",
+    "Settings": "memaudit.settings",
+    "audit": "memaudit.auditor",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'memaudit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,96 @@
+"""`memaudit` and `python -m memaudit`: run a command, and turn whatever happens into one line and one exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+from memaudit.errors import ExitCode, MemauditError
+from memaudit.text import MAX_LENGTH, clean
+
+# Rejected rows and the like: so many are shown, the rest is counted.
+DETAILS_SHOWN = 20
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with one of `ExitCode`."""
+    code = run(arguments)
+    try:
+        sys.stdout.flush()
+    except OSError:  # the reader has gone: the verdict stands, and Python must not complain again on the way out
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.exit(code)
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """The exit code of one command; every error is printed here, in one place."""
+    import click
+
+    from memaudit.cli import app
+
+    try:
+        result = app(args=list(arguments) if arguments is not None else None, prog_name="memaudit", standalone_mode=False)
+        return int(result) if isinstance(result, int) else int(ExitCode.OK)
+    except MemauditError as error:
+        _complain(error.message, error.hint, error.details)
+        return int(error.exit_code)
+    except click.exceptions.Exit as finished:
+        return finished.exit_code
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "memaudit"
+        _complain(error.format_message(), f"See: {command} --help")
+        return int(ExitCode.USAGE)
+    except (KeyboardInterrupt, click.Abort):
+        _complain("interrupted; nothing was written", "Run the same command again.")
+        return int(ExitCode.INTERRUPTED)
+    except BrokenPipeError:
+        return int(ExitCode.ENVIRONMENT)
+    except MemoryError:
+        _complain("out of memory", "Give fewer examples, or use a machine with more memory.")
+        return int(ExitCode.ENVIRONMENT)
+    except Exception as error:  # the one place that may catch everything: a bug must never look like a verdict
+        return _report_bug(error)
+
+
+def _complain(message: str, hint: str = "", details: Sequence[str] = ()) -> None:
+    lines = [f"error: {clean(message, 4 * MAX_LENGTH)}"]
+    lines += [f"  {clean(d)}" for d in details[:DETAILS_SHOWN]]
+    if len(details) > DETAILS_SHOWN:
+        lines.append(f"  ... and {len(details) - DETAILS_SHOWN} more")
+    if hint:
+        lines.append(f"  fix: {clean(hint, 4 * MAX_LENGTH)}")
+    try:
+        print("\n".join(lines), file=sys.stderr)  # noqa: T201
+    except OSError:
+        return
+
+
+def _report_bug(error: Exception) -> int:
+    name = f"bug-{uuid.uuid4().hex[:8]}"
+    where = "the log could not be written"
+    try:
+        from platformdirs import user_log_path
+
+        log = user_log_path("memaudit", ensure_exists=True) / f"{name}.log"
+        log.write_text("".join(traceback.format_exception(error)), encoding="utf-8", errors="backslashreplace")
+        where = f"details in {_short(log)}"
+    except OSError:
+        pass
+    _complain(f"a bug in memaudit ({name}): {type(error).__name__}; {where}", "Please report it with that log.")
+    return int(ExitCode.BUG)
+
+
+def _short(path: Path) -> str:
+    try:
+        return "~/" + str(path.relative_to(Path.home()))
+    except ValueError:
+        return str(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""From what an audit measured to the report: names, counts and averages, nothing measured here."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from memaudit.adapters.base import Adapter
+from memaudit.data import ExampleSet
+from memaudit.evaluate import Evaluator
+from memaudit.findings import (
+    ConfigValue,
+    DataInfo,
+    DataSource,
+    Finding,
+    Groups,
+    LayerUnits,
+    ModelInfo,
+    Neuron,
+    Outcome,
+    Report,
+    ReportWarning,
+    Summary,
+    ToolInfo,
+    Units,
+)
+from memaudit.groups import ERASED
+from memaudit.intervals import bootstrap, tidy, wilson
+from memaudit.settings import Provenance, Settings
+from memaudit.units import UnitSpace
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that an audit measured, beside its findings.
+
+    Attributes:
+        fitted: share of the flagged examples that are fitted.
+        accuracy: of the intact model on the reference.
+        calibration: `(n,)` leave-one-out atypicality of reference examples.
+        incomplete: reasons why the audit did not see all of what it was given.
+        started: seconds since the epoch.
+    """
+
+    adapter: Adapter
+    settings: Settings
+    provenance: Provenance
+    evaluator: Evaluator
+    flagged: ExampleSet
+    reference: ExampleSet
+    test: ExampleSet | None
+    fitted: float
+    accuracy: float
+    test_accuracy: float | None
+    num_classes: int
+    class_names: Sequence[str]
+    space: UnitSpace
+    live: Tensor
+    calibration: Tensor
+    neurons: list[Neuron]
+    groups: Groups
+    warnings: Sequence[ReportWarning]
+    incomplete: Sequence[str]
+    started: float
+
+
+def assemble(evidence: Evidence, findings: Sequence[Finding]) -> Report:
+    """The report; its findings stand in the order of the flagged set, whatever order they were found in."""
+    place = {(e.id, e.label): n for n, e in enumerate(evidence.flagged.examples)}
+    ordered = sorted(findings, key=lambda f: place[f.example.id, f.example.label])
+    gate = evidence.settings.policy.judge(ordered, evidence.accuracy)
+    incomplete = [ReportWarning(code="MEM001", message=reason) for reason in evidence.incomplete]
+    evaluator = evidence.evaluator
+    return Report(
+        status="incomplete" if incomplete else "complete",
+        verdict="fail" if gate.failed or incomplete else "pass",
+        tool=ToolInfo(version=version("memaudit")),
+        command=evidence.provenance.command,
+        config=dict(evidence.provenance.config) or _config(evidence.settings),
+        environment={
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "timm": version("timm"),
+            "device": _device_name(evaluator.device),
+            "system": f"{platform.system()} {platform.machine()}",
+        },
+        volatile={
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(evidence.started)),
+            "seconds": round(time.time() - evidence.started, 2),
+            "batch_size": evaluator.batch_size,
+        },
+        passes=dict(sorted(evaluator.passes.items())),
+        model=_model(evidence),
+        data=_data(evidence),
+        units=_units(evidence.space, evidence.live),
+        summary=_summary(ordered, evidence.calibration, evidence.settings.seed),
+        findings=ordered,
+        neurons=evidence.neurons,
+        groups=evidence.groups,
+        warnings=[*incomplete, *evidence.warnings],
+        gate=gate,
+    )
+
+
+def _config(settings: Settings) -> dict[str, ConfigValue]:
+    """The settings of a library call, which has no flags."""
+    default = Settings()
+    names = ("max_units", "unit", "layers", "ablation", "profile", "seed", "limit")
+    values = {name: getattr(settings, name) for name in names}
+    return {k: ConfigValue(value=v, origin="default" if v == getattr(default, k) else "argument") for k, v in values.items()}
+
+
+def _model(evidence: Evidence) -> ModelInfo:
+    adapter, provenance = evidence.adapter, evidence.provenance
+    first = next(adapter.module.parameters(), None)
+    return ModelInfo(
+        path=provenance.model_path,
+        sha256=provenance.model_sha256,
+        architecture=adapter.architecture,
+        adapter=adapter.name or "module",
+        num_classes=evidence.num_classes,
+        parameters=adapter.parameters,
+        weights="ema" if provenance.weights == "ema" else "raw",
+        stripped_prefix=provenance.stripped_prefix,
+        dtype=str(first.dtype).removeprefix("torch.") if first is not None else "float32",
+        candidates=list(adapter.alternatives) if len(adapter.alternatives) > 1 else [],
+    )
+
+
+def _data(evidence: Evidence) -> DataInfo:
+    def source(examples: ExampleSet, accuracy: float | None) -> DataSource:
+        rate = None if accuracy is None else tidy(accuracy)
+        return DataSource(source=examples.source, count=len(examples), sha256=examples.sha256, accuracy=rate)
+
+    return DataInfo(
+        flagged=source(evidence.flagged, evidence.fitted),
+        reference=source(evidence.reference, evidence.accuracy),
+        test=None if evidence.test is None else source(evidence.test, evidence.test_accuracy),
+        class_names=list(evidence.class_names),
+        class_order=evidence.provenance.class_order,
+    )
+
+
+def _units(space: UnitSpace, live: Tensor) -> Units:
+    layers = [
+        LayerUnits(layer=site.layer, kind=site.kind, width=site.width, dead=int((~alive).sum()))
+        for site, alive in zip(space.sites, space.split(live), strict=True)
+    ]
+    return Units(total=space.total, dead=int((~live).sum()), by_layer=layers)
+
+
+def _summary(findings: Sequence[Finding], calibration: Tensor, seed: int) -> Summary:
+    erased = [f for f in findings if f.outcome in ERASED]
+    kept = [
+        f.reference_accuracy.retained for f in erased if f.reference_accuracy and f.reference_accuracy.retained is not None
+    ]
+    kept_low, kept_high = bootstrap(kept, seed)
+    random = [f.controls.random for f in findings if f.controls]
+    draws, hits = sum(r.draws for r in random), sum(r.erased for r in random)
+    low, high = wilson(hits, draws)
+    scores = torch.tensor([f.atypicality.score for f in findings if f.atypicality])
+    return Summary(
+        flagged=len(findings),
+        fitted=sum(f.fitted for f in findings),
+        memorized=sum(f.memorized for f in findings),
+        outcomes={o: sum(f.outcome is o for f in findings) for o in Outcome},
+        median_units=float(median(len(f.units) for f in erased)) if erased else None,
+        reference_retained=tidy(sum(kept) / len(kept)) if kept else None,
+        reference_retained_low=tidy(kept_low) if kept else None,
+        reference_retained_high=tidy(kept_high) if kept else None,
+        random_erased=tidy(hits / draws) if draws else None,
+        random_low=tidy(low) if draws else None,
+        random_high=tidy(high) if draws else None,
+        atypicality_auroc=tidy(_auroc(scores, calibration)) if len(scores) else None,
+    )
+
+
+def _auroc(positive: Tensor, negative: Tensor) -> float:
+    """Chance that a positive scores above a negative, ties counting half; equal within float rounding is a tie."""
+    gap = positive[:, None] - negative[None, :]
+    return float(((gap > 1e-6).float() + 0.5 * (gap.abs() <= 1e-6).float()).mean())
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

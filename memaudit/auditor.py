@@ -1,0 +1,448 @@
+"""The story of one audit: premises, fit, localization, controls, and the report they add up to."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from memaudit import groups
+from memaudit.adapters.base import Adapter
+from memaudit.assemble import Evidence, assemble
+from memaudit.controls import Judge, generator_for
+from memaudit.data import ExampleSet, Preprocess, finding_id, from_dataset, from_tensors, remove_overlap
+from memaudit.errors import DataRejected, Incomplete, PremiseBroken, UsageError
+from memaudit.evaluate import (
+    Evaluator,
+    automatic_batch_size,
+    check_premises,
+    exact_arithmetic,
+    margin,
+    resolve_device,
+)
+from memaudit.findings import (
+    Atypicality,
+    Controls,
+    Finding,
+    Groups,
+    Outcome,
+    Prediction,
+    Report,
+    ReportWarning,
+    UnitRef,
+)
+from memaudit.fit import Observation, Support, atypicality, observe
+from memaudit.intervals import tidy, wilson
+from memaudit.localize import Proposal, Search, measure_population
+from memaudit.settings import PROFILES, Progress, Provenance, Settings, Silent
+from memaudit.units import select
+
+# A label is atypical when at most this share of the reference is as unsupported.
+ATYPICAL_P = 0.05
+# Reference accuracy may fall by this much before an erased example counts as entangled.
+REFERENCE_BUDGET = 0.05
+# Random units may erase this share of the draws before an erased example counts as entangled.
+RANDOM_BUDGET = 0.1
+# An accuracy is plausible when it is above chance by this factor's share of the room above chance.
+ABOVE_CHANCE = 0.2
+
+
+def audit(
+    model: nn.Module | Adapter,
+    flagged: Any,
+    reference: Any,
+    *,
+    settings: Settings | None = None,
+    preprocess: Preprocess | None = None,
+    class_names: Sequence[str] = (),
+    progress: Progress | None = None,
+    **options: Any,
+) -> Report:
+    """Audit a model in memory: which flagged examples it memorized, in which units, and what erasing them costs.
+
+    Args:
+        model: a classifier, or a loaded adapter. It is put in eval mode, and otherwise left as found.
+        flagged: the examples under audit with the labels they were trained with: an `ExampleSet`, a pair
+            `(images, labels)` of tensors or arrays, or a dataset of such pairs.
+        reference: clean examples, likewise; those that are also flagged are left out.
+        settings: all settings at once, instead of single options.
+        preprocess: what images go through before a bare module; by default nothing but uint8 to [0, 1].
+        class_names: by label, for the report.
+        progress: told how far the audit is.
+        **options: single fields of `Settings` (`max_units=5, seed=1`).
+
+    Returns:
+        The report; `.findings`, `.neurons`, `.save(path)`.
+
+    Raises:
+        MemauditError: a set is empty or its labels do not fit, a premise is broken, memory or device are missing.
+    """
+    try:
+        chosen = settings or Settings(**options)
+    except TypeError as wrong:
+        raise UsageError(str(wrong)) from None
+    if not isinstance(model, nn.Module | Adapter):
+        raise UsageError(f"model must be an nn.Module or an adapter, not {type(model).__name__}")
+    shape = model.preprocess if isinstance(model, Adapter) else preprocess or _as_given(flagged)
+    sets = [_examples(s, name, shape) for s, name in ((flagged, "flagged"), (reference, "reference"))]
+    was_training = isinstance(model, nn.Module) and model.training
+    needed_grad = [p for p in model.parameters() if p.requires_grad] if isinstance(model, nn.Module) else []
+    try:
+        adapter = model if isinstance(model, Adapter) else _wrap(model, shape)
+        return Auditor(adapter, sets[0], sets[1], chosen, class_names=tuple(class_names), progress=progress).run()
+    finally:
+        if isinstance(model, nn.Module):
+            model.train(was_training)
+            for parameter in needed_grad:
+                parameter.requires_grad_(True)
+
+
+def _wrap(module: nn.Module, preprocess: Preprocess) -> Adapter:
+    return Adapter(module, architecture=type(module).__name__, preprocess=preprocess, reason="a module in memory")
+
+
+def _as_given(data: Any) -> Preprocess:
+    """No resizing and no normalisation: the shape of the first image is the network's input."""
+    if isinstance(data, ExampleSet):
+        shape = tuple(data.pixels.shape[1:])
+    else:
+        try:
+            first = data[0][0]
+        except (IndexError, KeyError, TypeError):
+            raise DataRejected(
+                "the flagged examples are neither a pair (images, labels) nor a dataset with one example at least",
+                hint="Give tensors of shape (N, C, H, W) and (N,), or a dataset of (image, label).",
+            ) from None
+        if hasattr(first, "getbands"):
+            shape = (len(first.getbands()), first.height, first.width)
+        else:
+            array = torch.as_tensor(first)
+            shape = tuple(array.shape[-3:])
+            if array.dtype == torch.uint8 and len(shape) == 3 and shape[0] not in (1, 3, 4) and shape[2] in (1, 3, 4):
+                shape = (shape[2], shape[0], shape[1])
+    if len(shape) != 3:
+        raise DataRejected(f"images have shape {shape}, not (C, H, W)", hint="Give images as (N, C, H, W).")
+    return Preprocess((shape[0], shape[1], shape[2]), origin="given")
+
+
+def _examples(data: Any, name: str, preprocess: Preprocess) -> ExampleSet:
+    if isinstance(data, ExampleSet):
+        return data
+    if isinstance(data, tuple | list) and len(data) == 2 and hasattr(data[0], "shape"):
+        return from_tensors(data[0], data[1], preprocess=preprocess, num_classes=None, source=name)
+    return from_dataset(data, preprocess=preprocess, num_classes=None, source=name)
+
+
+class Auditor:
+    """One audit of one loaded model.
+
+    Args:
+        adapter: the model; moved to the settings' device.
+        flagged: examples under audit.
+        reference: clean examples; rows that are also flagged are dropped and counted.
+        incomplete: reasons why the audit cannot be complete, known beforehand.
+    """
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        flagged: ExampleSet,
+        reference: ExampleSet,
+        settings: Settings,
+        *,
+        provenance: Provenance | None = None,
+        class_names: tuple[str, ...] = (),
+        progress: Progress | None = None,
+        test: ExampleSet | None = None,
+    ) -> None:
+        if settings.profile not in PROFILES:
+            raise UsageError(f"no profile {settings.profile!r}", hint="Choose fast, standard or deep.")
+        if settings.ablation not in ("zero", "mean"):
+            raise UsageError(f"no ablation {settings.ablation!r}", hint="Choose zero or mean.")
+        if settings.max_units < 1:
+            raise UsageError(f"max_units is {settings.max_units}; it must be at least 1")
+        self.adapter, self.settings = adapter, settings
+        self.provenance = provenance or Provenance()
+        self.class_names = class_names
+        self.progress: Progress = progress or Silent()
+        self.profile = PROFILES[settings.profile]
+        self.warnings: list[ReportWarning] = list(self.provenance.warnings)
+        self.incomplete: list[str] = []
+        self.test = test
+        if not len(flagged):
+            raise DataRejected("there is no flagged example to audit", hint="Name at least one with --flagged.")
+        reference, overlap = remove_overlap(reference, flagged)
+        if overlap:
+            self.warn("MEM101", f"{overlap} reference examples are also flagged; they were left out of the reference")
+        if len(reference) < 2:
+            raise DataRejected(
+                f"{len(reference)} reference examples are too few",
+                hint="Give clean examples the flagged ones do not contain: a few hundred give useful intervals.",
+            )
+        if settings.limit is not None and len(flagged) > settings.limit:
+            self.incomplete.append(f"--limit {settings.limit}: {len(flagged) - settings.limit} flagged examples not audited")
+            flagged = flagged.subset(range(settings.limit))
+        for name, examples in (("flagged", flagged), ("reference", reference)):
+            if examples.unreadable:
+                shown = "; ".join(examples.unreadable[:3])
+                self.incomplete.append(f"{len(examples.unreadable)} {name} examples could not be read: {shown}")
+        self.flagged, self.reference = flagged, reference
+
+    def warn(self, code: str, message: str) -> None:
+        """Put something a reader must know into the report."""
+        self.warnings.append(ReportWarning(code=code, message=message))
+
+    def run(self) -> Report:
+        """All of it, and the report."""
+        findings = list(self.findings())
+        return self.report(findings)
+
+    def report(self, findings: Sequence[Finding]) -> Report:
+        """What `findings` and everything else this audit measured add up to."""
+        test_accuracy = None
+        if self.test is not None:
+            right = margin(self.evaluator.logits(self.test), self.test.labels) > 0
+            test_accuracy = float(right.float().mean())
+        return assemble(
+            Evidence(
+                adapter=self.adapter,
+                settings=self.settings,
+                provenance=self.provenance,
+                evaluator=self.evaluator,
+                flagged=self.flagged,
+                reference=self.reference,
+                test=self.test,
+                fitted=len(self.fitted_rows) / len(self.flagged),
+                accuracy=self.accuracy,
+                test_accuracy=test_accuracy,
+                num_classes=self.flagged_seen.logits.shape[1],
+                class_names=self.class_names or self.reference.class_names,
+                space=self.space,
+                live=self.live,
+                calibration=self.calibration,
+                neurons=self.neurons,
+                groups=self.groups,
+                warnings=self.warnings,
+                incomplete=self.incomplete,
+                started=self.started,
+            ),
+            findings,
+        )
+
+    # ---- the steps ---------------------------------------------------------------------------------------------
+
+    def findings(self) -> Iterator[Finding]:
+        """Findings as they land. After the last one `report` may be called."""
+        self.started = time.time()
+        device = resolve_device(self.settings.device)
+        self.adapter.module.to(device)
+        batch = self.settings.batch_size or automatic_batch_size(self.reference.pixels[:1], device)
+        self.evaluator = Evaluator(self.adapter, batch, advance=self.progress.advance)
+        with exact_arithmetic():
+            yield from self._findings()
+            self._finish()
+
+    def _findings(self) -> Iterator[Finding]:
+        self._prepare()
+        supports = self._atypicality()
+        flagged, seen = self.flagged, self.flagged_seen
+        margins = margin(seen.logits, flagged.labels)
+        self.fitted_rows = (margins > 0).nonzero().flatten().tolist()
+        fitted = set(self.fitted_rows)
+        self.found: dict[int, Finding] = {}
+        for row in range(len(flagged)):
+            if row not in fitted:
+                self.found[row] = self._finding(row, supports, Outcome.NOT_FITTED)
+                yield self.found[row]
+        if not fitted:
+            self.warn("MEM102", "the model predicts none of the flagged labels: nothing was memorized that could be erased")
+        self._stage("localize", len(self.fitted_rows))
+        for proposal in self.search.run(self._quiet(), flagged, self.fitted_rows):
+            self.progress.advance()
+            self.found[proposal.row] = self._judged(proposal, supports)
+            yield self.found[proposal.row]
+
+    def _prepare(self) -> None:
+        """Premises, sites, one observing pass over each set, and the two panels of reference examples."""
+        self._stage("check", None)
+        check_premises(self.evaluator, self.reference)
+        probe = self.reference.batch(list(range(min(3, len(self.reference)))), self.evaluator.device)
+        self.all_sites = self.adapter.sites(probe)
+        if not self.all_sites:
+            raise PremiseBroken(
+                f"no layer of {self.adapter.architecture} can be cut so that a weight edit does the same",
+                hint="memaudit follows convolutions, linear layers and attention that run as modules of their own.",
+            )
+        self.space = select(self.all_sites, self.settings.unit, self.settings.layers)
+        self._stage("reference", len(self.reference) + len(self.flagged))
+        self.reference_seen = observe(self.evaluator, self.reference, self.space, statistics=True)
+        self.flagged_seen = observe(self.evaluator, self.flagged, self.space)
+        self._drop_non_finite()
+        self._check_labels()
+        self.reference_margins = margin(self.reference_seen.logits, self.reference.labels)
+        self.accuracy = float((self.reference_margins > 0).float().mean())
+        self._check_accuracy()
+        assert self.reference_seen.live is not None
+        self.live = self.reference_seen.live
+        self.fill = self.reference_seen.means if self.settings.ablation == "mean" else None
+        order = torch.randperm(len(self.reference), generator=generator_for(self.settings.seed, "panels", "")).tolist()
+        half = len(order) // 2
+        search_rows = sorted(order[: min(half, self.profile.search_rows)])
+        panel = sorted(order[half:][: self.profile.panel_rows])
+        self._stage("population", len(search_rows) + len(panel))
+        population = measure_population(self.evaluator, self.space, self.reference, search_rows, self.fill)
+        self.search = Search(self.space, self.live, population, self.settings.max_units, fill=self.fill)
+        self.judge = Judge(
+            self.evaluator,
+            self.space,
+            self.reference,
+            panel,
+            measure_population(self.evaluator, self.space, self.reference, panel, self.fill),
+            self.live,
+            self.profile.at_risk,
+            self.profile.at_random,
+            self.settings.seed,
+            self.fill,
+        )
+
+    def _drop_non_finite(self) -> None:
+        """Examples whose logits are not finite are left out, and the audit is incomplete."""
+        for name in ("flagged", "reference"):
+            examples: ExampleSet = getattr(self, name)
+            seen: Observation = getattr(self, f"{name}_seen")
+            finite = torch.isfinite(seen.logits).all(1)
+            if bool(finite.all()):
+                continue
+            lost = int((~finite).sum())
+            self.incomplete.append(f"{lost} {name} examples gave logits that are not finite")
+            if not bool(finite.any()):
+                raise Incomplete(f"the logits of all {len(examples)} {name} examples are NaN or infinite")
+            rows = finite.nonzero().flatten()
+            setattr(self, name, examples.subset(rows.tolist()))
+            kept = Observation(seen.logits[rows], tuple(f[rows] for f in seen.features), seen.live, seen.means)
+            setattr(self, f"{name}_seen", kept)
+
+    def _check_labels(self) -> None:
+        classes = self.flagged_seen.logits.shape[1]
+        for name, examples in (("flagged", self.flagged), ("reference", self.reference)):
+            wrong = [e for e in examples.examples if e.label >= classes]
+            if wrong:
+                raise DataRejected(
+                    f"{len(wrong)} {name} labels are out of range: {wrong[0].source} has label {wrong[0].label}, "
+                    f"the model has {classes} classes",
+                    hint="Check --num-classes and the class order.",
+                )
+        missing = set(self.flagged.labels.tolist()) - set(self.reference.labels.tolist())
+        if missing:
+            self.warn("MEM103", f"{len(missing)} flagged labels have no reference example; their atypicality means little")
+
+    def _check_accuracy(self) -> None:
+        classes = self.reference_seen.logits.shape[1]
+        common = int(self.reference.labels.bincount().max()) / len(self.reference)
+        chance = max(1 / classes, common if len(set(self.reference.labels.tolist())) > 1 else 0.0)
+        low, high = wilson(self.accuracy * len(self.reference), len(self.reference))
+        if high < 1 / classes + ABOVE_CHANCE * (1 - 1 / classes) and low <= chance * 1.5:
+            raise PremiseBroken(
+                f"reference accuracy is {self.accuracy:.3f}, near chance ({1 / classes:.3f} for {classes} classes)",
+                hint="Likely another class order (--class-order), preprocessing (--mean, --std, --input-size) or model.",
+            )
+        if low < 0.5:
+            self.warn("MEM104", f"reference accuracy is only {self.accuracy:.3f}: check class order and preprocessing")
+
+    def _atypicality(self) -> Support:
+        own, reference = self.flagged_seen, self.reference_seen
+        support, self.calibration = atypicality(
+            own.features, self.flagged.labels, reference.features, self.reference.labels
+        )
+        return support
+
+    def _finding(self, row: int, support: Support, outcome: Outcome, **more: Any) -> Finding:
+        example = self.flagged.examples[row]
+        score, p_value = float(support.score[row]), float(support.p_value[row])
+        before = _prediction(self.flagged_seen.logits[row], example.label)
+        fitted = outcome is not Outcome.NOT_FITTED
+        return Finding(
+            id=finding_id(example.id, example.label),
+            example=example,
+            outcome=outcome,
+            fitted=fitted,
+            memorized=fitted and p_value <= ATYPICAL_P,
+            atypicality=Atypicality(score=tidy(score), p_value=tidy(p_value)),
+            before=before,
+            **more,
+        )
+
+    def _judged(self, proposal: Proposal, support: Support) -> Finding:
+        """Measure a proposal with a fresh ablation, put its controls beside it, and say what became of it."""
+        row, cut = proposal.row, proposal.cut
+        example = self.flagged.examples[row]
+        key = f"{example.id}:{example.label}"
+        self.evaluator.stage = "verify"
+        quiet, judge = self._quiet(), self.judge
+        logits = quiet.logits(self.flagged, [row], [cut], self.space, self.fill)[0]
+        after = _prediction(logits, example.label) if bool(torch.isfinite(logits).all()) else None
+        erased = after is not None and after.prediction != example.label
+        cost = judge.reference_accuracy(cut, key)
+        random = judge.random_units(self.flagged, row, cut, self.profile.draws, key)
+        controls = Controls(
+            random=random,
+            augmented=judge.augmented(self.flagged, row, cut),
+            flagged_others=judge.flagged_others(self.flagged, row, cut, self.fitted_rows, self.profile.others, key),
+        )
+        survives = cost.after >= cost.before - REFERENCE_BUDGET
+        special = random.erased <= RANDOM_BUDGET * random.draws
+        outcome = Outcome.DIFFUSE if not erased else Outcome.LOCALIZED if survives and special else Outcome.ENTANGLED
+        self.evaluator.stage = "search"
+        return self._finding(
+            row,
+            support,
+            outcome,
+            after=after,
+            units=[UnitRef(layer=u.layer, index=u.index, kind=u.kind) for u in map(self.space.unit, cut)],
+            reference_accuracy=cost,
+            controls=controls,
+        )
+
+    def _finish(self) -> None:
+        """What only the whole set shows: shared units, the trade-off curve, matched clean examples."""
+        findings, quiet = list(self.found.values()), self.evaluator
+        erased = [f for f in findings if f.outcome in groups.ERASED]
+        self._stage("neurons", min(groups.NEURONS_MEASURED, len({u for f in erased for u in f.units})))
+        quiet.advance = _nothing
+        self.neurons = groups.neurons(findings, self.judge, self.progress.advance)
+        self._stage("trade-off", None)
+        curve = groups.trade_off(self.neurons, self.judge, self.flagged, self.fitted_rows)
+        rows = self.fitted_rows[:: max(1, -(-len(self.fitted_rows) // self.profile.clean))]
+        self._stage("matched clean", len(rows))
+        margins = margin(self.flagged_seen.logits, self.flagged.labels)
+        matched = groups.matched(
+            findings, self.search, self.judge, self.flagged, rows, margins, self.reference_margins, self.progress.advance
+        )
+        self.groups = Groups(curve=curve, overlap=groups.overlap([f.units for f in erased]), matched_controls=matched)
+
+    # ---- helpers -----------------------------------------------------------------------------------------------------
+
+    def _stage(self, name: str, total: int | None) -> None:
+        self.evaluator.stage = name
+        self.progress.stage(name, total)
+
+    def _quiet(self) -> Evaluator:
+        """The evaluator for stages whose progress is counted in findings, not in passes."""
+        self.evaluator.advance = _nothing
+        return self.evaluator
+
+
+def _nothing(_: int) -> None:
+    return None
+
+
+def _prediction(logits: Tensor, label: int) -> Prediction:
+    wide = logits.double()
+    return Prediction(
+        prediction=int(logits.argmax()),
+        margin=tidy(float(margin(logits[None], torch.tensor([label])))),
+        confidence=tidy(float(wide.softmax(0)[label])),
+    )

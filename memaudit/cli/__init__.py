@@ -1,0 +1,36 @@
+"""The command line: one file per command, each turning options into one library call."""
+
+from __future__ import annotations
+
+import typer
+
+from memaudit.cli import adapters, demo, inspect, render, scan, schema
+
+app = typer.Typer(
+    name="memaudit",
+    help="Find what an image classifier memorized, where it sits, and what taking it out costs.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("scan")(scan.scan)
+app.command("inspect")(inspect.inspect)
+app.command("render")(render.render)
+app.command("schema")(schema.schema)
+app.command("demo")(demo.demo)
+app.add_typer(adapters.app, name="adapters")
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True),
+) -> None:
+    """Find what an image classifier memorized, where it sits, and what taking it out costs."""
+    if version:
+        from importlib.metadata import version as installed
+
+        typer.echo(f"memaudit {installed('memaudit')}")
+        raise typer.Exit(0)

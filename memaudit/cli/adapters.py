@@ -1,0 +1,36 @@
+"""`memaudit adapters`: what is installed, and whether it keeps its promises."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Installed adapters.", invoke_without_command=True, rich_markup_mode=None)
+
+
+@app.callback()
+def default(context: typer.Context) -> None:
+    """Installed adapters: list them, or test one."""
+    if context.invoked_subcommand is None:
+        list_adapters()
+
+
+@app.command("list")
+def list_adapters() -> None:
+    """Name, package, version and any import error of each installed adapter."""
+    from memaudit.adapters.registry import installed
+
+    rows = [("NAME", "PACKAGE", "VERSION", "TARGET"), *((a.name, a.package, a.version, a.error or a.target) for a in installed())]
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    for row in rows:
+        typer.echo("  ".join(cell.ljust(w) for cell, w in zip(row[:3], widths, strict=True)) + "  " + row[3])
+
+
+@app.command("test")
+def test_adapter(name: Annotated[str, typer.Argument(help="An installed adapter's name.")]) -> None:
+    """Run the conformance kit on an installed adapter's own example."""
+    from memaudit.testing import check_installed
+
+    for line in check_installed(name):
+        typer.echo(f"ok: {line}")

@@ -1,0 +1,101 @@
+"""Option texts and parsers that several commands share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from memaudit.errors import UsageError
+from memaudit.text import clean
+
+if TYPE_CHECKING:
+    from memaudit.adapters.base import ModelOptions
+
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Checkpoint: .safetensors .pt .pth .pth.tar .ckpt .bin, or a directory.")
+]
+AdapterName = Annotated[str | None, typer.Option(help="Installed adapter, or your own file: ./my_model.py:factory.")]
+Arch = Annotated[str | None, typer.Option(help="timm architecture; by default the checkpoint's own, or identified.")]
+ModelKwargs = Annotated[list[str], typer.Option(help="Argument for the architecture, key=value; repeatable.")]
+NumClasses = Annotated[int | None, typer.Option(min=1, help="Number of classes, where the checkpoint leaves it open.")]
+Weights = Annotated[str | None, typer.Option(help="raw or ema, where the checkpoint holds both.")]
+Mean = Annotated[str | None, typer.Option(help="Per-channel mean, comma separated, of images in [0, 1].")]
+Std = Annotated[str | None, typer.Option(help="Per-channel standard deviation, comma separated.")]
+InputSize = Annotated[str | None, typer.Option(help="Network input, C,H,W or H,W or one number.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+
+
+def choice(value: str | None, allowed: tuple[str, ...], option: str) -> str | None:
+    """`value`, if it is one of `allowed` or None.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    if value is not None and value not in allowed:
+        raise UsageError(f"{option} {clean(value)!r} is not one of: {', '.join(allowed)}")
+    return value
+
+
+def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
+    """Comma-separated numbers.
+
+    Raises:
+        UsageError: one of them is no finite number.
+    """
+    if text is None:
+        return None
+    try:
+        values = tuple(float(part) for part in text.replace("x", ",").split(","))
+    except ValueError:
+        values = (float("nan"),)
+    if not all(abs(v) < 1e6 for v in values):
+        raise UsageError(f"{option} {clean(text)!r} is not a list of numbers", hint=f"For example: {option} 0.5,0.5,0.5")
+    return values
+
+
+def model_options(
+    arch: str | None,
+    kwargs: list[str],
+    num_classes: int | None,
+    mean: str | None,
+    std: str | None,
+    input_size: str | None,
+    adapter: str | None,
+) -> ModelOptions:
+    """The model flags as the library takes them.
+
+    Raises:
+        UsageError: a value cannot be read.
+    """
+    from memaudit.adapters.base import ModelOptions
+
+    size = numbers(input_size, "--input-size")
+    if size is not None:
+        if any(v != int(v) or not 1 <= v <= 8192 for v in size) or len(size) > 3:
+            raise UsageError(f"--input-size {clean(input_size)!r} is not a size", hint="For example: --input-size 3,224,224")
+        whole = [int(v) for v in size]
+        channels = whole[0] if len(whole) == 3 else 3
+        size = (channels, whole[-2] if len(whole) > 1 else whole[0], whole[-1])
+    user_file = adapter if adapter and ":" in adapter else None
+    return ModelOptions(
+        arch=arch,
+        model_kwargs=dict(_pair(k) for k in kwargs),
+        num_classes=num_classes,
+        mean=numbers(mean, "--mean"),
+        std=numbers(std, "--std"),
+        input_size=(int(size[0]), int(size[1]), int(size[2])) if size else None,
+        user_file=user_file,
+    )
+
+
+def _pair(text: str) -> tuple[str, object]:
+    import json
+
+    key, separator, value = text.partition("=")
+    if not separator or not key.isidentifier():
+        raise UsageError(f"--model-kwargs {clean(text)!r} is not of the form key=value")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, {"True": True, "False": False, "None": None}.get(value, value)
