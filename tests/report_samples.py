@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import random
+import struct
+import zlib
 from typing import Any
 
 from memaudit.findings import (
@@ -89,6 +91,9 @@ def small(**changes: Any) -> Report:
             random_erased=0.0333,
             random_low=0.0059,
             random_high=0.1667,
+            reference_retained_low=0.9611,
+            reference_retained_high=0.9834,
+            atypicality_auroc=0.91,
         ),
         findings=[
             _finding("a", Outcome.LOCALIZED, 3, 5, ["layer3.0.bn2:17", "layer4.0.bn1:200"], memorized=True, line=2),
@@ -112,7 +117,11 @@ def small(**changes: Any) -> Report:
             overlap=0.25,
             matched_controls=MatchedControls(examples=20, median_units=7.0, auc=0.87, low=0.79, high=0.93),
         ),
-        gate=Gate(policy={"max_memorized": "0", "min_reference_accuracy": "90%"}, failed=["max_memorized: 2 found"]),
+        passes={"search": 4_210, "controls": 21_000},
+        gate=Gate(
+            policy={"max_memorized": "0", "min_reference_accuracy": "90%"},
+            failed=["max_memorized: 2 of 4 flagged examples are memorized"],
+        ),
     )
     return report.model_copy(update=changes)
 
@@ -216,7 +225,7 @@ def large(findings: int = 2000) -> Report:
         gate=Gate(
             policy={"max_memorized": "0", "min_reference_accuracy": "90%"},
             failed=[f"max_memorized: {sum(f.memorized for f in found)} found"],
-            waived=[found[3].id, found[4].id],
+            waived=[finding.id for finding in found[3:5]],
         ),
     )
 
@@ -342,3 +351,17 @@ def _random_finding(rng: random.Random, i: int) -> Finding:
             }
         )
     return found.model_copy(update=changes)
+
+
+def _picture() -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        body = kind + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = struct.pack(">IIBBBBB", 2, 2, 8, 2, 0, 0, 0)
+    pixels = zlib.compress((b"\0" + bytes([200, 40, 40, 40, 40, 200])) * 2)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+PICTURE = _picture()
+"""A PNG of two by two pixels."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 from memaudit.findings import Outcome
 from memaudit.report import story
 from memaudit.report.rows import neuron_rows
-from memaudit.report.words import OUTCOMES, SYMBOLS, outside, percent
+from memaudit.report.words import MAX_MESSAGE, OUTCOMES, SYMBOLS, outside, percent
 
 if TYPE_CHECKING:
     from rich.console import JustifyMethod, RenderableType
@@ -84,12 +84,12 @@ def _verdict(report: Report) -> RenderableType:
     text = Text()
     text.append(f"{_SIGNS[state]} {story.HEADLINES[state]}", style=_STYLES[state])
     text.append(f"  {outside(report.model.path)}\n", style="dim")
-    text.append(outside(story.summary(report)))
+    text.append(story.summary(report))
     for rule in story.rules(report):
         mark = {True: "✓", False: "✗", None: "?"}[rule.met]
         limit = f": {outside(rule.limit)}" if rule.limit else ""
         text.append(f"\n  {mark} ", style={True: "green", False: "red", None: "yellow"}[rule.met])
-        text.append(f"{outside(rule.name)}{limit} ({rule.word})")
+        text.append(f"{outside(rule.name)}{limit} ({outside(rule.word, MAX_MESSAGE)})")
     return text
 
 
@@ -98,7 +98,9 @@ def _warnings(report: Report) -> RenderableType | None:
 
     if not report.warnings:
         return None
-    lines = [Text.assemble(("warning ", "yellow"), outside(w.message)) for w in report.warnings[:MAX_WARNINGS]]
+    lines = [
+        Text.assemble(("warning ", "yellow"), outside(w.message, MAX_MESSAGE)) for w in report.warnings[:MAX_WARNINGS]
+    ]
     rest = len(report.warnings) - MAX_WARNINGS
     if rest > 0:
         lines.append(Text(f"and {rest:,} further warnings in the report", style="dim"))

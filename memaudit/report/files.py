@@ -23,6 +23,13 @@ def check_target(path: Path) -> None:
     Raises:
         UsageError: if `path` is a link, a folder, a device or read-only, or lies in such a folder.
     """
+    try:
+        _check(path)
+    except OSError as error:
+        raise _explain(path, error) from None
+
+
+def _check(path: Path) -> None:
     name = clean(path)
     if path.is_symlink():
         raise UsageError(f"output {name} is a symbolic link", hint="Name the file it points to.")
@@ -53,6 +60,8 @@ def replace(path: Path, text: str) -> Path:
         partial = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}.tmp")
         try:
             _write_synced(partial, data)
+            if path.exists():  # whoever narrowed the old file's permissions meant the new one too
+                partial.chmod(stat.S_IMODE(path.stat().st_mode))
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)

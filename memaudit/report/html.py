@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from memaudit.report import charts, json, story
 from memaudit.report.rows import LayerRow, example_rows, layer_rows, neuron_rows
-from memaudit.report.words import OUTCOMES, SYMBOLS, count, percent
+from memaudit.report.words import MAX_COMMAND, MAX_MESSAGE, OUTCOMES, SYMBOLS, count, percent
 from memaudit.text import clean
 
 if TYPE_CHECKING:
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
     from memaudit.findings import Report
 
-# The page's byte budget: 300 KB as a rule, 2 MB at most. A longer table of neurons helps nobody; all are in the JSON.
-MAX_NEURONS = 200
-MAX_THUMBNAIL_BYTES = 1_200_000
+# A page with pictures stays under 2 MB; a few hundred findings without them under 300 KB. A longer table of neurons
+# helps nobody, and all of them are in the JSON.
+MAX_PAGE = 1_990_000
+MAX_NEURONS = 150
 MAX_PLAIN_JSON = 64_000
-# Text past this is cut; only a command line comes near it.
-MAX_TEXT = 5_000
-MAX_SETTING = 600
+# What a row of the table grows by for its picture's cell and tag, besides the picture.
+ROW_COST, TAG_COST = 9, 320
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -37,12 +37,19 @@ def render(report: Report, thumbnails: Mapping[str, bytes] | None = None) -> str
         report: what to show.
         thumbnails: PNG bytes by example id; those that are no PNG, or past the page's budget, are counted and left out.
     """
+    page = _page(report, {}, 0)
+    if not thumbnails:
+        return page
+    pictures = _data_urls(report, thumbnails, MAX_PAGE - len(page.encode()) - ROW_COST * len(report.findings))
+    return _page(report, pictures, len(thumbnails) - len(pictures))
+
+
+def _page(report: Report, pictures: Mapping[str, str], left_out: int) -> str:
     style, script = _own("page.css"), _own("page.js")
-    pictures = _data_urls(report, thumbnails or {})
     neurons = neuron_rows(report, MAX_NEURONS)
     layers = layer_rows(report)
-    page = _environment().get_template("page.html.jinja")
-    return page.render(
+    template = _environment().get_template("page.html.jinja")
+    return template.render(
         policy=_content_policy(style, script, bool(pictures)),
         style=style,
         script=script,
@@ -53,7 +60,7 @@ def render(report: Report, thumbnails: Mapping[str, bytes] | None = None) -> str
         words={outcome: (*OUTCOMES[outcome], SYMBOLS[outcome]) for outcome in OUTCOMES},
         rows=example_rows(report, frozenset(row.anchor for row in neurons)),
         pictures=pictures,
-        pictures_left_out=len(thumbnails or {}) - len(pictures),
+        pictures_left_out=left_out,
         neurons=neurons,
         layers=layers,
         bars=_bars(layers),
@@ -83,6 +90,7 @@ def _environment() -> Environment:
         finalize=_printable,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     environment.filters.update(percent=percent, counted=count, setting=_setting, brief=clean)
     return environment
@@ -90,16 +98,16 @@ def _environment() -> Environment:
 
 def _printable(value: Any) -> Any:
     """Every value the template prints: one printable line, then escaped. Markup is our own and passes."""
-    return value if hasattr(value, "__html__") else clean(value, MAX_TEXT)
+    return value if hasattr(value, "__html__") else clean(value, MAX_COMMAND)
 
 
 def _setting(value: object) -> str:
     """A setting as a person writes it."""
     if isinstance(value, (list, tuple)):
-        return clean(", ".join(map(_setting, value)) or "none", MAX_SETTING)
+        return clean(", ".join(map(_setting, value)) or "none", MAX_MESSAGE)
     if value is None or isinstance(value, bool):
         return {None: "not set", True: "yes", False: "no"}[value]
-    return clean(value, MAX_SETTING)
+    return clean(value, MAX_MESSAGE)
 
 
 def _own(name: str) -> Markup:
@@ -139,17 +147,16 @@ def _inline_json(report: Report) -> Markup:
     return Markup(text)  # noqa: S704
 
 
-def _data_urls(report: Report, thumbnails: Mapping[str, bytes]) -> dict[str, str]:
-    """`data:` URLs by example id, in the report's order until the budget is spent."""
+def _data_urls(report: Report, thumbnails: Mapping[str, bytes], room: int) -> dict[str, str]:
+    """`data:` URLs by example id, in the report's order until `room` bytes are spent."""
     urls: dict[str, str] = {}
-    spent = 0
     for example in (finding.example for finding in report.findings):
         picture = thumbnails.get(example.id, b"")
         if not picture.startswith(_PNG) or example.id in urls:
             continue
         url = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
-        spent += len(url)
-        if spent > MAX_THUMBNAIL_BYTES:
+        room -= len(url) + TAG_COST
+        if room < 0:
             break
         urls[example.id] = url
     return urls

@@ -22,9 +22,9 @@ def render(report: Report) -> str:
     for rule in story.rules(report):
         case = _case(suite, "policy", f"{rule.name}: {rule.limit}" if rule.limit else rule.name)
         if rule.met is False:
-            SubElement(case, "failure", type="policy", message="not met")
+            SubElement(case, "failure", type="policy", message=clean(rule.word, 1000))
         elif rule.met is None:
-            SubElement(case, "skipped", message=rule.word)
+            SubElement(case, "skipped", message=clean(rule.word))
     for finding in report.findings:
         _example(suite, report, finding)
     _count(suite)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from memaudit.report import story
 from memaudit.report.rows import ExampleRow, example_rows, neuron_rows
-from memaudit.report.words import MISSING, count, outside
+from memaudit.report.words import MAX_COMMAND, MAX_MESSAGE, MISSING, count, outside
+from memaudit.text import MAX_LENGTH
 
 if TYPE_CHECKING:
     from memaudit.findings import Report
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 MAX_EXAMPLES = 500
 MAX_NEURONS = 50
 MAX_UNITS = 5
+MAX_WARNINGS = 50
 _SIGNS = {"pass": "✅", "fail": "❌", "incomplete": "⚠️"}
 
 
@@ -25,11 +27,11 @@ def render(report: Report) -> str:
     state = story.state(report)
     blocks = [
         f"# {_SIGNS[state]} {story.HEADLINES[state]}: {code(report.model.path)}",
-        _text(story.summary(report)),
+        story.summary(report),
         _policy(report),
         _warnings(report),
         _figures(report),
-        _text(story.matched(report)),
+        story.matched(report),
         _examples(report),
         _neurons(report),
         "## What this does not show",
@@ -40,9 +42,9 @@ def render(report: Report) -> str:
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
-def code(value: object) -> str:
+def code(value: object, limit: int = MAX_LENGTH) -> str:
     """An outside string as a code span: no markup, link or mention in it is acted on, in a table cell either."""
-    text = outside(value)
+    text = outside(value, limit)
     if not text.strip():
         return MISSING
     # A cell's parser counts backslashes in pairs, so those before a pipe are doubled along with it.
@@ -50,10 +52,6 @@ def code(value: object) -> str:
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
     pad = " " if "`" in text else ""
     return f"{fence}{pad}{text}{pad}{fence}"
-
-
-def _text(sentence: str) -> str:
-    return outside(sentence) if sentence else ""
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -65,13 +63,21 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 def _policy(report: Report) -> str:
     signs = {True: "✅", False: "❌", None: "…"}
     return "\n".join(
-        f"- {signs[rule.met]} {code(f'{rule.name}: {rule.limit}' if rule.limit else rule.name)} {rule.word}"
+        f"- {signs[rule.met]} {code(f'{rule.name}: {rule.limit}' if rule.limit else rule.name)} {_word(rule)}"
         for rule in story.rules(report)
     )
 
 
+def _word(rule: story.Rule) -> str:
+    """The reason a rule failed is an outside string; the word before it is ours."""
+    word, _, reason = rule.word.partition(": ")
+    return f"{word}: {code(reason, MAX_MESSAGE)}" if reason else word
+
+
 def _warnings(report: Report) -> str:
-    return "\n".join(f"> **Warning** {code(w.code)} {code(w.message)}" for w in report.warnings)
+    lines = [f"- ⚠️ {code(w.message, MAX_MESSAGE)} ({code(w.code)})" for w in report.warnings[:MAX_WARNINGS]]
+    rest = len(report.warnings) - MAX_WARNINGS
+    return "\n".join([*lines, f"- and {count(rest, 'further warning')}"] if rest > 0 else lines)
 
 
 def _figures(report: Report) -> str:
@@ -134,5 +140,5 @@ def _provenance(report: Report) -> str:
         ["flagged", f"{code(data.flagged.source)} ({data.flagged.count:,})", code(data.flagged.sha256)],
         ["reference", f"{code(data.reference.source)} ({data.reference.count:,})", code(data.reference.sha256)],
     ]
-    made = f"Made by {outside(report.tool.name)} {outside(report.tool.version)}: {code(report.command)}"
+    made = f"Made by {outside(report.tool.name)} {outside(report.tool.version)}: {code(report.command, MAX_COMMAND)}"
     return f"## Provenance\n\n{_table(['what', 'source', 'sha256'], rows)}\n\n{made}"

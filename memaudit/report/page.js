@@ -11,11 +11,18 @@
   const rows = body ? [...body.rows].map((row, place) => ({ row, place, text: null, tags: row.className.split(" ") })) : [];
   const heads = table ? [...table.tHead.rows[0].cells].filter((cell) => cell.dataset.sort) : [];
 
+  // Safari forgets what a table is once CSS lays its rows out as grids; naming the roles keeps it for screen readers.
+  const roles = { table: "table", "thead, tbody": "rowgroup", tr: "row", th: "columnheader", td: "cell" };
+  for (const [selector, role] of Object.entries(roles)) {
+    for (const part of document.querySelectorAll(`:is(.cards, .neurons):is(${selector}), :is(.cards, .neurons) :is(${selector})`)) part.setAttribute("role", role);
+  }
+
   function apply() {
-    const words = state.q.toLowerCase().split(/\s+/).filter(Boolean);
+    // A unit is matched whole: "bn2:1" does not mean "bn2:17".
+    const words = state.q.toLowerCase().split(/\s+/).filter(Boolean).map((word) => /:\d+$/.test(word) ? word + " " : word);
     let shown = 0;
     for (const item of rows) {
-      if (words.length && item.text === null) item.text = (item.row.id + " " + item.row.textContent).toLowerCase();
+      if (words.length && item.text === null) item.text = `${item.row.id} ${item.row.textContent} `.toLowerCase().replace(/\s+/g, " ");
       const visible = (!state.outcome || item.tags.includes(state.outcome)) && words.every((word) => item.text.includes(word));
       if (item.row.hidden === visible) item.row.hidden = !visible;
       shown += visible;
@@ -82,6 +89,7 @@
     const parts = new URLSearchParams(hash);
     for (const name of Object.keys(state)) state[name] = parts.get(name) || "";
     if (rows.length) { fill(); sort(); apply(); }
+    if (hash) $("examples").scrollIntoView();
   }
 
   for (const head of heads) {

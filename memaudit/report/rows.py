@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from urllib.parse import urlencode
 
 from memaudit.findings import Finding, Neuron, Outcome, UnitRef
 from memaudit.report.words import MISSING, OUTCOMES, SYMBOLS, interval, label, percent, points, short
-from memaudit.text import clean
+from memaudit.text import MAX_LENGTH, clean
 
 if TYPE_CHECKING:
     from memaudit.findings import Report
@@ -52,9 +54,10 @@ class ExampleRow:
 
 @dataclass(frozen=True)
 class NeuronRow:
-    """One unit, and the examples its cut helps to suppress."""
+    """One unit, and the examples its cut helps to suppress; `query` is the page's filter that shows just those."""
 
     anchor: str
+    query: str
     name: str
     kind: str
     erases: list[Link]
@@ -153,6 +156,7 @@ def neuron_rows(report: Report, limit: int) -> list[NeuronRow]:
     return [
         NeuronRow(
             anchor=unit_anchor(neuron),
+            query=urlencode({"q": clean(f"{neuron.layer}:{neuron.index}")}),
             name=clean(f"{neuron.layer}:{neuron.index}"),
             kind=neuron.kind,
             erases=[Link(short(i), example_anchor(i) if i in known else "") for i in neuron.erases],
@@ -182,5 +186,7 @@ def layer_rows(report: Report) -> list[LayerRow]:
 
 
 def _slug(name: str) -> str:
-    """`name` as part of an HTML id and URL fragment: other characters become their number."""
+    """`name` as part of an HTML id and URL fragment: other characters become their number, a long tail its hash."""
+    if len(name) > MAX_LENGTH:
+        name = name[:80] + "~" + hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:16]
     return re.sub(r"[^A-Za-z0-9_.-]", lambda match: f"~{ord(match[0]):x}", name)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from memaudit.report import json, story
-from memaudit.report.words import OUTCOMES, count, label
+from memaudit.report.words import MAX_MESSAGE, OUTCOMES, count, label
 from memaudit.text import clean
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def _rule_id(outcome: Outcome) -> str:
 
 def _invocation(report: Report) -> dict[str, Any]:
     notes = [
-        {"level": "warning", "descriptor": {"id": clean(w.code)}, "message": {"text": clean(w.message, 1000)}}
+        {"level": "warning", "descriptor": {"id": clean(w.code)}, "message": {"text": clean(w.message, MAX_MESSAGE)}}
         for w in report.warnings
     ]
     return {"executionSuccessful": report.status == "complete", "toolExecutionNotifications": notes}

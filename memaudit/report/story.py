@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from memaudit.findings import Outcome
-from memaudit.report.words import MISSING, count, interval, label, number, percent
+from memaudit.report.words import MAX_MESSAGE, MISSING, count, interval, label, number, percent
 from memaudit.text import clean
 
 if TYPE_CHECKING:
@@ -54,15 +54,18 @@ class Figure:
 
 @dataclass(frozen=True)
 class Rule:
-    """One line of the policy and whether the report meets it; `met` is `None` where the audit is incomplete."""
+    """One line of the policy.
+
+    Attributes:
+        limit: what it allows; empty for a failure that names no rule.
+        met: `None` where the report does not say.
+        word: `met`, `not met` (and why), or why that is not known.
+    """
 
     name: str
     limit: str
     met: bool | None
-
-    @property
-    def word(self) -> str:
-        return {True: "met", False: "not met", None: "not decided"}[self.met]
+    word: str
 
 
 def state(report: Report) -> State:
@@ -75,20 +78,23 @@ def summary(report: Report) -> str:
     total = report.summary
     if total.flagged == 0:
         return "No flagged example was audited."
-    whole = "the 1 flagged example" if total.flagged == 1 else f"the {total.flagged:,} flagged examples"
     so_far = " audited so far" if report.status == "incomplete" else ""
+    one = total.flagged == 1
+    whole = f"the one flagged example{so_far}" if one else f"the {total.flagged:,} flagged examples{so_far}"
     if total.fitted == 0:
-        return f"The model does not predict the flagged label of any of {whole}{so_far}."
+        return f"The model does not predict the flagged label of {whole if one else f'any of {whole}'}."
     if total.memorized == 0:
-        return f"None of {whole}{so_far} is memorized, though the model fits {total.fitted:,} of them."
-    verb = "is" if total.memorized == 1 else "are"
-    return f"{total.memorized:,} of {whole}{so_far} {verb} memorized. {_where(report)}".rstrip()
+        none = f"{whole.capitalize()} is not memorized" if one else f"None of {whole} is memorized"
+        return f"{none}, though the model fits {'it' if one else f'{total.fitted:,} of them'}."
+    if one:
+        return f"{whole.capitalize()} is memorized. {_where(report)}"
+    return f"{total.memorized:,} of {whole} {'is' if total.memorized == 1 else 'are'} memorized. {_where(report)}"
 
 
 def _where(report: Report) -> str:
     found = [f for f in report.findings if f.memorized and f.outcome is Outcome.LOCALIZED]
     if not found:
-        return "No small set of units was found that suppresses one of them alone."
+        return "No small set of units was found that suppresses the label and spares the reference."
     units = sorted(len(f.units) for f in found)
     middle = (units[(len(units) - 1) // 2] + units[len(units) // 2]) / 2
     kept = [f.reference_accuracy.retained for f in found if f.reference_accuracy]
@@ -104,22 +110,32 @@ def _where(report: Report) -> str:
 
 
 def rules(report: Report) -> list[Rule]:
-    """The policy line by line. A failure that names no line of the policy gets a line of its own."""
-    gate = report.gate
-    keys = {name: _rule_key(name) for name in gate.policy}
-    failed = [_rule_key(text) for text in gate.failed]
-    strange = [text for text, key in zip(gate.failed, failed, strict=True) if not key.startswith(tuple(keys.values()))]
-    # A rule is called met only where every failure is accounted for.
-    otherwise = True if report.status == "complete" and not strange else None
-    lines = [
-        Rule(_rule_name(name), clean(limit), False if any(f.startswith(keys[name]) for f in failed) else otherwise)
-        for name, limit in gate.policy.items()
-    ]
-    return lines + [Rule(clean(text, 400), "", False) for text in strange]
+    """The policy line by line, after the failures that name no line of it.
+
+    A failure names its rule by starting with the rule's key: `max_memorized: 3 of 20 ...`. A rule is called met only in
+    a complete audit where every failure is accounted for.
+    """
+    reasons: dict[str, str] = {}
+    strange: list[Rule] = []
+    for text in report.gate.failed:
+        key, _, reason = text.partition(":")
+        if _rule_key(key) in map(_rule_key, report.gate.policy):
+            reasons[_rule_key(key)] = clean(reason.strip(), MAX_MESSAGE)
+        else:
+            strange.append(Rule(clean(text, MAX_MESSAGE), "", False, "not met"))
+    lines = []
+    for name, limit in report.gate.policy.items():
+        met, word = _judge(report, reasons.get(_rule_key(name)), bool(strange))
+        lines.append(Rule(clean(name.replace("_", " ").replace("-", " ")), clean(limit), met, word))
+    return strange + lines
 
 
-def _rule_name(name: str) -> str:
-    return clean(name.replace("_", " ").replace("-", " "))
+def _judge(report: Report, reason: str | None, unexplained: bool) -> tuple[bool | None, str]:
+    if reason is not None:
+        return False, f"not met: {reason}" if reason else "not met"
+    if report.status == "incomplete":
+        return None, "not decided"
+    return (None, "see above") if unexplained else (True, "met")
 
 
 def _rule_key(name: str) -> str:
@@ -158,6 +174,7 @@ def figures(report: Report) -> list[Figure]:
     """The figures a reader looks for first. Counts are counts of this flagged set and carry no interval."""
     total = report.summary
     localized = total.outcomes.get(Outcome.LOCALIZED, 0)
+    auroc = "" if total.atypicality_auroc is None else f" AUROC against the reference: {total.atypicality_auroc:.2f}."
     share = percent(total.memorized / total.flagged) if total.flagged else MISSING
     return [
         Figure(
@@ -165,7 +182,7 @@ def figures(report: Report) -> list[Figure]:
             f"{total.memorized:,}",
             f"of {total.flagged:,}",
             share,
-            "Fitted, and the nearest reference neighbours in the model's features do not support the label. Counted.",
+            f"Fitted, and the nearest reference neighbours in the model's features do not support the label.{auroc}",
         ),
         Figure(
             "Localized",
@@ -204,11 +221,13 @@ def _median_units(report: Report) -> Figure:
 def _reference_kept(report: Report) -> Figure:
     kept = [f.reference_accuracy.retained for f in report.findings if f.reference_accuracy]
     rates = [rate for rate in kept if rate is not None]
+    lowest = f"lowest {percent(min(rates))}" if rates else ""
+    total = report.summary
     return Figure(
         "Reference kept",
-        percent(report.summary.reference_retained),
+        percent(total.reference_retained),
         "",
-        f"lowest {percent(min(rates))}" if rates else "",
+        _ci(total.reference_retained_low, total.reference_retained_high) or lowest,
         "Of the reference examples the model gets right, the share still right with one example's units cut. Mean.",
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from memaudit.findings import Outcome
-from memaudit.text import clean
+from memaudit.text import MAX_LENGTH, clean
 
 if TYPE_CHECKING:
     from memaudit.findings import Report
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 MISSING = "–"
 # Ids are long hashes; ten characters tell a thousand findings apart and the full id is one click or column away.
 SHORT_ID = 10
+# A name is cut at MAX_LENGTH; a message or a command may say more.
+MAX_MESSAGE = 600
+MAX_COMMAND = 4_000
 
 OUTCOMES: dict[Outcome, tuple[str, str]] = {
     Outcome.LOCALIZED: ("localized", "a few units hold it: cutting them suppresses the label, random units do not"),
@@ -69,9 +72,9 @@ def short(identity: str) -> str:
     return clean(identity[:SHORT_ID])
 
 
-def outside(value: object) -> str:
+def outside(value: object, limit: int = MAX_LENGTH) -> str:
     """An outside string for a stream that a CI runner reads: it cannot become a workflow command.
 
     Runners act on `::name::` at the start of a line, which wrapping can produce, and on `##[name]` anywhere.
     """
-    return clean(value).replace("::", ":\\x3a").replace("##[", "##\\x5b")
+    return clean(value, limit).replace("::", ":\\x3a").replace("##[", "##\\x5b")
