@@ -105,6 +105,11 @@ def test_sections_without_data_are_left_out() -> None:
         assert gone in page_of(samples.small())
 
 
+def test_layers_are_drawn_only_where_something_was_cut() -> None:
+    assert "Where the cuts fall" in page_of(samples.small())
+    assert "No unit was cut." in page_of(samples.incomplete())
+
+
 def test_an_audit_without_findings_is_a_page_too() -> None:
     summary = samples.small().summary.model_copy(update={"flagged": 0, "fitted": 0, "memorized": 0, "outcomes": {}})
     page = page_of(samples.small(findings=[], neurons=[], groups=Groups(), summary=summary))
