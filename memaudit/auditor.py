@@ -172,6 +172,9 @@ class Auditor:
         self.warnings: list[ReportWarning] = list(self.provenance.warnings)
         self.incomplete: list[str] = []
         self.test = test
+        for name, examples in (("flagged", flagged), ("reference", reference)):
+            if not len(examples) and examples.unreadable:
+                raise Incomplete(f"none of the {name} examples could be read", details=examples.unreadable)
         if not len(flagged):
             raise DataRejected("there is no flagged example to audit", hint="Name at least one with --flagged.")
         reference, overlap = remove_overlap(reference, flagged)
@@ -185,6 +188,11 @@ class Auditor:
         if settings.limit is not None and len(flagged) > settings.limit:
             self.incomplete.append(f"--limit {settings.limit}: {len(flagged) - settings.limit} flagged examples not audited")
             flagged = flagged.subset(range(settings.limit))
+        for name, examples in (("flagged", flagged), ("reference", reference)):
+            if examples.omitted:
+                self.incomplete.append(f"{examples.omitted} {name} examples were not read because of a limit")
+            if examples.duplicates:
+                self.warn("MEM105", f"{len(examples.duplicates)} {name} rows repeat others: {examples.duplicates[0]}")
         for name, examples in (("flagged", flagged), ("reference", reference)):
             if examples.unreadable:
                 shown = "; ".join(examples.unreadable[:3])
@@ -260,7 +268,12 @@ class Auditor:
         if not fitted:
             self.warn("MEM102", "the model predicts none of the flagged labels: nothing was memorized that could be erased")
         self._stage("localize", len(self.fitted_rows))
+        deadline = self.started + (self.settings.time_limit or float("inf"))
         for proposal in self.search.run(self._quiet(), flagged, self.fitted_rows):
+            if time.time() > deadline:
+                left = len(flagged) - len(self.found)
+                self.incomplete.append(f"time limit of {self.settings.time_limit:g} s: {left} flagged examples not audited")
+                break
             self.progress.advance()
             self.found[proposal.row] = self._judged(proposal, supports)
             yield self.found[proposal.row]

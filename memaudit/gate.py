@@ -52,18 +52,18 @@ class Policy:
         failed: list[str] = []
         memorized = sum(f.memorized for f in findings)
         if not self.max_memorized.allows(memorized, len(findings)):
-            failed.append(f"{memorized} of {len(findings)} flagged examples are memorized; allowed: {self.max_memorized}")
+            failed.append(f"max_memorized: {memorized} of {len(findings)} flagged examples are memorized; allowed: {self.max_memorized}")
         if self.max_localized is not None:
             policy["max_localized"] = str(self.max_localized)
             localized = sum(f.memorized and f.outcome is Outcome.LOCALIZED for f in findings)
             if not self.max_localized.allows(localized, len(findings)):
                 failed.append(
-                    f"{localized} of {len(findings)} flagged examples are memorized and localized; "
+                    f"max_localized: {localized} of {len(findings)} flagged examples are memorized and localized; "
                     f"allowed: {self.max_localized}"
                 )
         if self.min_reference_accuracy is not None:
             policy["min_reference_accuracy"] = f"{self.min_reference_accuracy:g}"
             if reference_accuracy is None or not reference_accuracy >= self.min_reference_accuracy:
                 found = "unknown" if reference_accuracy is None else f"{reference_accuracy:.4f}"
-                failed.append(f"reference accuracy is {found}; required: {self.min_reference_accuracy:g}")
+                failed.append(f"min_reference_accuracy: reference accuracy is {found}; required: {self.min_reference_accuracy:g}")
         return Gate(policy=policy, failed=failed)

@@ -16,7 +16,6 @@ from memaudit.data import ExampleSet, Preprocess
 from memaudit.errors import UsageError
 from memaudit.evaluate import Evaluator, automatic_batch_size, exact_arithmetic, margin, resolve_device
 from memaudit.findings import ReportWarning
-from memaudit.localize import spread_rows
 from memaudit.text import clean
 
 # Reference images that twins are told apart on.
@@ -83,7 +82,7 @@ def _right(adapter: Adapter, reference: ExampleSet, device: str) -> Tensor:
     """`(n,)` bool: which reference images the candidate predicts correctly."""
     target = resolve_device(device)
     adapter.module.to(target)
-    rows = spread_rows(len(reference), TWIN_IMAGES)
+    rows = list(range(0, len(reference), -(-len(reference) // TWIN_IMAGES)))
     with exact_arithmetic():
         evaluator = Evaluator(adapter, automatic_batch_size(reference.pixels[:1], target), stage="settle")
         logits = evaluator.logits(reference, rows).nan_to_num(nan=-torch.inf)

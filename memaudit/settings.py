@@ -54,6 +54,7 @@ class Settings:
     batch_size: int | None = None
     seed: int = 0
     limit: int | None = None
+    time_limit: float | None = None
     policy: Policy = field(default_factory=Policy)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -82,6 +83,12 @@ class Adapter:
     def sites(self, images: Tensor) -> list[Site]:
         """Where units can be cut, in execution order, found by following `images` through one forward pass."""
         return find_sites(self.module, self.forward, images)
+
+    @cached_property
+    def num_classes(self) -> int:
+        """Width of the logits, seen on one black image."""
+        with torch.no_grad():
+            return int(self.forward(torch.zeros(1, *self.preprocess.input_size, device=self.device)).shape[-1])
 
     @property
     def parameters(self) -> int:

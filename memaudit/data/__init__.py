@@ -23,6 +23,7 @@ from memaudit.data.preprocess import Preprocess
 from memaudit.data.rows import SUFFIXES as ROW_LISTS
 from memaudit.data.rows import select
 from memaudit.data.tensors import from_tensors
+from memaudit.data.thumbnails import thumbnails
 from memaudit.errors import DataRejected, UsageError
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "from_tensors",
     "read",
     "remove_overlap",
+    "thumbnails",
 ]
 
 

@@ -1,0 +1,111 @@
+"""`memaudit inspect`: what a checkpoint was recognised as; no data needed."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from memaudit.cli import options as opt
+from memaudit.text import clean
+
+LAYERS_SHOWN = 12
+
+
+def inspect(
+    model: opt.Model,
+    adapter: opt.AdapterName = None,
+    arch: opt.Arch = None,
+    model_kwargs: opt.ModelKwargs = [],  # noqa: B006 - typer copies it
+    num_classes: opt.NumClasses = None,
+    weights: opt.Weights = None,
+    mean: opt.Mean = None,
+    std: opt.Std = None,
+    input_size: opt.InputSize = None,
+    unit: Annotated[str, typer.Option(help="channel, neuron, head, or auto: the finest there is.")] = "auto",
+    layers: Annotated[str | None, typer.Option(help="Only layers matching this pattern.")] = None,
+    format_: Annotated[str, typer.Option("-f", "--format", help="table or json.")] = "table",
+) -> None:
+    """Show architecture, classes, preprocessing and units of a checkpoint, or the candidates where it is undecided."""
+    opt.choice(format_, ("table", "json"), "--format")
+    opt.choice(weights, ("raw", "ema"), "--weights")
+    import torch
+
+    from memaudit import checkpoints
+    from memaudit.adapters.registry import choose
+    from memaudit.data.paths import display
+    from memaudit.findings import LayerUnits, ModelInfo, Units
+    from memaudit.units import select
+
+    options = opt.model_options(arch, model_kwargs, num_classes, mean, std, input_size, adapter)
+    checkpoint = checkpoints.read(model, weights=weights)  # type: ignore[arg-type]
+    chosen = choose(checkpoint, options, adapter)
+    undecided = len(chosen.alternatives) > 1
+    generator = torch.Generator().manual_seed(0)
+    sites = chosen.sites(torch.rand(3, *chosen.preprocess.input_size, generator=generator))
+    space = select(sites, unit, layers)
+    info = ModelInfo(
+        path=display(checkpoint.path),
+        sha256=checkpoint.sha256,
+        architecture=None if undecided else chosen.architecture,
+        adapter=chosen.name or "module",
+        num_classes=chosen.num_classes,
+        parameters=chosen.parameters,
+        weights=checkpoint.weights,
+        stripped_prefix=checkpoint.stripped_prefix,
+        dtype="float32",
+        candidates=list(chosen.alternatives) if undecided else [],
+    )
+    units = Units(
+        total=space.total, dead=0, by_layer=[LayerUnits(layer=s.layer, kind=s.kind, width=s.width) for s in space.sites]
+    )
+    if format_ == "json":
+        import json
+
+        from memaudit.report.json import encode
+
+        data = {"model": info.model_dump(mode="json"), "units": units.model_dump(mode="json"), "series": []}
+        data["preprocess"] = _preprocess(chosen)
+        typer.echo(encode(json.loads(json.dumps(data)), indent=2))
+        return
+    for line in _lines(chosen, info, units, sites):
+        typer.echo(line)
+
+
+def _preprocess(adapter: Any) -> dict[str, Any]:
+    p = adapter.preprocess
+    return {
+        "input_size": list(p.input_size), "mean": list(p.mean), "std": list(p.std), "crop_pct": p.crop_pct,
+        "interpolation": p.interpolation, "origin": p.origin,
+    }  # fmt: skip
+
+
+def _lines(adapter: Any, info: Any, units: Any, sites: Any) -> list[str]:
+    p = adapter.preprocess
+    kinds: dict[str, int] = {}
+    for site in sites:
+        kinds[site.kind] = kinds.get(site.kind, 0) + site.width
+    lines = [
+        f"file           {clean(info.path)}",
+        f"sha256         {info.sha256}",
+        f"adapter        {info.adapter}: {clean(adapter.reason)}",
+    ]
+    if info.candidates:
+        lines.append("architecture   undecided; these fit the tensors equally and compute differently:")
+        lines += [f"                 --arch {clean(c)}" for c in info.candidates]
+    else:
+        lines.append(f"architecture   {clean(info.architecture)}")
+    lines += [
+        f"classes        {info.num_classes}",
+        f"parameters     {info.parameters:,}",
+        f"preprocessing  {'x'.join(map(str, p.input_size))}, crop {p.crop_pct:g}, {p.interpolation}, "
+        f"mean {','.join(f'{v:g}' for v in p.mean) or 'none'}, std {','.join(f'{v:g}' for v in p.std) or 'none'} "
+        f"({clean(p.origin)})",
+        f"units          {', '.join(f'{n:,} of kind {k}' for k, n in kinds.items())}; searched: {units.total:,} "
+        f"{units.by_layer[0].kind}s in {len(units.by_layer)} layers",
+    ]
+    shown = units.by_layer if len(units.by_layer) <= LAYERS_SHOWN else units.by_layer[: LAYERS_SHOWN - 1]
+    lines += [f"                 {clean(u.layer):<40} {u.width:>6}" for u in shown]
+    if len(shown) < len(units.by_layer):
+        lines.append(f"                 ... and {len(units.by_layer) - len(shown)} more layers (all with -f json)")
+    return lines
