@@ -114,12 +114,12 @@ def _carrier(trace: Trace, op: Op) -> Site | None:
     elements = op.shape[1 if kind == "channel" and len(op.shape) > 2 else -1]
     if elements % copies:
         return None
-    edits = tuple(
-        (name, 1 if isinstance(owner, nn.modules.conv._ConvTransposeNd) and name == "weight" else 0)
-        for name, p in owner.named_parameters(recurse=False)
-        if elements in p.shape[:2]
-    )
-    return Site(holder.module, kind, elements // copies, copies=copies, edits=edits)
+    inputs_first = isinstance(owner, nn.modules.conv._ConvTransposeNd)
+    edits = []
+    for name, parameter in owner.named_parameters(recurse=False):
+        axes = [a for a in ((1, 0) if inputs_first else (0, 1)) if parameter.shape[a : a + 1] == (elements,)]
+        edits += [(name, axes[0])] if axes else []
+    return Site(holder.module, kind, elements // copies, copies=copies, edits=tuple(edits))
 
 
 def _heads(trace: Trace, op: Op) -> Iterator[Site]:
@@ -252,6 +252,8 @@ def _compare(candidate: _Candidate, args: tuple[Any, ...], output: Tensor) -> st
     if not site.edits:
         return "it has no parameter along the unit axis"
     elements = site.width * site.span * site.copies
+    if not args:
+        return "it is called by keyword"
     tensor = args[0] if site.side == "input" else output
     axes = [site.axis] if site.side == "input" else [a for a in range(tensor.dim()) if tensor.shape[a] == elements]
     axes.sort(key=lambda a: a not in (1, tensor.dim() - 1))
@@ -260,7 +262,7 @@ def _compare(candidate: _Candidate, args: tuple[Any, ...], output: Tensor) -> st
         edited = _edited_output(site, module, args, index)
         survivors = []
         for axis in axes:
-            mask = torch.ones(elements, device=tensor.device)
+            mask = torch.ones(elements, device=tensor.device, dtype=tensor.dtype)
             mask[site.elements(index)] = 0
             shape = [1] * tensor.dim()
             shape[axis] = elements
@@ -309,7 +311,7 @@ def _marks(candidates: list[_Candidate], forward: Callable[[Tensor], Tensor], im
 
     def at(number: int) -> Callable[..., None]:
         def mark(module: nn.Module, args: tuple[Any, ...], output: Any = None) -> None:
-            value = args[0] if candidates[number].site.side == "input" else output
+            value = output if candidates[number].site.side == "output" else args[0] if args else None
             if not marks[number] and isinstance(value, Tensor):
                 wide = value.detach().double()
                 marks[number] = [wide.sum([b for b in range(wide.dim()) if b != a]) for a in range(wide.dim())]
