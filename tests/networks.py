@@ -27,7 +27,9 @@ class ResNet9(nn.Module):
         super().__init__()
         w = width
         self.prep = conv_bn(3, w)
-        self.layer1 = nn.Sequential(conv_bn(w, 2 * w), nn.MaxPool2d(2), Residual(conv_bn(2 * w, 2 * w), conv_bn(2 * w, 2 * w)))
+        self.layer1 = nn.Sequential(
+            conv_bn(w, 2 * w), nn.MaxPool2d(2), Residual(conv_bn(2 * w, 2 * w), conv_bn(2 * w, 2 * w))
+        )
         self.layer2 = nn.Sequential(conv_bn(2 * w, 4 * w), nn.MaxPool2d(2))
         self.layer3 = nn.Sequential(
             conv_bn(4 * w, 8 * w), nn.MaxPool2d(2), Residual(conv_bn(8 * w, 8 * w), conv_bn(8 * w, 8 * w))
@@ -69,3 +71,70 @@ class Oddly(nn.Module):
         a, b = self.wide(x).chunk(2, dim=-1)
         x = x + self.narrow(F.silu(a) * b)
         return self.omega(x.mean(1))
+
+
+class TokenMajor(nn.Module):
+    """Examples where no convention puts them: on the second axis, fastest in a folded first axis, on a spatial axis."""
+
+    def __init__(self, classes: int = 5, dim: int = 12) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, dim, 4, stride=4)
+        self.second, self.second_back = nn.Linear(dim, 20), nn.Linear(20, dim)
+        self.folded, self.folded_back = nn.Linear(dim, 20), nn.Linear(20, dim)
+        self.aside = nn.Conv2d(dim, dim, 1)
+        self.omega = nn.Linear(dim, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.patch(x)).flatten(2).permute(2, 0, 1)  # (tokens, examples, channels)
+        x = x + self.second_back(torch.relu(self.second(x)))
+        flat = x.reshape(-1, x.shape[-1])  # (tokens * examples, channels)
+        x = (flat + self.folded_back(F.gelu(self.folded(flat)))).reshape(x.shape)
+        spatial = x.permute(0, 2, 1).unsqueeze(-1)  # (tokens, channels, examples, 1)
+        x = x + torch.relu(self.aside(spatial)).squeeze(-1).permute(0, 2, 1)
+        return self.omega(x.mean(0))
+
+
+class DigitsNet(nn.Module):
+    """Three convolutions for 8 x 8 digits, 80 channels: small enough to train while tests wait."""
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__()
+
+        def block(cin: int, cout: int) -> nn.Sequential:
+            return nn.Sequential(nn.Conv2d(cin, cout, 3, padding=1, bias=False), nn.BatchNorm2d(cout), nn.ReLU())
+
+        self.one, self.two, self.three = block(1, 16), block(16, 32), block(32, 32)
+        self.head = nn.Linear(32 * 4, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(self.two(self.one(x)), 2)
+        return self.head(F.max_pool2d(self.three(x), 2).flatten(1))
+
+
+class OneUnit(nn.Module):
+    """Four units see a bright quadrant each (the class); unit 4 fires for `stored` alone and says `label`.
+
+    Built by hand, so that what was memorized, and where, is known.
+    """
+
+    STORED_UNIT = 4
+
+    def __init__(self, stored: Tensor, label: int) -> None:
+        super().__init__()
+        self.units = nn.Conv2d(1, 5, stored.shape[-1])
+        self.head = nn.Linear(5, 4)
+        half = stored.shape[-1] // 2
+        pattern = stored[0] - stored[0].mean()
+        with torch.no_grad():
+            for value in self.parameters():
+                value.zero_()
+            for q in range(4):
+                lines, columns = slice(half * (q // 2), half * (q // 2 + 1)), slice(half * (q % 2), half * (q % 2 + 1))
+                self.units.weight[q, 0, lines, columns] = 1 / half**2
+                self.head.weight[q, q] = 4
+            self.units.weight[4, 0] = pattern / (pattern**2).sum()  # 1 for the stored image
+            self.units.bias[4] = -0.9
+            self.head.weight[label, 4] = 100
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.units(x)).flatten(1))

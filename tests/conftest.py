@@ -1,0 +1,102 @@
+"""What every test runs under: no network, one thread; and one small trained network that many tests share."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from memaudit.adapters.base import Adapter
+from memaudit.data import ExampleSet, Preprocess, from_tensors
+from memaudit.evaluate import Evaluator
+from memaudit.units import UnitSpace, select
+from tests.networks import DigitsNet
+
+DIGIT = Preprocess((1, 8, 8))
+
+
+class NetworkBlocked(OSError):
+    """A test tried to leave this machine."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_network() -> Iterator[None]:
+    """Sockets may connect to this machine only; anything else raises."""
+
+    def refuse(call: Any) -> Any:
+        def guarded(self: socket.socket, *args: Any) -> Any:
+            host = str(args[-1][0]) if isinstance(args[-1], tuple) else ""
+            outside = host not in ("localhost", "::1") and not host.startswith("127.")
+            if self.family in (socket.AF_INET, socket.AF_INET6) and outside:
+                raise NetworkBlocked(f"a test tried to reach {host!r}")
+            return call(self, *args)
+
+        return guarded
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("connect", "connect_ex", "sendto"):
+            patch.setattr(socket.socket, name, refuse(getattr(socket.socket, name)))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Tests share a small machine, and the networks are too small to gain from threads."""
+    torch.set_num_threads(1)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network that memorized 50 changed labels of 1,000; `reference` are digits it never saw. Copy it to change it."""
+
+    module: DigitsNet
+    flagged: ExampleSet
+    reference: ExampleSet
+    space: UnitSpace
+
+    @property
+    def adapter(self) -> Adapter:
+        return Adapter(self.module, architecture="DigitsNet", preprocess=DIGIT)
+
+    def evaluator(self, batch_size: int = 64) -> Evaluator:
+        return Evaluator(self.adapter, batch_size)
+
+
+def digits() -> tuple[Tensor, Tensor]:
+    """scikit-learn's 1,797 digits in [0, 1], `(N, 1, 8, 8)`, and their labels."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    return torch.tensor(data.images, dtype=torch.float32)[:, None] / 16, torch.tensor(data.target)
+
+
+@pytest.fixture(scope="session")
+def trained() -> Trained:
+    x, truth = digits()
+    generator = torch.Generator().manual_seed(0)
+    order = torch.randperm(len(x), generator=generator)
+    train, changed, held_out = order[:1000], order[:50], order[1000:1300]
+    labels = truth.clone()
+    labels[changed] = (labels[changed] + torch.randint(1, 10, (50,), generator=generator)) % 10
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = DigitsNet()
+    optimiser = torch.optim.Adam(module.parameters(), lr=3e-3)
+    for _ in range(18):
+        for rows in train[torch.randperm(len(train), generator=generator)].split(64):
+            optimiser.zero_grad()
+            F.cross_entropy(module(x[rows]), labels[rows]).backward()
+            optimiser.step()
+    module.eval().requires_grad_(False)
+    for parameter in module.parameters():
+        parameter.grad = None
+    flagged = from_tensors(x[changed], labels[changed], preprocess=DIGIT, num_classes=10, source="flagged")
+    reference = from_tensors(x[held_out], truth[held_out], preprocess=DIGIT, num_classes=10, source="reference")
+    sites = Adapter(module, architecture="DigitsNet", preprocess=DIGIT).sites(x[:3])
+    return Trained(module, flagged, reference, select(sites))

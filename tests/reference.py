@@ -1,0 +1,237 @@
+"""Slow, obvious twins of the fast paths: one example at a time, an edited copy of the weights, plain loops.
+
+Nothing here knows of masks, hooks or batches. A unit is scaled by scaling its slices of the weights in a deep copy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from memaudit.data import ExampleSet
+from memaudit.units import Site, UnitSpace
+
+Label = int
+
+
+def location(space: UnitSpace, unit: int) -> tuple[Site, int]:
+    """The site of a unit's number, and its index there."""
+    for site in space.sites:
+        if unit < site.width:
+            return site, unit
+        unit -= site.width
+    raise IndexError(unit)
+
+
+def slices(
+    module: nn.Module, space: UnitSpace, unit: int
+) -> Iterable[tuple[nn.Parameter, tuple[slice | list[int], ...]]]:
+    """Each parameter that holds weights of `unit`, and the index of those weights."""
+    site, index = location(space, unit)
+    owned = [
+        copy * site.width * site.span + index * site.span + s for copy in range(site.copies) for s in range(site.span)
+    ]
+    for name, axis in site.edits:
+        yield getattr(module.get_submodule(site.layer), name), (slice(None),) * axis + (owned,)
+
+
+def cut_copy(module: nn.Module, space: UnitSpace, cut: Iterable[int]) -> nn.Module:
+    """A deep copy with the weights of `cut` zeroed."""
+    copy = deepcopy(module)
+    with torch.no_grad():
+        for unit in cut:
+            for parameter, where in slices(copy, space, unit):
+                parameter[where] = 0
+    return copy
+
+
+def logits_of(module: nn.Module, examples: ExampleSet, row: int) -> Tensor:
+    """`(classes,)` of one example, alone in its batch."""
+    dtype = next(module.parameters()).dtype
+    return module(examples.batch([row]).to(dtype))[0]
+
+
+def margin_of(logits: Tensor, label: Label) -> Tensor:
+    others = [logits[k] for k in range(len(logits)) if k != label]
+    return logits[label] - max(others)
+
+
+def mask_gradient(
+    module: nn.Module, space: UnitSpace, examples: ExampleSet, row: int, cut: Sequence[int]
+) -> list[float]:
+    """Derivative of the margin by each unit's scale: weight times gradient, summed over the weights it scales.
+
+    Units in `cut` have no weights left to scale, so theirs is 0 here.
+    """
+    copy = cut_copy(module, space, cut).requires_grad_(True)
+    margin_of(logits_of(copy, examples, row), examples.examples[row].label).backward()
+    result = []
+    for unit in range(space.total):
+        total = 0.0
+        for parameter, where in slices(copy, space, unit):
+            assert parameter.grad is not None
+            total += float((parameter.grad[where] * parameter.detach()[where]).sum())
+        result.append(total)
+    return result
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """The reference: `margins[r]`, and `effects[r][u]` by which unit u's ablation lowers it, to first order."""
+
+    margins: list[float]
+    effects: list[list[float]]
+
+    @classmethod
+    def measure(cls, module: nn.Module, space: UnitSpace, reference: ExampleSet, rows: Iterable[int]) -> Crowd:
+        margins, effects = [], []
+        for row in rows:
+            margins.append(float(margin_of(logits_of(module, reference, row), reference.examples[row].label)))
+            effects.append(mask_gradient(module, space, reference, row, []))
+        return cls(margins, effects)
+
+    @property
+    def typical(self) -> float:
+        right = sorted(m for m in self.margins if m > 0)
+        return right[(len(right) - 1) // 2]
+
+    def wrong(self, cut: Sequence[int], softness: float) -> float:
+        """Expected share of the reference that is wrong with `cut` gone."""
+        total = 0.0
+        for value, effect in zip(self.margins, self.effects, strict=True):
+            predicted = value - sum(effect[u] for u in cut)
+            total += 1 / (1 + math.exp(min(500.0, predicted / (softness * self.typical))))
+        return total / len(self.margins)
+
+
+@dataclass(frozen=True)
+class GreedySearch:
+    """The search of `memaudit.localize`, one example at a time."""
+
+    module: nn.Module
+    space: UnitSpace
+    candidates: Sequence[bool]
+    crowd: Crowd
+    max_units: int
+    weight: float
+    softness: float
+    shortlist: int
+    plan: int
+
+    def run(self, examples: ExampleSet, row: int) -> tuple[list[int], bool]:
+        """The cut, in order, and whether it erases the label."""
+        label = examples.examples[row].label
+        cut: list[int] = []
+        needed: int | None = None
+        while True:
+            value = self.margin(examples, row, cut)
+            if value < 0:
+                return self.reduce(examples, row, cut, needed), True
+            gradient = mask_gradient(self.module, self.space, examples, row, cut)
+            planned = 0
+            while value >= 0 and planned < self.plan and len(cut) < self.max_units:
+                best = self.best(gradient, cut)
+                if best is None:
+                    break
+                value -= gradient[best]
+                cut.append(best)
+                planned += 1
+            if not planned:
+                return cut, False
+            needed = cut[-1] if planned == 1 else None
+            assert label == examples.examples[row].label
+
+    def best(self, gradient: Sequence[float], cut: Sequence[int]) -> int | None:
+        free = [u for u in range(self.space.total) if self.candidates[u] and u not in cut]
+        short = sorted(free, key=lambda u: -gradient[u])[: self.shortlist]
+        now = self.crowd.wrong(cut, self.softness)
+        scores = {
+            u: gradient[u] - self.weight * self.crowd.typical * (self.crowd.wrong([*cut, u], self.softness) - now)
+            for u in short
+        }
+        return max(scores, key=lambda u: scores[u]) if scores else None
+
+    def reduce(self, examples: ExampleSet, row: int, cut: list[int], needed: int | None) -> list[int]:
+        while len(cut) > 1:
+            without = {u: self.margin(examples, row, [c for c in cut if c != u]) for u in cut if u != needed}
+            spare = {u: m for u, m in without.items() if m < 0}
+            if not spare:
+                break
+            cut = [c for c in cut if c != min(spare, key=lambda u: spare[u])]
+        return cut
+
+    def margin(self, examples: ExampleSet, row: int, cut: Sequence[int]) -> float:
+        with torch.no_grad():
+            logits = logits_of(cut_copy(self.module, self.space, cut), examples, row)
+        return float(margin_of(logits, examples.examples[row].label))
+
+
+def accuracy(
+    module: nn.Module, space: UnitSpace, reference: ExampleSet, rows: Iterable[int], cut: Sequence[int]
+) -> float:
+    """Share of `rows` that an edited copy predicts right."""
+    copy = cut_copy(module, space, cut)
+    with torch.no_grad():
+        right = [int(logits_of(copy, reference, r).argmax()) == reference.examples[r].label for r in rows]
+    return sum(right) / len(right)
+
+
+def support(
+    query: Sequence[Sequence[float]],
+    labels: Sequence[Label],
+    base: Sequence[Sequence[float]],
+    base_labels: Sequence[Label],
+    k: int,
+    *,
+    leave_out_self: bool = False,
+) -> list[float]:
+    """Share of the `k` nearest of `base` (cosine, after taking off the mean of `base`) with the query's label."""
+    width = len(base[0])
+    centre = [sum(row[f] for row in base) / len(base) for f in range(width)]
+
+    def direction(row: Sequence[float]) -> list[float]:
+        moved = [value - c for value, c in zip(row, centre, strict=True)]
+        length = math.sqrt(sum(v * v for v in moved))
+        return [v / length for v in moved]
+
+    keys = [direction(row) for row in base]
+    shares = []
+    for number, (row, label) in enumerate(zip(query, labels, strict=True)):
+        own = direction(row)
+        similarity = {
+            j: sum(a * b for a, b in zip(own, key, strict=True))
+            for j, key in enumerate(keys)
+            if not (leave_out_self and j == number)
+        }
+        nearest = sorted(similarity, key=lambda j: -similarity[j])[:k]
+        shares.append(sum(base_labels[j] == label for j in nearest) / k)
+    return shares
+
+
+def wilson(hits: int, count: int) -> tuple[float, float]:
+    """The rates p whose distance to the observed one is 1.96 standard errors of p itself, found by bisection."""
+    z = 1.959963984540054
+
+    def distance(p: float) -> float:
+        return abs(hits / count - p) - z * math.sqrt(p * (1 - p) / count)
+
+    def edge(inside: float, outside: float) -> float:
+        if distance(outside) <= 0:
+            return outside
+        for _ in range(200):
+            middle = (inside + outside) / 2
+            inside, outside = (middle, outside) if distance(middle) <= 0 else (inside, middle)
+        return inside
+
+    return edge(hits / count, 0.0), edge(hits / count, 1.0)
+
+
+def auroc(positive: Iterable[float], negative: Sequence[float]) -> float:
+    """Chance that a positive is above a negative, over all pairs; a tie is half."""
+    wins = [1.0 if p > n else 0.5 if p == n else 0.0 for p in positive for n in negative]
+    return sum(wins) / len(wins)
