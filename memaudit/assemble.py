@@ -114,7 +114,9 @@ def _config(settings: Settings) -> dict[str, ConfigValue]:
     default = Settings()
     names = ("max_units", "unit", "layers", "ablation", "profile", "seed", "limit")
     values = {name: getattr(settings, name) for name in names}
-    return {k: ConfigValue(value=v, origin="default" if v == getattr(default, k) else "argument") for k, v in values.items()}
+    return {
+        k: ConfigValue(value=v, origin="default" if v == getattr(default, k) else "argument") for k, v in values.items()
+    }
 
 
 def _model(evidence: Evidence) -> ModelInfo:
@@ -159,7 +161,9 @@ def _units(space: UnitSpace, live: Tensor) -> Units:
 def _summary(findings: Sequence[Finding], calibration: Tensor, seed: int) -> Summary:
     erased = [f for f in findings if f.outcome in ERASED]
     kept = [
-        f.reference_accuracy.retained for f in erased if f.reference_accuracy and f.reference_accuracy.retained is not None
+        f.reference_accuracy.retained
+        for f in erased
+        if f.reference_accuracy and f.reference_accuracy.retained is not None
     ]
     kept_low, kept_high = bootstrap(kept, seed)
     random = [f.controls.random for f in findings if f.controls]

@@ -186,7 +186,9 @@ class Auditor:
                 hint="Give clean examples the flagged ones do not contain: a few hundred give useful intervals.",
             )
         if settings.limit is not None and len(flagged) > settings.limit:
-            self.incomplete.append(f"--limit {settings.limit}: {len(flagged) - settings.limit} flagged examples not audited")
+            self.incomplete.append(
+                f"--limit {settings.limit}: {len(flagged) - settings.limit} flagged examples not audited"
+            )
             flagged = flagged.subset(range(settings.limit))
         for name, examples in (("flagged", flagged), ("reference", reference)):
             if examples.omitted:
@@ -266,13 +268,17 @@ class Auditor:
                 self.found[row] = self._finding(row, supports, Outcome.NOT_FITTED)
                 yield self.found[row]
         if not fitted:
-            self.warn("MEM102", "the model predicts none of the flagged labels: nothing was memorized that could be erased")
+            self.warn(
+                "MEM102", "the model predicts none of the flagged labels: nothing was memorized that could be erased"
+            )
         self._stage("localize", len(self.fitted_rows))
         deadline = self.started + (self.settings.time_limit or float("inf"))
         for proposal in self.search.run(self._quiet(), flagged, self.fitted_rows):
             if time.time() > deadline:
                 left = len(flagged) - len(self.found)
-                self.incomplete.append(f"time limit of {self.settings.time_limit:g} s: {left} flagged examples not audited")
+                self.incomplete.append(
+                    f"time limit of {self.settings.time_limit:g} s: {left} flagged examples not audited"
+                )
                 break
             self.progress.advance()
             self.found[proposal.row] = self._judged(proposal, supports)
@@ -298,7 +304,6 @@ class Auditor:
         self.reference_margins = margin(self.reference_seen.logits, self.reference.labels)
         self.accuracy = float((self.reference_margins > 0).float().mean())
         self._check_accuracy()
-        assert self.reference_seen.live is not None
         self.live = self.reference_seen.live
         self.fill = self.reference_seen.means if self.settings.ablation == "mean" else None
         order = torch.randperm(len(self.reference), generator=generator_for(self.settings.seed, "panels", "")).tolist()
@@ -350,7 +355,9 @@ class Auditor:
                 )
         missing = set(self.flagged.labels.tolist()) - set(self.reference.labels.tolist())
         if missing:
-            self.warn("MEM103", f"{len(missing)} flagged labels have no reference example; their atypicality means little")
+            self.warn(
+                "MEM103", f"{len(missing)} flagged labels have no reference example; their atypicality means little"
+            )
 
     def _check_accuracy(self) -> None:
         classes = self.reference_seen.logits.shape[1]
@@ -360,7 +367,7 @@ class Auditor:
         if high < 1 / classes + ABOVE_CHANCE * (1 - 1 / classes) and low <= chance * 1.5:
             raise PremiseBroken(
                 f"reference accuracy is {self.accuracy:.3f}, near chance ({1 / classes:.3f} for {classes} classes)",
-                hint="Likely another class order (--class-order), preprocessing (--mean, --std, --input-size) or model.",
+                hint="Check the class order (--class-order), the preprocessing (--mean, --std, --input-size) and the model.",
             )
         if low < 0.5:
             self.warn("MEM104", f"reference accuracy is only {self.accuracy:.3f}: check class order and preprocessing")
@@ -432,7 +439,14 @@ class Auditor:
         self._stage("matched clean", len(rows))
         margins = margin(self.flagged_seen.logits, self.flagged.labels)
         matched = groups.matched(
-            findings, self.search, self.judge, self.flagged, rows, margins, self.reference_margins, self.progress.advance
+            findings,
+            self.search,
+            self.judge,
+            self.flagged,
+            rows,
+            margins,
+            self.reference_margins,
+            self.progress.advance,
         )
         self.groups = Groups(curve=curve, overlap=groups.overlap([f.units for f in erased]), matched_controls=matched)
 

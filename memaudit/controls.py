@@ -150,11 +150,13 @@ def augment(examples: ExampleSet, row: int) -> ExampleSet:
 def matched_clean(
     margins: Tensor, labels: Tensor, reference_margins: Tensor, reference_labels: Tensor
 ) -> list[tuple[int, int]]:
-    """Pairs `(flagged row, reference row)`: the unused fitted reference example of the same label and nearest margin."""
+    """Pairs `(flagged row, reference row)`: an unused fitted reference example, same label, nearest margin."""
     pairs: list[tuple[int, int]] = []
     free = reference_margins > 0
     for row in range(len(labels)):
-        gaps = (reference_margins - margins[row]).abs().masked_fill(~(free & (reference_labels == labels[row])), torch.inf)
+        gaps = (
+            (reference_margins - margins[row]).abs().masked_fill(~(free & (reference_labels == labels[row])), torch.inf)
+        )
         best = int(gaps.argmin()) if len(gaps) else -1
         if best >= 0 and torch.isfinite(gaps[best]):
             free[best] = False

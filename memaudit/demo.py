@@ -58,6 +58,7 @@ def make(folder: Path, seed: int = 0, tick: Callable[[int], None] = lambda _: No
     images, labels, changed_rows, given, test_rows = split(seed)
     write_data(folder, images, labels, changed_rows, given, test_rows)
     shutil.copyfile(demo_network.__file__, folder / "network.py")
+    torch.manual_seed(seed)
     model = build()
     train_rows = np.setdiff1d(np.arange(len(labels)), test_rows)
     x = torch.from_numpy(images[:, None]).float() / 255
@@ -106,7 +107,7 @@ def train(model: nn.Module, x: Tensor, y: Tensor, seed: int, keep: Callable[[int
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=EPOCHS * steps)
     for epoch in range(1, EPOCHS + 1):
         model.train()
-        for rows in torch.randperm(len(x)).split(BATCH):
+        for rows in torch.split(torch.randperm(len(x)), BATCH):
             optimizer.zero_grad()
             F.cross_entropy(model(x[rows]), y[rows]).backward()  # type: ignore[no-untyped-call]
             optimizer.step()

@@ -200,11 +200,13 @@ class Evaluator:
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error) or "can't allocate" in str(error)
+    return (
+        isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error) or "can't allocate" in str(error)
+    )
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """Logit margin `(N,)` of `labels`: their logit minus the largest other one. Positive: the model predicts the label."""
+    """Logit margin `(N,)` of `labels`: their logit minus the largest other one; positive: predicted."""
     own = logits.gather(1, labels[:, None]).squeeze(1)
     others = logits.scatter(1, labels[:, None], -torch.inf)
     return own - others.max(1).values
@@ -291,7 +293,9 @@ def check_premises(evaluator: Evaluator, examples: ExampleSet) -> None:
     first, again = evaluator.logits(few), evaluator.logits(few)
     changed = [name for name, value in module.named_buffers() if not torch.equal(value, before[name])]
     if changed:
-        raise BugError(f"the forward pass changed the buffer {clean(changed[0])}: the adapter's forward is not in eval mode")
+        raise BugError(
+            f"the forward pass changed the buffer {clean(changed[0])}: the adapter's forward is not in eval mode"
+        )
     if first.dim() != 2:
         raise PremiseBroken(f"the network returned shape {tuple(first.shape)}, not (examples, classes)")
     scale = float(first.nan_to_num().abs().max()) + 1.0

@@ -80,7 +80,9 @@ class ReferenceAccuracy(Plain):
     after: Rate
     low: Rate = Field(description="lower end of the 95 % interval of `after`")
     high: Rate
-    retained: Rate | None = Field(default=None, description="of the reference examples right before, the share right after")
+    retained: Rate | None = Field(
+        default=None, description="of the reference examples right before, the share right after"
+    )
     examples: int = Field(default=0, ge=0, description="reference examples that `after` was measured on")
 
 

@@ -7,7 +7,7 @@ found in the model's own intermediate features, after the deep k-NN of Papernot 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -35,13 +35,13 @@ class Observation:
     Attributes:
         logits: `(N, classes)`.
         features: per voting layer `(N, F)`, rectified and pooled.
-        live: `(total,)` bool: units whose value varied over the set; None where not asked for.
+        live: `(total,)` bool: units whose value varied over the set; empty where not asked for.
         means: per site, the mean of each element over the set; empty where not asked for.
     """
 
     logits: Tensor
     features: tuple[Tensor, ...]
-    live: Tensor | None = None
+    live: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.bool))
     means: tuple[Tensor, ...] = ()
 
 
@@ -114,7 +114,9 @@ def atypicality(
     return Support(score.clamp(0, 1), p_value), calibration.clamp(0, 1)
 
 
-def _share(query: Tensor, labels: Tensor, keys: Tensor, key_labels: Tensor, k: int, skip: Tensor | None = None) -> Tensor:
+def _share(
+    query: Tensor, labels: Tensor, keys: Tensor, key_labels: Tensor, k: int, skip: Tensor | None = None
+) -> Tensor:
     """Share of the `k` most similar keys (cosine) that carry the query's label; `skip` names each query's own row."""
     shares = []
     for start in range(0, len(query), 1024):

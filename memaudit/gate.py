@@ -27,7 +27,9 @@ class Limit:
         """
         match = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,6})?)\s*(%?)\s*", text)
         if match is None or (not match[2] and "." in match[1]) or (match[2] and float(match[1]) > 100):
-            raise UsageError(f"{option} {clean(text)!r} is not a limit", hint="Give a count such as 3, or a share such as 2%.")
+            raise UsageError(
+                f"{option} {clean(text)!r} is not a limit", hint="Give a count such as 3, or a share such as 2%."
+            )
         return cls(float(match[1]), share=bool(match[2]))
 
     def allows(self, count: int, total: int) -> bool:
@@ -52,7 +54,10 @@ class Policy:
         failed: list[str] = []
         memorized = sum(f.memorized for f in findings)
         if not self.max_memorized.allows(memorized, len(findings)):
-            failed.append(f"max_memorized: {memorized} of {len(findings)} flagged examples are memorized; allowed: {self.max_memorized}")
+            failed.append(
+                f"max_memorized: {memorized} of {len(findings)} flagged examples are memorized; "
+                f"allowed: {self.max_memorized}"
+            )
         if self.max_localized is not None:
             policy["max_localized"] = str(self.max_localized)
             localized = sum(f.memorized and f.outcome is Outcome.LOCALIZED for f in findings)
@@ -65,5 +70,7 @@ class Policy:
             policy["min_reference_accuracy"] = f"{self.min_reference_accuracy:g}"
             if reference_accuracy is None or not reference_accuracy >= self.min_reference_accuracy:
                 found = "unknown" if reference_accuracy is None else f"{reference_accuracy:.4f}"
-                failed.append(f"min_reference_accuracy: reference accuracy is {found}; required: {self.min_reference_accuracy:g}")
+                failed.append(
+                    f"min_reference_accuracy: reference accuracy is {found}; required: {self.min_reference_accuracy:g}"
+                )
         return Gate(policy=policy, failed=failed)

@@ -41,7 +41,9 @@ def neurons(findings: Sequence[Finding], judge: Judge, tick: Tick) -> list[Neuro
             number = judge.space.number(unit.layer, unit.index, unit.kind)
             after = tidy(judge.reference_accuracy([number], str(unit)).after)
             tick(1)
-        result.append(Neuron(layer=unit.layer, index=unit.index, kind=unit.kind, erases=ids, reference_accuracy_after=after))
+        result.append(
+            Neuron(layer=unit.layer, index=unit.index, kind=unit.kind, erases=ids, reference_accuracy_after=after)
+        )
     return result
 
 

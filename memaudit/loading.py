@@ -40,7 +40,7 @@ def settle(
     read_reference: Callable[[Adapter], ExampleSet],
     device: str = "auto",
 ) -> Settled:
-    """Load `checkpoint`; of several architectures that fit its tensors, take the one that fits the reference decisively.
+    """Load `checkpoint`; of several architectures that fit its tensors, take the one that clearly fits the reference.
 
     Args:
         options: what the user said; with an `arch` there is nothing to settle.
@@ -96,5 +96,5 @@ def _better(best: Tensor, other: Tensor) -> bool:
     total = wins + losses
     if total == 0:
         return False
-    p = sum(comb(total, k) for k in range(wins, total + 1)) / 2**total
+    p: float = sum(comb(total, k) for k in range(wins, total + 1)) / 2**total
     return p < TWIN_P

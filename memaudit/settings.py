@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from memaudit.errors import UsageError
 from memaudit.findings import ConfigValue, ReportWarning
 from memaudit.gate import Policy
-from memaudit.text import clean
 
 
 @dataclass(frozen=True)
@@ -27,8 +25,8 @@ class Profile:
 
     search_rows: int = 512
     panel_rows: int = 512
-    at_risk: int = 16
-    at_random: int = 16
+    at_risk: int = 32
+    at_random: int = 32
     draws: int = 10
     others: int = 8
     clean: int = 64

@@ -1,4 +1,4 @@
-"""Units and the sites they are cut at: plain descriptions, and the mask arithmetic that both ablation and search use."""
+"""Units and the sites they are cut at: descriptions and mask arithmetic, for ablation and search."""
 
 from __future__ import annotations
 
@@ -158,12 +158,16 @@ def select(sites: Sequence[Site], unit: str = "auto", layers: str | None = None)
     named = [s for s in sites if layers is None or any(fnmatch.fnmatchcase(s.layer, p) for p in layers.split(","))]
     if not named:
         known = closest(str(layers), (s.layer for s in sites))
-        raise UsageError(f"no layer matches {clean(layers)!r}{known}", hint="List the layers with: memaudit inspect MODEL")
+        raise UsageError(
+            f"no layer matches {clean(layers)!r}{known}", hint="List the layers with: memaudit inspect MODEL"
+        )
     widths: Counter[str] = Counter()
     for site in named:
         widths[site.kind] += site.width
     kind = widths.most_common(1)[0][0] if unit == "auto" else unit
     if kind not in widths:
         have = ", ".join(f"{k} ({n})" for k, n in widths.most_common())
-        raise UsageError(f"this model has no unit of kind {clean(kind)!r}; it has: {have}", hint="Leave --unit at auto.")
+        raise UsageError(
+            f"this model has no unit of kind {clean(kind)!r}; it has: {have}", hint="Leave --unit at auto."
+        )
     return UnitSpace(tuple(s for s in named if s.kind == kind))

@@ -61,13 +61,24 @@ def build(network: str, width: int = 32) -> nn.Module:
 @torch.no_grad()
 def accuracy(model: nn.Module, x: Tensor, y: Tensor, device: str) -> float:
     model.eval()
-    right = sum((model(x[i : i + 500].to(device)).argmax(1).cpu() == y[i : i + 500]).sum().item() for i in range(0, len(x), 500))
+    right = sum(
+        (model(x[i : i + 500].to(device)).argmax(1).cpu() == y[i : i + 500]).sum().item() for i in range(0, len(x), 500)
+    )
     return right / len(x)
 
 
 def train(
-    model: nn.Module, x: Tensor, y: Tensor, epochs: int, out: Path, *, device: str = "cpu", lr: float = 0.4, batch: int = 128,
-    adam: bool = False, seed: int = 0,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    epochs: int,
+    out: Path,
+    *,
+    device: str = "cpu",
+    lr: float = 0.4,
+    batch: int = 128,
+    adam: bool = False,
+    seed: int = 0,
 ) -> None:
     """Train without augmentation, so that changed labels are fitted; one safetensors file an epoch in `out`."""
     torch.manual_seed(seed)
