@@ -27,7 +27,7 @@ IRRELEVANT = frozenset(
             "attn_drop_rate",
             "grad_checkpointing",
         ),
-        *("momentum", "scale_by_keep"),
+        *("momentum", "scale_by_keep", "init_values"),
         # descriptions of the network, for those who ask it
         *(
             "default_cfg",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import isqrt
 from pathlib import Path
 
@@ -22,6 +22,8 @@ from memaudit.checkpoints.load import check_fit
 from memaudit.errors import ModelRejected
 
 Kwargs = Mapping[str, int]
+# Some constructors take time with the fourth power of the image size; nobody trains at more than 4 times its default.
+MAX_ENLARGEMENT = 4
 
 
 @dataclass(frozen=True)
@@ -51,16 +53,44 @@ def identify(tensors: Mapping[str, Tensor], entries: Collection[Entry] | None = 
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     tables = _installed() if entries is None else Tables(entries)
-    found: dict[str, Candidate] = {}
-    for entry in tables.lookup(shapes):
-        for kwargs in _keywords(entry, shapes):
-            if (network := _fits(entry.architecture, kwargs, tensors)) is not None:
-                group = signature(network)
-                found[group] = _join(found.get(group), Candidate(entry.architecture, kwargs, (entry.architecture,)))
-                break
-    if not found and (headless := tables.headless(shapes)):
+    matches = [match for entry in tables.lookup(shapes) if (match := _match(entry, shapes, tensors)) is not None]
+    if not matches and (headless := tables.headless(shapes)):
         raise _no_classifier(headless)
-    return sorted(found.values(), key=lambda c: ("img_size" in c.kwargs, len(c.architecture), c.architecture))
+    # An architecture at its own image size is what people train; resized ones count only where there is none.
+    own = [m for m in matches if "img_size" not in m.kwargs] or matches
+    own.sort(key=lambda m: (len(m.architecture), m.architecture))  # the plainest name stands for its group
+    groups: dict[str, list[_Match]] = {}
+    for match in own:
+        groups.setdefault(signature(_comparable(match, own[0], tensors)), []).append(match)
+    return [Candidate(g[0].architecture, g[0].kwargs, tuple(m.architecture for m in g)) for g in groups.values()]
+
+
+@dataclass(frozen=True)
+class _Match:
+    """An entry that fits, with the keyword arguments that make it fit, and the network on `meta`."""
+
+    entry: Entry
+    kwargs: Kwargs
+    network: nn.Module
+
+    @property
+    def architecture(self) -> str:
+        return self.entry.architecture
+
+
+def _match(entry: Entry, shapes: Shapes, tensors: Mapping[str, Tensor]) -> _Match | None:
+    for kwargs in _keywords(entry, shapes):
+        if (network := _fits(entry.architecture, kwargs, tensors)) is not None:
+            return _Match(entry, kwargs, network)
+    return None
+
+
+def _comparable(match: _Match, reference: _Match, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """The network of `match` for the image size of `reference`, where no tensor says which size it is for."""
+    size, wanted = match.entry.size, reference.entry.size
+    if size is None or wanted is None or size.slots or size.first == wanted.first:
+        return match.network
+    return _fits(match.architecture, {**match.kwargs, "img_size": wanted.first}, tensors) or match.network
 
 
 def fit(architecture: str, tensors: Mapping[str, Tensor], fixed: Mapping[str, object]) -> Kwargs:
@@ -162,7 +192,7 @@ def _keywords(entry: Entry, shapes: Shapes) -> Iterator[Kwargs]:
         channels, rest = divmod(shapes[name][axis] * entry.default_channels, entry.default_width)
         if rest == 0 and channels != entry.default_channels:
             kwargs["in_chans"] = channels
-    if entry.size is None:
+    if entry.size is None or not entry.size.slots:
         yield kwargs
         return
     for side in _sides(entry.size, shapes):
@@ -170,7 +200,12 @@ def _keywords(entry: Entry, shapes: Shapes) -> Iterator[Kwargs]:
 
 
 def _sides(size: Size, shapes: Shapes) -> Iterator[int]:
-    """Image sizes that would give the first slot its value, if it grows as one of the position tables in timm does."""
+    """Image sizes that would give the first slot its value, within reason."""
+    return (side for side in _solutions(size, shapes) if 0 < side <= MAX_ENLARGEMENT * size.first)
+
+
+def _solutions(size: Size, shapes: Shapes) -> Iterator[int]:
+    """Image sizes that give the first slot its value, if it grows as one of the position tables in timm does."""
     name, axis = size.slots[0]
     value = shapes[name][axis]
     if value == size.d_first:
@@ -178,7 +213,7 @@ def _sides(size: Size, shapes: Shapes) -> Iterator[int]:
         return
     # One row per place (and class tokens): with the area. One per row offset: with the side.
     area = _extrapolate(size.d_first, size.d_second, value, size.first**2, size.second**2)
-    if area is not None and isqrt(area) ** 2 == area:
+    if area is not None and area > 0 and isqrt(area) ** 2 == area:
         yield isqrt(area)
     side = _extrapolate(size.d_first, size.d_second, value, size.first, size.second)
     if side is not None:
@@ -187,7 +222,7 @@ def _sides(size: Size, shapes: Shapes) -> Iterator[int]:
     for extra in (0, 3):
         roots = [isqrt(d - extra) for d in (size.d_first, size.d_second, value) if d >= extra]
         if len(roots) == 3 and [r * r + extra for r in roots] == [size.d_first, size.d_second, value]:
-            side = _extrapolate(*roots, size.first, size.second)
+            side = _extrapolate(roots[0], roots[1], roots[2], size.first, size.second)
             if side is not None:
                 yield side
 
@@ -195,15 +230,7 @@ def _sides(size: Size, shapes: Shapes) -> Iterator[int]:
 def _extrapolate(d_first: int, d_second: int, value: int, first: int, second: int) -> int | None:
     """Where on the line through `(first, d_first)` and `(second, d_second)` the `value` lies, if on a whole number."""
     steps, rest = divmod((value - d_first) * (second - first), d_second - d_first)
-    return first + steps if rest == 0 and first + steps > 0 else None
-
-
-def _join(known: Candidate | None, new: Candidate) -> Candidate:
-    """Both as one; the architecture whose default image size this is stands for them."""
-    if known is None:
-        return new
-    first, second = (new, known) if "img_size" in known.kwargs and "img_size" not in new.kwargs else (known, new)
-    return replace(first, same=first.same + second.same)
+    return first + steps if rest == 0 else None
 
 
 def _report(done: int, total: int, architecture: str) -> None:

@@ -32,7 +32,7 @@ Slot = tuple[str, int]  # a dimension: tensor name, axis
 Progress = Callable[[int, int, str], None]  # done, total, architecture
 
 SHIPPED = "timm_index.json.gz"
-FORMAT = 1
+FORMAT = 2
 MODULUS = 1 << 64
 # Builds with unusual values show which dimensions depend on what: no other dimension grows as 13 to 17 or 3 to 5.
 CLASSES, CHANNELS = (13, 17), 5
@@ -40,7 +40,13 @@ CLASSES, CHANNELS = (13, 17), 5
 
 @dataclass(frozen=True)
 class Size:
-    """How the image size shows in the shapes: at `first` pixels a side the first slot has `d_first`, and so on."""
+    """How an image size that the architecture must be told shows in the shapes.
+
+    Attributes:
+        slots: dimensions that follow it; none where it changes settings alone (Swin's windows).
+        first: the default, pixels a side; the first slot then has `d_first`.
+        second: another one, with `d_second`.
+    """
 
     slots: tuple[Slot, ...]
     first: int
@@ -59,7 +65,7 @@ class Entry:
         channels: dimensions that follow the number of input channels.
         default_channels: number of input channels unless said otherwise.
         default_width: the first of those dimensions then; more than the channels where patches are flattened.
-        size: `None` where no shape depends on the image size.
+        size: `None` where the architecture takes no image size.
     """
 
     architecture: str
@@ -122,9 +128,8 @@ def describe(architecture: str, kwargs: Mapping[str, object] | None = None, *, m
     if shapes is None:
         return None
     other = {"num_classes": CLASSES[1], "in_chans": CHANNELS}
-    varied = _shapes(architecture, {**other, "img_size": 2 * side, **fixed}, most) or _shapes(
-        architecture, {**other, **fixed}, most
-    )
+    resized = _shapes(architecture, {**other, "img_size": 2 * side, **fixed}, most)
+    varied = resized or _shapes(architecture, {**other, **fixed}, most)
     if varied is None:
         return None
     changed = list(_changes(shapes, varied))
@@ -132,8 +137,8 @@ def describe(architecture: str, kwargs: Mapping[str, object] | None = None, *, m
     by_channels = tuple((n, a) for n, a, old, new in changed if old * CHANNELS == new * channels)
     by_size = [c for c in changed if c[:2] not in by_classes + by_channels]
     size = None
-    if by_size:
-        _, _, first, second = by_size[0]
+    if resized:
+        _, _, first, second = by_size[0] if by_size else ("", 0, 0, 0)
         size = Size(tuple((n, a) for n, a, *_ in by_size), side, first, 2 * side, second)
     free = frozenset(by_channels) | frozenset(size.slots if size else ())
     heads = {name for name, _ in by_classes}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from memaudit.adapters.base import Adapter, ModelOptions
 from memaudit.adapters.building import build, default_config, exists
-from memaudit.adapters.identify import Candidate, fit, identify, most_parameters
+from memaudit.adapters.identify import MAX_ENLARGEMENT, Candidate, fit, identify, most_parameters
 from memaudit.adapters.preprocessing import resolve
 from memaudit.checkpoints import Checkpoint
 from memaudit.checkpoints.load import check_fit, load_strict
@@ -123,6 +123,8 @@ def _sized(plan: _Plan, checkpoint: Checkpoint, options: ModelOptions) -> _Plan:
     default = default_config(plan.architecture).get("input_size")
     if not isinstance(said, tuple) or said == default or {"img_size", "dynamic_img_size"} & plan.kwargs.keys():
         return plan
+    if options.input_size is None and max(said[1:]) > MAX_ENLARGEMENT * max(default or said):
+        return plan
     kwargs = {**plan.kwargs, "img_size": said[1] if said[1] == said[2] else said[1:]}
     try:
         network = build(plan.architecture, kwargs, device="meta", most=most_parameters(checkpoint.tensors))
@@ -141,22 +143,23 @@ def _sized(plan: _Plan, checkpoint: Checkpoint, options: ModelOptions) -> _Plan:
 
 
 def _alternatives(candidates: list[Candidate], checkpoint: Checkpoint, options: ModelOptions) -> tuple[str, ...]:
-    """One name per network that computes differently, or that the same network is fed differently under.
+    """One name per network that computes differently, or that is fed differently by default.
 
-    Architectures that are equal module by module may still have been trained with other means (vit and deit); unless
+    Architectures that are equal module by module may still be for other means (vit and deit) or image sizes; unless
     the user or the checkpoint says which, only the reference can.
     """
-    said = options.mean is not None or "mean" in checkpoint.facts.preprocess
-    names = []
+    said = checkpoint.facts.preprocess
+    open_fields = [
+        field
+        for field, flag in (("mean", options.mean), ("std", options.std), ("input_size", options.input_size))
+        if flag is None and field not in said
+    ]
+    names: dict[tuple[object, ...], str] = {}
     for candidate in candidates:
-        fed: set[tuple[Any, Any]] = set()
         for name in candidate.same:
             config = default_config(name)
-            normalisation = (config.get("mean"), config.get("std"))
-            if normalisation not in fed and not (said and fed):
-                fed.add(normalisation)
-                names.append(name)
-    return tuple(names)
+            names.setdefault((candidate.architecture, *(config.get(f) for f in open_fields)), name)
+    return tuple(names.values())
 
 
 def _check_on_meta(plan: _Plan, checkpoint: Checkpoint, options: ModelOptions) -> None:
@@ -215,7 +218,8 @@ def _preprocess(plan: _Plan, checkpoint: Checkpoint, options: ModelOptions) -> P
         if "input_size" in source:
             source["input_size"] = (channels, *source["input_size"][1:])
     side = plan.kwargs.get("img_size")
-    proven = {"input_size": (channels, side, side)} if isinstance(side, int) else {}
+    said = facts.get("input_size", ())[1:]
+    proven = {"input_size": (channels, side, side)} if isinstance(side, int) and said != (side, side) else {}
     return resolve(options, facts, defaults, f"timm's training values for {plan.architecture}", proven=proven)
 
 

@@ -98,7 +98,7 @@ class UserAdapter(Adapter):
         preprocess = resolve(options, {} if transform else checkpoint.facts.preprocess, defaults, "adapter")
         return cls(
             network,
-            architecture=f"{type(network).__module__.removeprefix(code.module + '.')}.{type(network).__qualname__}",
+            architecture=_title(network, code),
             preprocess=preprocess,
             code=code,
             transform=transform,
@@ -168,6 +168,12 @@ def _call(factory: Callable[..., object], options: ModelOptions, path: Path) -> 
     if any(t.is_meta for t in network.state_dict().values()):
         raise ModelRejected(f"the factory in {clean(path.name)} built the module on `meta`", hint="build it on the CPU")
     return network, transform
+
+
+def _title(network: nn.Module, code: UserCode) -> str:
+    """The network's class: bare if it is the file's own, else with its module."""
+    kind = type(network)
+    return clean(kind.__qualname__ if kind.__module__ == code.module else f"{kind.__module__}.{kind.__qualname__}")
 
 
 def _blame(error: BaseException, path: Path) -> MemauditError:

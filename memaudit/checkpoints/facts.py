@@ -19,8 +19,12 @@ from memaudit.text import clean
 MAX_CONFIG = 8 << 20  # bytes; the config.json of the 21,000-class models is about 1 MB
 MAX_LIST = 16
 MAX_CLASSES = 1_000_000
-# Arguments of timm.create_model that name files, weights or what to return: never taken from a file.
-REFUSED_KWARGS = re.compile(r"pretrained|checkpoint|cache|scriptable|exportable|features|out_indices|file|path|url")
+MAX_ARGUMENT = 1 << 14  # the widest layer of any timm model has half of this; more would only slow the building
+# Arguments of timm.create_model that name files, weights or what to return: never taken from a file. The image size
+# follows from the tensors or the input size.
+REFUSED_KWARGS = re.compile(
+    r"pretrained|checkpoint|cache|scriptable|exportable|features|out_indices|file|path|url|img_size|num_classes"
+)
 _ARCHITECTURE = re.compile(r"[A-Za-z0-9_]{1,100}(\.[A-Za-z0-9_]{1,100})?")
 _INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
 _CROP_MODES = ("center", "squash", "border")
@@ -115,7 +119,7 @@ def is_plain(value: object) -> bool:
         return math.isfinite(value)
     if isinstance(value, str):
         return len(value) <= 100 and value.isprintable()
-    return isinstance(value, bool) or (isinstance(value, int) and abs(value) <= 1 << 20)
+    return isinstance(value, bool) or (isinstance(value, int) and abs(value) <= MAX_ARGUMENT)
 
 
 def _preprocess(raw: Mapping[str, Any]) -> dict[str, object]:
