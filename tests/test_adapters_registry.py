@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from safetensors.torch import save_file
 from memaudit.adapters.base import ModelOptions
 from memaudit.adapters.registry import choose, installed, load_class
 from memaudit.adapters.timm import TimmAdapter
-from memaudit.checkpoints import read
+from memaudit.checkpoints import Facts, read
 from memaudit.errors import ModelRejected, UsageError
 
 PLUGIN = """
@@ -76,8 +77,11 @@ def test_a_plugin_is_used_when_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
         choose(checkpoint, ModelOptions(), "other")
     with pytest.raises(UsageError, match="cannot be imported: AttributeError"):
         choose(checkpoint, ModelOptions(), "typo")
-    with pytest.raises(ModelRejected, match="no timm architecture") as caught:
+    with pytest.raises(ModelRejected, match="no architecture of timm"):
         choose(checkpoint, ModelOptions())
+    transformers = replace(checkpoint, facts=Facts(model_type="vit"))
+    with pytest.raises(ModelRejected, match="transformers model") as caught:
+        choose(transformers, ModelOptions())
     assert "good" in caught.value.hint
 
 

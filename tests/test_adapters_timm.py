@@ -145,7 +145,7 @@ FAILS: list[tuple[str, str, dict[str, Any], dict[str, Any] | None, dict[str, Any
         None,
         {},
         ModelRejected,
-        "no timm architecture",
+        "no architecture of timm",
     ),
     ("wrong size", "test_vit", {}, None, {"input_size": (3, 224, 224)}, UsageError, "not trained on images of 224"),
     ("wrong channels", "test_resnet", {}, None, {"input_size": (1, 64, 64)}, UsageError, "1 channels, the network 3"),
@@ -221,13 +221,16 @@ def test_twins_that_compute_differently_are_offered(tmp_path: Path) -> None:
     assert same == [False, True]
 
 
-def test_equal_networks_for_other_means_are_offered_unless_the_mean_is_said(tmp_path: Path) -> None:
+def test_equal_networks_for_other_means_are_one_but_named_unless_the_mean_is_said(tmp_path: Path) -> None:
     original = network("deit_tiny_patch16_224", num_classes=3)
     checkpoint = read(saved(tmp_path, original))
     adapter = choose(checkpoint, ModelOptions())
-    assert adapter.alternatives == ("vit_tiny_patch16_224", "deit_tiny_patch16_224")
+    assert isinstance(adapter, TimmAdapter)
+    assert adapter.alternatives == ("vit_tiny_patch16_224",)
+    assert adapter.fed_differently == ("deit_tiny_patch16_224",)
+    assert "others as deit_tiny_patch16_224" in adapter.preprocess.origin
     said = choose(checkpoint, ModelOptions(mean=(0.5,) * 3, std=(0.5,) * 3))
-    assert said.alternatives == ("vit_tiny_patch16_224",)
+    assert said.fed_differently == ()  # type: ignore[attr-defined]
 
 
 def test_recognises_says_why(tmp_path: Path) -> None:
@@ -242,3 +245,11 @@ def test_a_transformers_directory_asks_for_a_plugin(tmp_path: Path) -> None:
     with pytest.raises(ModelRejected, match="is a transformers model") as caught:
         choose(read(path), ModelOptions())
     assert "--adapter" in caught.value.hint
+
+
+def test_timm_inside_a_transformers_wrapper_is_timm(tmp_path: Path) -> None:
+    original = network("test_resnet", num_classes=7)
+    save_file({f"timm_model.{n}": t for n, t in original.state_dict().items()}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"architecture": "test_resnet", "model_type": "timm_wrapper"}')
+    adapter = choose(read(tmp_path), ModelOptions())
+    assert adapter.architecture == "test_resnet"

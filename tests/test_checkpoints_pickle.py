@@ -179,6 +179,7 @@ def refuse(path: Path, match: str) -> None:
     assert time.perf_counter() - started < 15
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:torch.quantize:UserWarning")
 @pytest.mark.parametrize(("suffix", "write", "match"), [r[1:] for r in REFUSED], ids=[r[0] for r in REFUSED])
 def test_refused_before_anything_executes(
     tmp_path: Path, canary: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, write: Any, match: str
@@ -190,6 +191,7 @@ def test_refused_before_anything_executes(
     refuse(path, match)
 
 
+@pytest.mark.filterwarnings("ignore:TypedStorage:UserWarning")
 @pytest.mark.parametrize(("suffix", "write", "match"), [b[1:] for b in BOMBS], ids=[b[0] for b in BOMBS])
 def test_refused_by_the_child(tmp_path: Path, canary: Path, suffix: str, write: Any, match: str) -> None:
     path = tmp_path / f"x{suffix}"

@@ -55,8 +55,8 @@ def choose(checkpoint: Checkpoint, options: ModelOptions, name: str | None = Non
     Args:
         checkpoint: what was read.
         options: what the user said about the model.
-        name: an installed adapter's, or `file.py:factory`; `None`: memaudit's own timm adapter, if it recognises the
-            checkpoint. A plugin or a user's file is never run unless it is named.
+        name: an installed adapter's, or `file.py:factory`; `None`: memaudit's own timm adapter. A plugin or a user's
+            file is never run unless it is named.
 
     Raises:
         UsageError: no such adapter, or it cannot be imported.
@@ -70,8 +70,8 @@ def choose(checkpoint: Checkpoint, options: ModelOptions, name: str | None = Non
 
         return UserAdapter.load(checkpoint, replace(options, user_file=spec))
     adapter = load_class(spec or "timm")
-    if spec is None and options.arch is None and adapter.recognises(checkpoint) is None:
-        raise _unrecognised(checkpoint)
+    if not (spec or options.arch or checkpoint.facts.architecture) and checkpoint.facts.model_type:
+        raise _needs_plugin(checkpoint)
     try:
         return adapter.load(checkpoint, options)
     except MemauditError:
@@ -122,19 +122,13 @@ def load_class(name: str) -> type[Adapter]:
     return loaded
 
 
-def _unrecognised(checkpoint: Checkpoint) -> ModelRejected:
-    where, kind = clean(checkpoint.path.name), checkpoint.facts.model_type
+def _needs_plugin(checkpoint: Checkpoint) -> ModelRejected:
     others = [a.name for a in installed() if a.name != "timm"]
     plugins = f"an installed adapter ({', '.join(others)})" if others else "an adapter plugin"
-    if kind:
-        return ModelRejected(
-            f"{where} is a transformers model (model_type {kind!r}), which needs an adapter of its own",
-            hint=f"name {plugins} with --adapter NAME, or give a factory: --adapter ./my_model.py:build",
-        )
     return ModelRejected(
-        f"no timm architecture has the tensors of {where} ({len(checkpoint.tensors):,} tensors, "
-        f"first {clean(next(iter(checkpoint.tensors)))!r})",
-        hint=f"give a factory: --adapter ./my_model.py:build; or {plugins}; or --arch if you know the timm name",
+        f"{clean(checkpoint.path.name)} is a transformers model (model_type {checkpoint.facts.model_type!r}), "
+        "which needs an adapter of its own",
+        hint=f"name {plugins} with --adapter NAME, or give a factory: --adapter ./my_model.py:build",
     )
 
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import timm
+import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from memaudit.adapters.base import Adapter, ModelOptions
 from memaudit.adapters.building import build, default_config, exists
 from memaudit.adapters.identify import MAX_ENLARGEMENT, Candidate, fit, identify, most_parameters
 from memaudit.adapters.preprocessing import resolve
-from memaudit.checkpoints import Checkpoint
+from memaudit.checkpoints import Checkpoint, read
 from memaudit.checkpoints.load import check_fit, load_strict
 from memaudit.data.preprocess import Preprocess
 from memaudit.errors import MemauditError, ModelRejected, UsageError
@@ -30,11 +34,19 @@ class _Plan:
     architecture: str
     kwargs: Mapping[str, object]
     reason: str
-    alternatives: tuple[str, ...] = field(default_factory=tuple)
+    alternatives: tuple[str, ...] = ()
+    fed_differently: tuple[str, ...] = ()
 
 
 class TimmAdapter(Adapter):
-    """A timm architecture, loaded strictly."""
+    """A timm architecture, loaded strictly.
+
+    Attributes:
+        fed_differently: names of this very network whose default mean, std or image size is another one, where neither
+            the tensors nor anybody say which it was trained with; `preprocess.origin` mentions them.
+    """
+
+    fed_differently: tuple[str, ...] = ()
 
     name: ClassVar[str] = "timm"
 
@@ -67,13 +79,29 @@ class TimmAdapter(Adapter):
         except Exception as error:
             raise _unbuildable(plan, options, error) from error
         load_strict(network, checkpoint.tensors, stripped_prefix=checkpoint.stripped_prefix)
-        return cls(
+        adapter = cls(
             network,
             architecture=plan.architecture,
             preprocess=_preprocess(plan, checkpoint, options),
             reason=plan.reason,
             alternatives=plan.alternatives,
         )
+        adapter.fed_differently = plan.fed_differently
+        return adapter
+
+    @classmethod
+    def example(cls) -> TimmAdapter:
+        """timm's smallest ResNet with random weights, written to a file that nobody named and recognised again."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            network = build("test_resnet", {"num_classes": 5}, device="cpu")
+            with torch.no_grad():
+                for parameter in network.parameters():  # timm starts some norms at zero, and zero proves nothing
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+        with TemporaryDirectory(prefix="memaudit-") as folder:
+            path = Path(folder) / "model.safetensors"
+            save_file(network.state_dict(), path)
+            return cls.load(read(path), ModelOptions())
 
 
 def _plan(checkpoint: Checkpoint, options: ModelOptions) -> _Plan:
@@ -93,14 +121,15 @@ def _plan(checkpoint: Checkpoint, options: ModelOptions) -> _Plan:
         named = f"; it names {clean(facts.architecture)!r}, which timm does not have" if facts.architecture else ""
         raise ModelRejected(
             f"no architecture of timm {timm.__version__} has the tensors of {clean(checkpoint.path.name)}{named}",
-            hint="name it with --arch, or give a factory with --adapter file.py:name",
+            hint="name it with --arch, or give a factory with --adapter file.py:name; memaudit adapters list has plugins",
         )
     first = candidates[0]
     return _Plan(
         first.architecture,
         {**first.kwargs, **options.model_kwargs},
         "names and shapes of its tensors",
-        _alternatives(candidates, checkpoint, options),
+        tuple(candidate.architecture for candidate in candidates),
+        _fed_differently(first, checkpoint, options),
     )
 
 
@@ -142,24 +171,20 @@ def _sized(plan: _Plan, checkpoint: Checkpoint, options: ModelOptions) -> _Plan:
     return replace(plan, kwargs=kwargs)
 
 
-def _alternatives(candidates: list[Candidate], checkpoint: Checkpoint, options: ModelOptions) -> tuple[str, ...]:
-    """One name per network that computes differently, or that is fed differently by default.
+def _fed_differently(candidate: Candidate, checkpoint: Checkpoint, options: ModelOptions) -> tuple[str, ...]:
+    """Names of the same network whose default mean, std or image size is another one, and nobody said which.
 
-    Architectures that are equal module by module may still be for other means (vit and deit) or image sizes; unless
-    the user or the checkpoint says which, only the reference can.
+    Architectures that are equal module by module may still be for other means (vit and deit) or images (xcit 224 and
+    384); no tensor shows it.
     """
     said = checkpoint.facts.preprocess
-    open_fields = [
-        field
-        for field, flag in (("mean", options.mean), ("std", options.std), ("input_size", options.input_size))
-        if flag is None and field not in said
-    ]
+    flags = {"mean": options.mean, "std": options.std, "input_size": options.input_size}
+    unsaid = [field for field, flag in flags.items() if flag is None and field not in said]
     names: dict[tuple[object, ...], str] = {}
-    for candidate in candidates:
-        for name in candidate.same:
-            config = default_config(name)
-            names.setdefault((candidate.architecture, *(config.get(f) for f in open_fields)), name)
-    return tuple(names.values())
+    for name in candidate.same:
+        config = default_config(name)
+        names.setdefault(tuple(config.get(field) for field in unsaid), name)
+    return tuple(name for name in names.values() if name != candidate.architecture)
 
 
 def _check_on_meta(plan: _Plan, checkpoint: Checkpoint, options: ModelOptions) -> None:
@@ -220,7 +245,10 @@ def _preprocess(plan: _Plan, checkpoint: Checkpoint, options: ModelOptions) -> P
     side = plan.kwargs.get("img_size")
     said = facts.get("input_size", ())[1:]
     proven = {"input_size": (channels, side, side)} if isinstance(side, int) and said != (side, side) else {}
-    return resolve(options, facts, defaults, f"timm's training values for {plan.architecture}", proven=proven)
+    origin = f"timm's training values for {plan.architecture}"
+    if plan.fed_differently:
+        origin += f" (the same network has others as {', '.join(plan.fed_differently)})"
+    return resolve(options, facts, defaults, origin, proven=proven)
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 WRAPPERS = ("module.", "_orig_mod.")
-ATTRIBUTES = ("model.", "net.")
+ATTRIBUTES = ("model.", "net.", "timm_model.")  # of Lightning modules, and of the transformers wrapper around timm
 AVERAGED = "n_averaged"  # the counter torch's AveragedModel keeps beside `module.`
 
 
