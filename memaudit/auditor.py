@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -34,7 +36,7 @@ from memaudit.findings import (
     ReportWarning,
     UnitRef,
 )
-from memaudit.fit import Observation, Support, atypicality, observe
+from memaudit.fit import Observation, Support, atypicality, live_units, observe
 from memaudit.intervals import tidy, wilson
 from memaudit.localize import Proposal, Search, measure_population
 from memaudit.settings import PROFILES, Progress, Provenance, Settings, Silent
@@ -64,11 +66,11 @@ def audit(
     """Audit a model in memory: which flagged examples it memorized, in which units, and what erasing them costs.
 
     Args:
-        model: a classifier, or a loaded adapter. It is put in eval mode, and otherwise left as found.
+        model: a classifier, or a loaded adapter; left as found, mode and device included.
         flagged: the examples under audit with the labels they were trained with: an `ExampleSet`, a pair
             `(images, labels)` of tensors or arrays, or a dataset of such pairs.
         reference: clean examples, likewise; those that are also flagged are left out.
-        settings: all settings at once, instead of single options.
+        settings: all settings at once; single options replace theirs.
         preprocess: what images go through before a bare module; by default nothing but uint8 to [0, 1].
         class_names: by label, for the report.
         progress: told how far the audit is.
@@ -81,23 +83,33 @@ def audit(
         MemauditError: a set is empty or its labels do not fit, a premise is broken, memory or device are missing.
     """
     try:
-        chosen = settings or Settings(**options)
+        chosen = replace(settings or Settings(), **options)
     except TypeError as wrong:
         raise UsageError(str(wrong)) from None
     if not isinstance(model, nn.Module | Adapter):
         raise UsageError(f"model must be an nn.Module or an adapter, not {type(model).__name__}")
     shape = model.preprocess if isinstance(model, Adapter) else preprocess or _as_given(flagged)
     sets = [_examples(s, name, shape) for s, name in ((flagged, "flagged"), (reference, "reference"))]
-    was_training = isinstance(model, nn.Module) and model.training
-    needed_grad = [p for p in model.parameters() if p.requires_grad] if isinstance(model, nn.Module) else []
-    try:
+    with _left_as_found(model.module if isinstance(model, Adapter) else model):
         adapter = model if isinstance(model, Adapter) else _wrap(model, shape)
         return Auditor(adapter, sets[0], sets[1], chosen, class_names=tuple(class_names), progress=progress).run()
+
+
+@contextmanager
+def _left_as_found(module: nn.Module) -> Iterator[None]:
+    """Put back each sub-module's mode, which parameters need a gradient, and the device they were on."""
+    modes = [(m, m.training) for m in module.modules()]
+    needed_grad = [p for p in module.parameters() if p.requires_grad]
+    devices = {t.device for t in (*module.parameters(), *module.buffers())}
+    try:
+        yield
     finally:
-        if isinstance(model, nn.Module):
-            model.train(was_training)
-            for parameter in needed_grad:
-                parameter.requires_grad_(True)
+        for part, training in modes:
+            part.training = training
+        for parameter in needed_grad:
+            parameter.requires_grad_(True)
+        if len(devices) == 1:
+            module.to(devices.pop())
 
 
 def _wrap(module: nn.Module, preprocess: Preprocess) -> Adapter:
@@ -162,8 +174,10 @@ class Auditor:
             raise UsageError(f"no profile {settings.profile!r}", hint="Choose fast, standard or deep.")
         if settings.ablation not in ("zero", "mean"):
             raise UsageError(f"no ablation {settings.ablation!r}", hint="Choose zero or mean.")
-        if settings.max_units < 1:
-            raise UsageError(f"max_units is {settings.max_units}; it must be at least 1")
+        for name in ("max_units", "batch_size", "limit"):
+            value = getattr(settings, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name} is {value}; it must be at least 1")
         self.adapter, self.settings = adapter, settings
         self.provenance = provenance or Provenance()
         self.class_names = class_names
@@ -214,7 +228,8 @@ class Auditor:
         """What `findings` and everything else this audit measured add up to."""
         test_accuracy = None
         if self.test is not None:
-            right = margin(self.evaluator.logits(self.test), self.test.labels) > 0
+            with exact_arithmetic():
+                right = margin(self.evaluator.logits(self.test), self.test.labels) > 0
             test_accuracy = float(right.float().mean())
         return assemble(
             Evidence(
@@ -297,14 +312,16 @@ class Auditor:
             )
         self.space = select(self.all_sites, self.settings.unit, self.settings.layers)
         self._stage("reference", len(self.reference) + len(self.flagged))
-        self.reference_seen = observe(self.evaluator, self.reference, self.space, statistics=True)
+        self.reference_seen = observe(self.evaluator, self.reference, self.space)
         self.flagged_seen = observe(self.evaluator, self.flagged, self.space)
         self._drop_non_finite()
         self._check_labels()
         self.reference_margins = margin(self.reference_seen.logits, self.reference.labels)
         self.accuracy = float((self.reference_margins > 0).float().mean())
         self._check_accuracy()
-        self.live = self.reference_seen.live
+        self.live = live_units(self.space, self.reference_seen)
+        # A unit that fires for flagged examples alone is just what the search is for.
+        candidates = live_units(self.space, self.reference_seen, self.flagged_seen)
         self.fill = self.reference_seen.means if self.settings.ablation == "mean" else None
         order = torch.randperm(len(self.reference), generator=generator_for(self.settings.seed, "panels", "")).tolist()
         half = len(order) // 2
@@ -312,7 +329,7 @@ class Auditor:
         panel = sorted(order[half:][: self.profile.panel_rows])
         self._stage("population", len(search_rows) + len(panel))
         population = measure_population(self.evaluator, self.space, self.reference, search_rows, self.fill)
-        self.search = Search(self.space, self.live, population, self.settings.max_units, fill=self.fill)
+        self.search = Search(self.space, candidates, population, self.settings.max_units, fill=self.fill)
         self.judge = Judge(
             self.evaluator,
             self.space,
@@ -336,12 +353,11 @@ class Auditor:
                 continue
             lost = int((~finite).sum())
             self.incomplete.append(f"{lost} {name} examples gave logits that are not finite")
-            if not bool(finite.any()):
-                raise Incomplete(f"the logits of all {len(examples)} {name} examples are NaN or infinite")
-            rows = finite.nonzero().flatten()
-            setattr(self, name, examples.subset(rows.tolist()))
-            kept = Observation(seen.logits[rows], tuple(f[rows] for f in seen.features), seen.live, seen.means)
-            setattr(self, f"{name}_seen", kept)
+            if int(finite.sum()) < (2 if name == "reference" else 1):
+                raise Incomplete(f"the logits of {lost} of {len(examples)} {name} examples are NaN or infinite")
+            kept = examples.subset(finite.nonzero().flatten().tolist())
+            setattr(self, name, kept)
+            setattr(self, f"{name}_seen", observe(self.evaluator, kept, self.space))  # NaN would stay in the statistics
 
     def _check_labels(self) -> None:
         classes = self.flagged_seen.logits.shape[1]

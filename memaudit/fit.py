@@ -7,7 +7,7 @@ found in the model's own intermediate features, after the deep k-NN of Papernot 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -35,14 +35,17 @@ class Observation:
     Attributes:
         logits: `(N, classes)`.
         features: per voting layer `(N, F)`, rectified and pooled.
-        live: `(total,)` bool: units whose value varied over the set; empty where not asked for.
-        means: per site, the mean of each element over the set; empty where not asked for.
+        statistics: per site `(3, elements)`: the least, largest and mean value of each element over the set.
     """
 
     logits: Tensor
     features: tuple[Tensor, ...]
-    live: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.bool))
-    means: tuple[Tensor, ...] = ()
+    statistics: tuple[Tensor, ...]
+
+    @property
+    def means(self) -> tuple[Tensor, ...]:
+        """Per site, the mean of each element over the set."""
+        return tuple(s[2] for s in self.statistics)
 
 
 @dataclass(frozen=True)
@@ -53,29 +56,34 @@ class Support:
     p_value: Tensor
 
 
-def observe(evaluator: Evaluator, examples: ExampleSet, space: UnitSpace, *, statistics: bool = False) -> Observation:
-    """Logits, neighbour features and (with `statistics`) live units and means of every site, in one pass."""
+def observe(evaluator: Evaluator, examples: ExampleSet, space: UnitSpace) -> Observation:
+    """Logits, neighbour features, and the range and mean of every site, in one pass."""
     voting = voting_sites(space)
 
-    def reduce(number: int, tensor: Tensor) -> tuple[Tensor | None, Tensor | None, int]:
+    def reduce(number: int, tensor: Tensor) -> tuple[Tensor | None, Tensor, int]:
         feature = _pooled(tensor, number).cpu() if number in voting else None
-        if not statistics:
-            return feature, None, 0
         flat = tensor.reshape(-1, tensor.shape[-1]).float()
         return feature, torch.stack([flat.amin(0), flat.amax(0), flat.mean(0)]).cpu(), len(flat)
 
     logits, seen = evaluator.observe(examples, space, reduce)
     features = tuple(torch.cat([f for f, _, _ in seen[n] if f is not None]) for n in voting)
-    if not statistics:
-        return Observation(logits, features)
-    live, means = [], []
+    statistics = []
+    for batches in seen:
+        values = torch.stack([s for _, s, _ in batches])
+        weights = torch.tensor([float(n) for _, _, n in batches])
+        mean = (values[:, 2] * weights[:, None]).sum(0) / weights.sum()
+        statistics.append(torch.stack([values[:, 0].amin(0), values[:, 1].amax(0), mean]))
+    return Observation(logits, features, tuple(statistics))
+
+
+def live_units(space: UnitSpace, *sets: Observation) -> Tensor:
+    """`(total,)` bool: units whose value varies over all of `sets` together. The others do nothing, or are a bias."""
+    live = []
     for number, site in enumerate(space.sites):
-        stats = torch.stack([s for _, s, _ in seen[number] if s is not None])
-        weights = torch.tensor([float(n) for _, _, n in seen[number]])
-        varied = stats[:, 1].amax(0) > stats[:, 0].amin(0)
-        live.append(varied.view(site.copies, site.width, site.span).any(-1).any(0))
-        means.append((stats[:, 2] * weights[:, None]).sum(0) / weights.sum())
-    return Observation(logits, features, torch.cat(live), tuple(means))
+        low = torch.stack([s.statistics[number][0] for s in sets]).amin(0)
+        high = torch.stack([s.statistics[number][1] for s in sets]).amax(0)
+        live.append((high > low).view(site.copies, site.width, site.span).any(-1).any(0))
+    return torch.cat(live)
 
 
 def voting_sites(space: UnitSpace) -> list[int]:
