@@ -112,8 +112,9 @@ class Judge:
     def augmented(self, examples: ExampleSet, row: int, cut: Sequence[int]) -> AugmentedControl:
         """Copies the search never saw: mirrored and shifted. Of those fitted before the cut, how many it erases."""
         copies = augment(examples, row)
-        fitted = margin(self.evaluator.logits(copies), copies.labels) > 0
-        rows = fitted.nonzero().flatten().tolist()
+        rows: list[int] = []
+        if len(copies):
+            rows = (margin(self.evaluator.logits(copies), copies.labels) > 0).nonzero().flatten().tolist()
         if not rows:
             return AugmentedControl(copies=0, erased=0)
         logits = self.evaluator.logits(copies, rows, [cut], self.space, self.fill)
@@ -134,17 +135,25 @@ class Judge:
 
 
 def augment(examples: ExampleSet, row: int) -> ExampleSet:
-    """Four copies of one example: mirrored, and shifted left, right and down with the edge repeated."""
+    """Copies of one example: mirrored, and shifted left, right and down with the edge repeated.
+
+    At most four: one that equals the example (a symmetric image, mirrored) or another copy shows nothing new.
+    """
     image = examples.pixels[row]
     step = max(1, round(SHIFT * image.shape[-1]))
     columns, lines = torch.arange(image.shape[-1]), torch.arange(image.shape[-2])
-    copies = [
+    moved = [
         image.flip(-1),
         image[..., (columns + step).clamp_max(len(columns) - 1)],
         image[..., (columns - step).clamp_min(0)],
         image[..., (lines - step).clamp_min(0), :],
     ]
-    return ExampleSet((examples.examples[row],) * len(copies), torch.stack(copies), examples.source)
+    copies: list[Tensor] = []
+    for copy in moved:
+        if not any(torch.equal(copy, other) for other in (image, *copies)):
+            copies.append(copy)
+    pixels = torch.stack(copies) if copies else examples.pixels[:0]
+    return ExampleSet((examples.examples[row],) * len(copies), pixels, examples.source)
 
 
 def matched_clean(
