@@ -62,6 +62,12 @@ class PremiseBroken(MemauditError):
     exit_code = ExitCode.REJECTED
 
 
+class AdapterFault(MemauditError):
+    """An adapter does not keep a promise that every figure rests on; its author reads this."""
+
+    exit_code = ExitCode.REJECTED
+
+
 class Incomplete(MemauditError):
     """The audit could not see all of what it was given."""
 

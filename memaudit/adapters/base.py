@@ -60,7 +60,7 @@ class Adapter:
 
     @classmethod
     def recognises(cls, checkpoint: Checkpoint) -> str | None:
-        """Why this adapter can load `checkpoint`, or `None`. Looks at names, shapes and declared facts; runs nothing."""
+        """Why this adapter can load `checkpoint`, or `None`. Looks at names, shapes and facts; runs nothing."""
         raise NotImplementedError
 
     @classmethod
@@ -70,6 +70,14 @@ class Adapter:
         Raises:
             ModelRejected: the tensors do not fit, or the architecture cannot be told.
             UsageError: an option names something that does not exist.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def example(cls) -> Adapter:
+        """A small network with random weights, loaded the way users' files are: what `memaudit adapters test` checks.
+
+        Optional; it must need neither files nor network.
         """
         raise NotImplementedError
 
