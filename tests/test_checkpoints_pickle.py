@@ -232,7 +232,12 @@ def test_the_environment_cannot_turn_the_check_off(tmp_path: Path, monkeypatch: 
 def test_bookkeeping_beside_the_weights_is_no_obstacle(tmp_path: Path) -> None:
     import numpy as np
 
-    extra = {"best": np.float64(0.5), "where": Path("/x/y"), "optimizer": {"state": {}, "param_groups": []}}
+    extra = {
+        "best": np.float64(0.5),
+        "counts": np.ones(3),
+        "where": Path("/x/y"),
+        "optimizer": {"state": {}, "param_groups": []},
+    }
     torch.save({"state_dict": {"w": torch.ones(2)}, **extra}, tmp_path / "x.pt")
     assert read(tmp_path / "x.pt").tensors["w"].tolist() == [1, 1]
 

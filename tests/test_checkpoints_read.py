@@ -6,6 +6,8 @@ import argparse
 import hashlib
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -149,6 +151,22 @@ def test_save_model_leaves_out_the_alias(tmp_path: Path) -> None:
     network[1].weight = network[0].weight
     save_model(network, str(tmp_path / "tied.safetensors"))
     assert len(read(tmp_path / "tied.safetensors").tensors) == 3
+
+
+def test_a_git_lfs_pointer_proves_the_file_it_stands_for(state: State, tmp_path: Path) -> None:
+    save_file(state, tmp_path / "model.safetensors")
+    digest = fingerprint(tmp_path / "model.safetensors")
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{digest}\nsize 3\n"
+    (tmp_path / "model.safetensors").write_text(pointer)
+    assert fingerprint(tmp_path / "model.safetensors") == digest
+
+
+def test_hashing_a_checkpoint_loads_no_torch(state: State, tmp_path: Path) -> None:
+    save_file(state, tmp_path / "model.safetensors")
+    code = "import sys; from memaudit.checkpoints import fingerprint; print(fingerprint(sys.argv[1]), 'torch' in sys.modules)"
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert printed == [fingerprint(tmp_path), "False"]
 
 
 def write_shards(state: State, folder: Path) -> None:

@@ -121,7 +121,7 @@ def _plan(checkpoint: Checkpoint, options: ModelOptions) -> _Plan:
         named = f"; it names {clean(facts.architecture)!r}, which timm does not have" if facts.architecture else ""
         raise ModelRejected(
             f"no architecture of timm {timm.__version__} has the tensors of {clean(checkpoint.path.name)}{named}",
-            hint="name it with --arch, or give a factory with --adapter file.py:name; memaudit adapters list has plugins",
+            hint="name it with --arch, or give a factory with --adapter file.py:name; plugins: memaudit adapters list",
         )
     first = candidates[0]
     return _Plan(

@@ -29,7 +29,7 @@ MEMORY_SLACK = 512 << 20  # bytes beyond the file: allocator, pickle objects
 
 
 class Inert:
-    """Stands where a pickle names a numpy scalar or a path: takes any arguments, keeps nothing."""
+    """Stands where a pickle names a numpy scalar, an array or a path: takes any arguments, keeps nothing."""
 
     def __new__(cls, *_: object) -> Inert:
         return object.__new__(cls)

@@ -24,11 +24,14 @@ _OPCODES = (
 OPCODES = frozenset(_OPCODES.split())
 _STORAGES = "Float Half BFloat16 Double Long Int Short Char Byte Bool ComplexFloat"
 _DTYPES = "float32 float16 bfloat16 float64 int64 int32 int16 int8 uint8 bool"
-# Bookkeeping beside the weights: read as empty placeholders, see `child.Inert`.
+# Bookkeeping beside the weights (scores, class counts, paths): read as empty placeholders, see `child.Inert`.
 INERT = frozenset(
     {
         "numpy.core.multiarray.scalar",
         "numpy._core.multiarray.scalar",
+        "numpy.core.multiarray._reconstruct",
+        "numpy._core.multiarray._reconstruct",
+        "numpy.ndarray",
         "numpy.dtype",
         "pathlib.PosixPath",
         "pathlib.WindowsPath",

@@ -13,7 +13,7 @@ from memaudit.checkpoints.directory import Layout, lay_out
 from memaudit.checkpoints.facts import from_training
 from memaudit.checkpoints.prefixes import strip
 from memaudit.checkpoints.recognise import refuse_partial
-from memaudit.checkpoints.sniff import sniff
+from memaudit.checkpoints.sniff import lfs_digest, sniff
 from memaudit.checkpoints.source import Source, opened
 from memaudit.checkpoints.types import Checkpoint, Facts, Weights
 from memaudit.errors import ModelRejected, UsageError
@@ -57,6 +57,8 @@ def read(path: str | os.PathLike[str], *, weights: Weights | None = None) -> Che
 def fingerprint(path: str | os.PathLike[str]) -> str:
     """The `sha256` that `read(path)` would give, without reading a tensor or loading torch.
 
+    A Git-LFS pointer serves as well as the file it stands for.
+
     Raises:
         ModelRejected: as `read`, as far as it concerns which files there are.
         UsageError: several checkpoints in the directory.
@@ -65,7 +67,7 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
     digests = {}
     for shard in layout.shards:
         with opened(shard) as source:
-            digests[shard.name] = source.sha256()
+            digests[shard.name] = lfs_digest(source) or source.sha256()
     return _combined(digests, layout)
 
 

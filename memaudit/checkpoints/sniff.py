@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -84,6 +85,13 @@ def _refusal(head: bytes) -> tuple[str, str] | None:
     if head[257:262] == b"ustar":
         return "is a tar archive", f"unpack it, or if torch before 0.2 wrote it: {SAVE_AGAIN}"
     return None
+
+
+def lfs_digest(source: Source) -> str:
+    """The sha256 that a Git-LFS pointer gives for the file it stands for; empty for any other content."""
+    head = source.read(0, HEAD)
+    found = re.search(rb"^oid sha256:([0-9a-f]{64})$", head, re.MULTILINE) if head.startswith(LFS_MAGIC) else None
+    return found[1].decode() if found else ""
 
 
 def is_checkpoint_name(path: Path) -> bool:
