@@ -163,7 +163,7 @@ def test_a_git_lfs_pointer_proves_the_file_it_stands_for(state: State, tmp_path:
 
 def test_hashing_a_checkpoint_loads_no_torch(state: State, tmp_path: Path) -> None:
     save_file(state, tmp_path / "model.safetensors")
-    code = "import sys; from memaudit.checkpoints import fingerprint; print(fingerprint(sys.argv[1]), 'torch' in sys.modules)"
+    code = "import sys, memaudit.checkpoints as c; print(c.fingerprint(sys.argv[1]), 'torch' in sys.modules)"
     command = [sys.executable, "-c", code, str(tmp_path)]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     assert printed == [fingerprint(tmp_path), "False"]
