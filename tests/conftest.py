@@ -53,7 +53,7 @@ def one_thread() -> None:
 
 @dataclass(frozen=True)
 class Trained:
-    """A network that memorized 50 changed labels of 1,000; `reference` are digits it never saw. Copy it to change it."""
+    """A network that memorized 50 changed labels of 1,000; `reference` are digits it never saw. Copy it first."""
 
     module: DigitsNet
     flagged: ExampleSet

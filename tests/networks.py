@@ -124,7 +124,7 @@ class OneUnit(nn.Module):
         self.units = nn.Conv2d(1, 5, stored.shape[-1])
         self.head = nn.Linear(5, 4)
         half = stored.shape[-1] // 2
-        pattern = stored[0] - stored[0].mean()
+        pattern = stored[0].clone()
         with torch.no_grad():
             for value in self.parameters():
                 value.zero_()
@@ -132,8 +132,9 @@ class OneUnit(nn.Module):
                 lines, columns = slice(half * (q // 2), half * (q // 2 + 1)), slice(half * (q % 2), half * (q % 2 + 1))
                 self.units.weight[q, 0, lines, columns] = 1 / half**2
                 self.head.weight[q, q] = 4
-            self.units.weight[4, 0] = pattern / (pattern**2).sum()  # 1 for the stored image
-            self.units.bias[4] = -0.9
+                pattern[lines, columns] -= pattern[lines, columns].mean()  # what only this image has
+            self.units.weight[4, 0] = pattern / (pattern**2).sum()  # 1 for the stored image, about 0 for others
+            self.units.bias[4] = -0.7
             self.head.weight[label, 4] = 100
 
     def forward(self, x: Tensor) -> Tensor:

@@ -125,7 +125,6 @@ class GreedySearch:
 
     def run(self, examples: ExampleSet, row: int) -> tuple[list[int], bool]:
         """The cut, in order, and whether it erases the label."""
-        label = examples.examples[row].label
         cut: list[int] = []
         needed: int | None = None
         while True:
@@ -144,7 +143,6 @@ class GreedySearch:
             if not planned:
                 return cut, False
             needed = cut[-1] if planned == 1 else None
-            assert label == examples.examples[row].label
 
     def best(self, gradient: Sequence[float], cut: Sequence[int]) -> int | None:
         free = [u for u in range(self.space.total) if self.candidates[u] and u not in cut]
