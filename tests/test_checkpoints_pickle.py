@@ -278,3 +278,33 @@ def test_every_byte_of_a_small_archive_is_covered(tmp_path: Path) -> None:
             except ModelRejected as error:
                 assert error.message.isprintable()  # noqa: PT017 - either outcome is right
     assert io.BytesIO(good).read(4) == b"PK\x03\x04"
+
+
+def test_bytes_between_members_are_refused(tmp_path: Path) -> None:
+    """A gap can hold what another reader takes for a member."""
+    path = tmp_path / "x.pt"
+    torch.save({"w": torch.ones(2)}, path)
+    content = path.read_bytes()
+    start = content.index(b"PK\x01\x02")
+    gap = b"hidden" * 5
+    end = bytearray(content[start:])
+    moved = start + len(gap)
+    # The three places that say where the directory starts: the record, its zip64 twin, and the locator of that.
+    record, locator = end.index(b"PK\x06\x06"), end.index(b"PK\x06\x07")
+    struct.pack_into("<I", end, end.index(b"PK\x05\x06") + 16, moved)
+    struct.pack_into("<Q", end, record + 48, moved)
+    struct.pack_into("<Q", end, locator + 8, moved + record)
+    path.write_bytes(content[:start] + gap + bytes(end))
+    assert zipfile.ZipFile(path).testzip() is None  # Python's own reader does not mind
+    refuse(path, "belong to no member")
+
+
+def test_a_directory_of_millions_is_not_listed(tmp_path: Path) -> None:
+    path = tmp_path / "x.pt"
+    with path.open("wb") as file:
+        file.write(b"PK\x03\x04" + b"\0" * 26)
+        file.truncate(80 << 20)
+        file.seek(0, os.SEEK_END)
+        start, size = file.tell() - (64 << 20), 64 << 20
+        file.write(struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 0xFFFE, 0xFFFE, size, start, 0))
+    refuse(path, "not a sound torch archive")

@@ -66,10 +66,12 @@ def description(module: nn.Module) -> list[str]:
 
 
 def _does_nothing(module: nn.Module) -> bool:
+    """Whether the module returns its input in eval mode; then it does not matter whether it is there."""
     return type(module) in _NOTHING or type(module).__name__ in _NOTHING_NAMES
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:
+    """What the module's constructor left on it, by name, as plain values; tensors and submodules are not among it."""
     attributes = {n: v for n, v in vars(module).items() if n not in _INTERNAL and n not in IRRELEVANT}
     return {n: _plain(attributes[n]) for n in sorted(attributes)}
 
@@ -108,6 +110,7 @@ def _plain(value: Any, depth: int = 0) -> Any:
 
 
 def _function(value: Callable[..., object], below: Callable[[Any], Any]) -> tuple[Any, ...]:
+    """A function by name, with the defaults and captured variables that make two of one name differ."""
     cells = getattr(value, "__closure__", None) or ()
     return _qualified(value), below(getattr(value, "__defaults__", None)), [below(c.cell_contents) for c in cells]
 

@@ -105,6 +105,12 @@ class TimmAdapter(Adapter):
 
 
 def _plan(checkpoint: Checkpoint, options: ModelOptions) -> _Plan:
+    """Which architecture, from the first of: `--arch`, the checkpoint's own word, its tensors.
+
+    Raises:
+        UsageError: `--arch` is no name of timm's.
+        ModelRejected: nothing fits, or the network has no classifier.
+    """
     facts = checkpoint.facts
     if options.arch is not None:
         if not exists(options.arch):
@@ -218,6 +224,7 @@ def _check_on_meta(plan: _Plan, checkpoint: Checkpoint, options: ModelOptions) -
 
 
 def _unbuildable(plan: _Plan, options: ModelOptions, error: Exception) -> MemauditError:
+    """The error for keyword arguments timm does not take: the user's fault if they are the user's."""
     if isinstance(error, MemauditError):
         return error
     kind = UsageError if options.model_kwargs else ModelRejected

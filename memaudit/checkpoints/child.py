@@ -57,6 +57,12 @@ def main() -> None:
 
 
 def _run(request: dict[str, Any], stream: BinaryIO) -> None:
+    """Load, find the weights, check each tensor, hand them over.
+
+    Args:
+        request: see `main`.
+        stream: where the safetensors go; nothing is written to it before every check has passed.
+    """
     name = request["name"]
     try:
         # torch looks placeholders up by the name the pickle uses.
@@ -127,12 +133,14 @@ def _limit(size: int, cpu: float) -> None:
 
 
 def _too_large(name: str) -> ModelRejected:
+    """The error for what would have been a memory bomb without the limits."""
     return ModelRejected(
         f"{name}: reading it needs far more memory than its size justifies", hint="do not trust this file"
     )
 
 
 def _as_plain(error: MemauditError) -> dict[str, object]:
+    """An error as JSON-able values; `sandbox._as_error` is the way back."""
     return {
         "kind": type(error).__name__,
         "message": error.message,

@@ -59,6 +59,7 @@ def lay_out(path: Path) -> Layout:
 
 
 def _weights(folder: Path) -> Path:
+    """The file in `folder` that is, or lists, the weights; a timm run gives its best checkpoint, else its last."""
     present = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
     wanted = WEIGHTS + (RUN if (folder / "args.yaml").exists() else ())
     for name in wanted:
@@ -102,6 +103,7 @@ def _indexed(path: Path, facts: Facts) -> Layout:
 
 
 def _weight_map(source: Source) -> dict[str, str]:
+    """Tensor name to shard name, every one of them checked: a shard is a bare file name, so no path leads out."""
     try:
         if source.size > MAX_INDEX:
             raise ValueError(f"{source.size:,} bytes")
@@ -123,6 +125,7 @@ def _weight_map(source: Source) -> dict[str, str]:
 
 
 def _bare(shard: object) -> bool:
+    """Whether `shard` is a plain checkpoint file name on any system: no separator, drive, NUL or leading dot."""
     if not isinstance(shard, str) or len(shard) > MAX_NAME or not is_checkpoint_name(Path(shard)):
         return False
     return not set(shard) & set("/\\:\0") and not shard.startswith(".")

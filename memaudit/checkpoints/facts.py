@@ -83,10 +83,12 @@ def from_config(source: Source) -> Facts:
 
 
 def _architecture(raw: object) -> str | None:
+    """A name of the form timm's registry has; `hf-hub:` and paths, which would fetch or read, do not match."""
     return raw if isinstance(raw, str) and _ARCHITECTURE.fullmatch(raw) else None
 
 
 def _count(raw: object) -> int | None:
+    """A number of classes; a bool, which is an int to Python, is none."""
     return raw if type(raw) is int and 0 < raw <= MAX_CLASSES else None
 
 
@@ -102,6 +104,7 @@ def _names(raw: object) -> tuple[str, ...]:
 
 
 def _kwargs(raw: object) -> dict[str, object]:
+    """The arguments with an acceptable name and a plain value."""
     if not isinstance(raw, dict):
         return {}
     return {

@@ -80,6 +80,7 @@ def read_header(source: Source) -> Header:
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object as a dict, unless it repeats a key: parsers disagree about which of the two counts."""
     table: dict[str, object] = {}
     for key, value in pairs:
         if key in table:
@@ -99,6 +100,11 @@ def _metadata(raw: object, source: Source) -> dict[str, str]:
 
 
 def _entry(name: str, raw: object, source: Source) -> Entry:
+    """One tensor's checked declaration; that its bytes and its shape agree is part of it.
+
+    Raises:
+        ModelRejected: any field missing, left over, of another kind, or out of range.
+    """
     check_name(name, source.name)
     where = f"tensor {clean(name)!r}"
     if not isinstance(raw, dict) or set(raw) != {"dtype", "shape", "data_offsets"}:
@@ -136,6 +142,7 @@ def _sizes(raw: object) -> bool:
 
 
 def _check_cover(entries: tuple[Entry, ...], available: int, source: Source) -> None:
+    """Raise unless the entries, in file order, cover exactly `available` bytes: what none owns could be anything."""
     position = 0
     for entry in entries:
         if entry.begin != position:
@@ -149,4 +156,5 @@ def _check_cover(entries: tuple[Entry, ...], available: int, source: Source) -> 
 
 
 def _broken(source: Source, why: str) -> ModelRejected:
+    """The error for a file that breaks the format."""
     return ModelRejected(f"{source.name} is not a sound safetensors file: {why}", hint="fetch or save it again")

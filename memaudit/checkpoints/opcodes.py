@@ -75,6 +75,12 @@ def scan_legacy(head: bytes, name: str) -> int:
 
 
 def _scan(stream: io.BytesIO, name: str) -> int:
+    """Check one pickle from the stream's position to its STOP; the number of instructions.
+
+    Args:
+        stream: left just after the STOP.
+        name: of the file, for messages.
+    """
     count = 0
     try:
         for opcode, argument, _ in pickletools.genops(stream):
@@ -96,6 +102,7 @@ def _scan(stream: io.BytesIO, name: str) -> int:
 
 
 def _check_global(path: str, name: str) -> None:
+    """Refuse a function or class that is not in `GLOBALS`, in the words of what it most likely is."""
     if path in GLOBALS:
         return
     if path.startswith(_QUANTISED):

@@ -34,6 +34,7 @@ def strip(tensors: Mapping[str, Tensor], where: str) -> tuple[dict[str, Tensor],
 
 
 def _shared(names: Mapping[str, object]) -> str:
+    """The prefix that every name has, or an empty string; a name that is nothing but the prefix does not count."""
     for token in WRAPPERS + ATTRIBUTES:
         if names and all(n.startswith(token) and len(n) > len(token) for n in names):
             return token
@@ -41,6 +42,7 @@ def _shared(names: Mapping[str, object]) -> str:
 
 
 def _refuse_collisions(names: Mapping[str, object], where: str) -> None:
+    """Raise where DataParallel and compile prefixes hide that two tensors are called the same."""
     seen: dict[str, str] = {}
     for name in names:
         bare = name

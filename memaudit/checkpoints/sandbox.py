@@ -83,6 +83,13 @@ def open_pickle(source: Source, kind: Kind, weights: Weights | None) -> Opened:
 
 
 def _run_child(source: Source, request: dict[str, object], output: BinaryIO) -> int:
+    """The child's exit status, negative for the signal that ended it.
+
+    Args:
+        source: becomes the child's stdin.
+        request: see `child.main`.
+        output: becomes its stdout: an unnamed file, so nothing is left behind whatever happens.
+    """
     root = str(Path(__file__).resolve().parents[2])
     environment = {k: os.environ[k] for k in _ENVIRONMENT if k in os.environ}
     environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -123,6 +130,7 @@ def _collect(handed: Source) -> Opened:
 
 
 def _as_error(text: bytes, source: Source) -> MemauditError:
+    """The child's refusal; its words pass the sanitiser again, the child has seen the pickle."""
     try:
         raw = json.loads(text)
         kind = UsageError if raw["kind"] == "UsageError" else ModelRejected
@@ -133,6 +141,7 @@ def _as_error(text: bytes, source: Source) -> MemauditError:
 
 
 def _crash(source: Source, status: int) -> MemauditError:
+    """The error for a child that was stopped by a limit or broke down."""
     if status == -getattr(signal, "SIGXCPU", 0) or status == -getattr(signal, "SIGKILL", 0):
         why = "reading it takes far more time or memory than its size justifies"
     elif status == -getattr(signal, "SIGXFSZ", 0):

@@ -43,6 +43,7 @@ def sniff(source: Source) -> Kind:
 
 
 def _by_content(head: bytes, source: Source) -> Kind:
+    """The kind the first bytes show; whatever shows none is refused here."""
     if head.startswith(b"PK\x03\x04"):
         return "torch-zip"
     if head.startswith(LEGACY_MAGIC):

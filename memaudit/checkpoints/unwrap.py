@@ -87,6 +87,7 @@ def _table(content: object, where: str) -> dict[Any, Any]:
 
 
 def _pick(table: dict[Any, Any], keys: Iterable[str], where: str) -> object:
+    """The one table under any of `keys`, or `None`; two of them would be a guess."""
     found = {k: table[k] for k in keys if type(table.get(k)) in (dict, OrderedDict)}
     if len(found) > 1:
         raise ModelRejected(
@@ -96,6 +97,7 @@ def _pick(table: dict[Any, Any], keys: Iterable[str], where: str) -> object:
 
 
 def _innermost(content: object, where: str, depth: int = 1) -> dict[str, Tensor]:
+    """The tensors of a table, through further wrappers around it; the depth is limited, a table may hold itself."""
     table = _table(content, where)
     inner = _pick(table, RAW, where)
     if inner is not None and depth < MAX_DEPTH:
@@ -129,10 +131,12 @@ def _tensors(table: dict[Any, Any], where: str) -> dict[str, Tensor]:
 
 
 def _equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    """Whether two tables hold the same values under the same names."""
     return dict.keys(first) == dict.keys(second) and all(torch.equal(first[k], second[k]) for k in dict.keys(first))
 
 
 def _instantiator(table: dict[Any, Any]) -> object:
+    """What Lightning's command line would import and call when this checkpoint is loaded its way, or `None`."""
     hyper = table.get("hyper_parameters")
     return dict.get(hyper, "_instantiator") if isinstance(hyper, dict) else None
 
@@ -165,6 +169,7 @@ def _json(value: object, depth: int = 0) -> Any:
 
 
 def _absent(weights: Weights, where: str) -> UsageError:
+    """The error for `--weights` that are not there."""
     other = "ema" if weights == "raw" else "raw"
     kind = "averaged (EMA)" if weights == "ema" else "raw"
     return UsageError(f"{where} holds no {kind} weights", hint=f"leave --weights out, or use --weights {other}")
