@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 import sys
 import traceback
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 from memaudit.errors import ExitCode, MemauditError
 from memaudit.text import MAX_LENGTH, clean
 
 # Rejected rows and the like: so many are shown, the rest is counted.
 DETAILS_SHOWN = 20
+# What a full disk or a reader that has gone says when standard output is written.
+_OUTPUT_LOST = frozenset({errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO})
+
+
+class Terminated(BaseException):
+    """SIGTERM, raised where the work is, so that locks and temporary files are cleared away."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with one of `ExitCode`."""
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
     code = run(arguments)
     try:
         sys.stdout.flush()
@@ -28,33 +43,45 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """The exit code of one command; every error is printed here, in one place."""
-    import click
+    import typer
 
     from memaudit.cli import app
 
+    # Some releases of typer bring a click of their own: its public names lead to the classes that are really raised.
+    usage_problem = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        result = app(args=list(arguments) if arguments is not None else None, prog_name="memaudit", standalone_mode=False)
+        result = app(args=given, prog_name="memaudit", standalone_mode=False, obj=given)
         return int(result) if isinstance(result, int) else int(ExitCode.OK)
     except MemauditError as error:
         _complain(error.message, error.hint, error.details)
         return int(error.exit_code)
-    except click.exceptions.Exit as finished:
+    except typer.Exit as finished:
         return finished.exit_code
-    except click.ClickException as error:
-        context = getattr(error, "ctx", None)
-        command = context.command_path if context is not None else "memaudit"
-        _complain(error.format_message(), f"See: {command} --help")
-        return int(ExitCode.USAGE)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         _complain("interrupted; nothing was written", "Run the same command again.")
         return int(ExitCode.INTERRUPTED)
-    except BrokenPipeError:
+    except Terminated:
+        _complain("terminated; nothing was written", "Run the same command again.")
+        return int(ExitCode.TERMINATED)
+    except OSError as error:
+        if error.errno not in _OUTPUT_LOST:
+            return _report_bug(error)
+        if error.errno != errno.EPIPE:  # a reader that closes its end (`| head`) has seen what it wanted
+            _complain(f"cannot write to standard output: {os.strerror(error.errno or 0)}")
         return int(ExitCode.ENVIRONMENT)
     except MemoryError:
         _complain("out of memory", "Give fewer examples, or use a machine with more memory.")
         return int(ExitCode.ENVIRONMENT)
     except Exception as error:  # the one place that may catch everything: a bug must never look like a verdict
-        return _report_bug(error)
+        return _refuse(error) if isinstance(error, usage_problem) else _report_bug(error)
+
+
+def _refuse(error: Any) -> int:
+    """An option or argument that the parser did not take."""
+    command = error.ctx.command_path if getattr(error, "ctx", None) is not None else "memaudit"
+    _complain(error.format_message(), f"See: {command} --help")
+    return int(ExitCode.USAGE)
 
 
 def _complain(message: str, hint: str = "", details: Sequence[str] = ()) -> None:

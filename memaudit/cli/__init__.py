@@ -5,11 +5,12 @@ from __future__ import annotations
 import typer
 
 from memaudit.cli import adapters, demo, inspect, render, scan, schema
+from memaudit.errors import ExitCode
 
 app = typer.Typer(
     name="memaudit",
     help="Find what an image classifier memorized, where it sits, and what taking it out costs.",
-    no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -23,7 +24,7 @@ app.command("demo")(demo.demo)
 app.add_typer(adapters.app, name="adapters")
 
 
-@app.callback(invoke_without_command=True)
+@app.callback()
 def root(
     context: typer.Context,
     version: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True),
@@ -34,3 +35,6 @@ def root(
 
         typer.echo(f"memaudit {installed('memaudit')}")
         raise typer.Exit(0)
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help(), err=True)
+        raise typer.Exit(ExitCode.USAGE)

@@ -21,7 +21,8 @@ def list_adapters() -> None:
     """Name, package, version and any import error of each installed adapter."""
     from memaudit.adapters.registry import installed
 
-    rows = [("NAME", "PACKAGE", "VERSION", "TARGET"), *((a.name, a.package, a.version, a.error or a.target) for a in installed())]
+    found = [(a.name, a.package, a.version, a.error or a.target) for a in installed()]
+    rows = [("NAME", "PACKAGE", "VERSION", "TARGET"), *found]
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     for row in rows:
         typer.echo("  ".join(cell.ljust(w) for cell, w in zip(row[:3], widths, strict=True)) + "  " + row[3])

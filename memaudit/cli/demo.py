@@ -12,7 +12,7 @@ from memaudit.text import clean
 
 
 def demo(
-    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to write data, model and report.")] = Path("demo"),
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="For data, model and report.")] = Path("demo"),
     seed: Annotated[int, typer.Option(help="For data split, training and audit.")] = 0,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")] = False,
 ) -> int:

@@ -95,14 +95,14 @@ def _lines(adapter: Any, info: Any, units: Any, sites: Any) -> list[str]:
         lines += [f"                 --arch {clean(c)}" for c in info.candidates]
     else:
         lines.append(f"architecture   {clean(info.architecture)}")
+    size, mean, std = "x".join(map(str, p.input_size)), opt.listed(p.mean), opt.listed(p.std)
+    found = ", ".join(f"{n:,} of kind {k}" for k, n in kinds.items())
+    searched = f"{units.total:,} {units.by_layer[0].kind}s in {len(units.by_layer)} layers"
     lines += [
         f"classes        {info.num_classes}",
         f"parameters     {info.parameters:,}",
-        f"preprocessing  {'x'.join(map(str, p.input_size))}, crop {p.crop_pct:g}, {p.interpolation}, "
-        f"mean {','.join(f'{v:g}' for v in p.mean) or 'none'}, std {','.join(f'{v:g}' for v in p.std) or 'none'} "
-        f"({clean(p.origin)})",
-        f"units          {', '.join(f'{n:,} of kind {k}' for k, n in kinds.items())}; searched: {units.total:,} "
-        f"{units.by_layer[0].kind}s in {len(units.by_layer)} layers",
+        f"preprocessing  {size}, crop {p.crop_pct:g}, {p.interpolation}, mean {mean}, std {std} ({clean(p.origin)})",
+        f"units          {found}; searched: {searched}",
     ]
     shown = units.by_layer if len(units.by_layer) <= LAYERS_SHOWN else units.by_layer[: LAYERS_SHOWN - 1]
     lines += [f"                 {clean(u.layer):<40} {u.width:>6}" for u in shown]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,6 +12,9 @@ from memaudit.text import clean
 
 if TYPE_CHECKING:
     from memaudit.adapters.base import ModelOptions
+    from memaudit.gate import Policy
+
+MAX_BATCH_SIZE = 65536
 
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="Checkpoint: .safetensors .pt .pth .pth.tar .ckpt .bin, or a directory.")
@@ -24,6 +28,10 @@ Mean = Annotated[str | None, typer.Option(help="Per-channel mean, comma separate
 Std = Annotated[str | None, typer.Option(help="Per-channel standard deviation, comma separated.")]
 InputSize = Annotated[str | None, typer.Option(help="Network input, C,H,W or H,W or one number.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+
+Output = Annotated[
+    list[Path], typer.Option("-o", "--output", help="Further file; the suffix is the format. Repeatable.")
+]
 
 
 def choice(value: str | None, allowed: tuple[str, ...], option: str) -> str | None:
@@ -50,8 +58,54 @@ def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
     except ValueError:
         values = (float("nan"),)
     if not all(abs(v) < 1e6 for v in values):
-        raise UsageError(f"{option} {clean(text)!r} is not a list of numbers", hint=f"For example: {option} 0.5,0.5,0.5")
+        raise UsageError(f"{option} {clean(text)!r} is no list of numbers", hint=f"For example: {option} 0.5,0.5,0.5")
     return values
+
+
+def listed(values: tuple[float, ...]) -> str:
+    """`0.5,0.25`, as `numbers` reads it; `none` where there is none."""
+    return ",".join(f"{v:g}" for v in values) or "none"
+
+
+def positive(value: float | None, option: str) -> float | None:
+    """`value`, if it is a finite number above zero or None.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if value is not None and not 0 < value < float("inf"):
+        raise UsageError(f"{option} {value:g} is not a positive number")
+    return value
+
+
+def batch_size(text: str) -> int | None:
+    """`None` for auto.
+
+    Raises:
+        UsageError: neither auto nor a number of examples.
+    """
+    if text == "auto":
+        return None
+    if not (text.isdecimal() and 1 <= int(text) <= MAX_BATCH_SIZE):
+        raise UsageError(f"--batch-size {clean(text)!r} is neither auto nor a number from 1 to {MAX_BATCH_SIZE}")
+    return int(text)
+
+
+def policy(max_memorized: str, max_localized: str | None, min_reference_accuracy: float | None) -> Policy:
+    """The policy flags.
+
+    Raises:
+        UsageError: a limit cannot be read.
+    """
+    from memaudit.gate import Limit, Policy
+
+    if min_reference_accuracy is not None and not 0 <= min_reference_accuracy <= 1:
+        raise UsageError(f"--min-reference-accuracy {min_reference_accuracy:g} is not a share between 0 and 1")
+    return Policy(
+        Limit.parse(max_memorized, "--max-memorized"),
+        None if max_localized is None else Limit.parse(max_localized, "--max-localized"),
+        min_reference_accuracy,
+    )
 
 
 def model_options(
@@ -73,7 +127,9 @@ def model_options(
     size = numbers(input_size, "--input-size")
     if size is not None:
         if any(v != int(v) or not 1 <= v <= 8192 for v in size) or len(size) > 3:
-            raise UsageError(f"--input-size {clean(input_size)!r} is not a size", hint="For example: --input-size 3,224,224")
+            raise UsageError(
+                f"--input-size {clean(input_size)!r} is not a size", hint="For example: --input-size 3,224,224"
+            )
         whole = [int(v) for v in size]
         channels = whole[0] if len(whole) == 3 else 3
         size = (channels, whole[-2] if len(whole) > 1 else whole[0], whole[-1])

@@ -1,0 +1,119 @@
+"""Where a report goes: files that are checked before the audit and written after it, and standard output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from memaudit.errors import EnvironmentFault, MemauditError
+from memaudit.text import clean
+
+if TYPE_CHECKING:
+    from memaudit.findings import Report
+    from memaudit.report import Thumbnails
+
+FORMATS = ("table", "json", "markdown", "github")
+WEIGHT_SUFFIXES = (".pth.tar", ".safetensors", ".pth", ".pt", ".ckpt", ".bin")
+
+
+def default_folder(model: Path) -> Path:
+    """`reports/<model>`, without the suffix of a weights file."""
+    name = model.resolve().name
+    for suffix in WEIGHT_SUFFIXES:
+        if name.lower().endswith(suffix) and len(name) > len(suffix):
+            name = name[: -len(suffix)]
+            break
+    return Path("reports") / (name or "model")
+
+
+def targets(folder: Path, further: Sequence[Path]) -> list[Path]:
+    """The files to write, once each; refused now rather than after a long run.
+
+    Raises:
+        UsageError: a suffix names no format, or a path cannot be written.
+    """
+    paths = list(dict.fromkeys([folder / "report.json", folder / "report.html", *further]))
+    check(paths)
+    return paths
+
+
+def check(paths: Sequence[Path]) -> None:
+    """Raise `UsageError` unless every path can be written in the format of its suffix."""
+    from memaudit import report as reports
+    from memaudit.report.files import check_target
+
+    for path in paths:
+        reports.renderer(path.suffix)
+    for path in paths:
+        check_target(path)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Make `folder` and keep other audits out of it; on the way out, no empty folder of ours is left.
+
+    Raises:
+        EnvironmentFault: another process holds it, or it cannot be made.
+    """
+    from filelock import FileLock, Timeout
+
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    lock = FileLock(folder / ".lock", blocking=False)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise EnvironmentFault(
+            f"another memaudit is writing to {clean(folder)}", hint="Wait for it, or choose another --out."
+        ) from None
+    except OSError as error:
+        raise EnvironmentFault(f"cannot write to {clean(folder)}: {error.strerror}") from None
+    try:
+        yield
+    finally:
+        lock.release()
+        (folder / ".lock").unlink(missing_ok=True)
+        _remove_empty(made)
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except OSError:
+            return
+
+
+def write(report: Report, paths: Sequence[Path], thumbnails: Thumbnails) -> list[Path]:
+    """Write every format; an incomplete report never replaces a complete one, it is written beside it."""
+    from memaudit import report as reports
+
+    if report.status != "complete" and _is_complete(paths[0]):
+        paths = [p.with_name(f"{p.stem}.incomplete{p.suffix}") for p in paths]
+    return [reports.write(report, path, thumbnails=thumbnails) for path in paths]
+
+
+def _is_complete(path: Path) -> bool:
+    from memaudit import report as reports
+
+    try:
+        return path.exists() and reports.read(path).status == "complete"
+    except MemauditError:
+        return False
+
+
+def show(report: Report, paths: Sequence[Path], format_: str) -> None:
+    """What stdout gets; machine formats never pass through rich."""
+    from memaudit import report as reports
+    from memaudit.report import console, github
+
+    if format_ == "table":
+        console.show(report, paths)
+    elif format_ == "github":
+        typer.echo(github.render(report), nl=False)
+    else:
+        typer.echo(reports.render(report, ".json" if format_ == "json" else ".md"), nl=False)

@@ -1,0 +1,89 @@
+"""What a report says of the command that made it: the options that shaped the numbers, without this machine's paths."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from memaudit.cli.options import listed
+from memaudit.text import clean
+
+if TYPE_CHECKING:
+    from memaudit.adapters.base import Adapter
+    from memaudit.checkpoints import Checkpoint
+    from memaudit.findings import ConfigValue, ReportWarning
+    from memaudit.settings import Provenance
+
+# Flags that say where things are, where results go or how fast they come: they shape no number.
+NOT_NUMBERS = frozenset(
+    {
+        *("model", "flagged", "reference", "test", "data", "out", "output", "format_", "images", "quiet"),
+        *("exit_zero", "dry_run", "device", "batch_size", "time_limit"),
+    }
+)
+MAX_COMMAND = 2000
+
+
+def provenance(
+    context: typer.Context,
+    checkpoint: Checkpoint,
+    adapter: Adapter,
+    class_order: str,
+    warnings: tuple[ReportWarning, ...],
+) -> Provenance:
+    """Where the report of this command comes from."""
+    from memaudit.data.paths import display
+    from memaudit.settings import Provenance
+
+    return Provenance(
+        command=_command(context.obj if isinstance(context.obj, list) else sys.argv[1:]),
+        model_path=display(checkpoint.path),
+        model_sha256=checkpoint.sha256,
+        weights=checkpoint.weights,
+        stripped_prefix=checkpoint.stripped_prefix,
+        config={**_options(context), "preprocess": _preprocess(adapter)},
+        class_order=class_order,
+        warnings=warnings,
+    )
+
+
+def _command(arguments: list[str]) -> str:
+    return clean("memaudit " + shlex.join(portable(word) for word in arguments), MAX_COMMAND)
+
+
+def portable(word: str) -> str:
+    """A word of a command line, an absolute path in it (`--out=/home/me/x` too) reduced to its last part."""
+    option, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
+    return f"{option}{equals}{Path(value).name if Path(value).is_absolute() else value}"
+
+
+def _options(context: typer.Context) -> dict[str, ConfigValue]:
+    """Every option that shaped the numbers, with where its value came from."""
+    from memaudit.findings import ConfigValue
+
+    values: dict[str, ConfigValue] = {}
+    for name, value in context.params.items():
+        if name in NOT_NUMBERS:
+            continue
+        source = context.get_parameter_source(name)
+        origin = "default" if source is None or source.name == "DEFAULT" else "flag"
+        shown = [clean(v) for v in value] if isinstance(value, list | tuple) else value
+        if isinstance(value, str | Path):
+            shown = clean(portable(str(value)))
+        values[name] = ConfigValue(value=shown, origin=origin)
+    return values
+
+
+def _preprocess(adapter: Adapter) -> ConfigValue:
+    from memaudit.findings import ConfigValue
+
+    p = adapter.preprocess
+    size = "x".join(map(str, p.input_size))
+    norm = f"mean {listed(p.mean)} std {listed(p.std)}" if p.mean else "not normalised"
+    if getattr(adapter, "transform", None) is not None:
+        norm = "normalised by the adapter's own transform"
+    return ConfigValue(value=f"{size}, crop {p.crop_pct:g}, {p.interpolation}, {norm}", origin=p.origin)
