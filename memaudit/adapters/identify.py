@@ -86,9 +86,9 @@ def _match(entry: Entry, shapes: Shapes, tensors: Mapping[str, Tensor]) -> _Matc
 
 
 def _comparable(match: _Match, reference: _Match, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """The network of `match` for the image size of `reference`, where no tensor says which size it is for."""
+    """The network of `match` for the image size of `reference`, where its tensors allow that size too."""
     size, wanted = match.entry.size, reference.entry.size
-    if size is None or wanted is None or size.slots or size.first == wanted.first:
+    if size is None or wanted is None or "img_size" in match.kwargs or size.first == wanted.first:
         return match.network
     return _fits(match.architecture, {**match.kwargs, "img_size": wanted.first}, tensors) or match.network
 

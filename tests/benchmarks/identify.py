@@ -61,7 +61,8 @@ def main() -> None:
                 groups.add(tuple(sorted(tuple(sorted(c.same)) for c in candidates)))
         known = len(architectures) - counts["no classifier, refused"]
         print(
-            f"classes {classes or 'default'}: {dict(counts)}; alone {counts['alone'] / known:.1%} of {known}; ", end=""
+            f"classes {classes or 'default'}: {dict(counts)}; alone {counts['alone'] / max(known, 1):.1%} of {known}; ",
+            end="",
         )
         seconds = time.perf_counter() - started
         print(f"{seconds / len(architectures):.2f} s each, slowest {slowest[0]:.1f} s ({slowest[1]})", flush=True)
