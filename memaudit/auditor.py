@@ -303,7 +303,7 @@ class Auditor:
         """Premises, sites, one observing pass over each set, and the two panels of reference examples."""
         self._stage("check", None)
         check_premises(self.evaluator, self.reference)
-        probe = self.reference.batch(list(range(min(3, len(self.reference)))), self.evaluator.device)
+        probe = self.reference.batch(self._sound_rows(3), self.evaluator.device)
         self.all_sites = self.adapter.sites(probe)
         if not self.all_sites:
             raise PremiseBroken(
@@ -342,6 +342,13 @@ class Auditor:
             self.settings.seed,
             self.fill,
         )
+
+    def _sound_rows(self, count: int) -> list[int]:
+        """The first reference rows with finite logits, of a few; NaN would look like a layer that cannot be cut."""
+        few = list(range(min(8, len(self.reference))))
+        finite = torch.isfinite(self.evaluator.logits(self.reference, few)).all(1).tolist()
+        sound = [row for row in few if finite[row]]
+        return (sound if len(sound) > 1 else few)[:count]
 
     def _drop_non_finite(self) -> None:
         """Examples whose logits are not finite are left out, and the audit is incomplete."""
@@ -431,7 +438,7 @@ class Auditor:
         survives = cost.after >= cost.before - REFERENCE_BUDGET
         special = random.erased <= RANDOM_BUDGET * random.draws
         outcome = Outcome.DIFFUSE if not erased else Outcome.LOCALIZED if survives and special else Outcome.ENTANGLED
-        self.evaluator.stage = "search"
+        self.evaluator.stage = "localize"
         return self._finding(
             row,
             support,

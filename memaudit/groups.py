@@ -89,10 +89,11 @@ def matched(
     if not pairs:
         return None
     never = search.max_units + 1
-    clean: list[int] = []
+    counts: dict[int, int] = {}
     for proposal in search.run(judge.evaluator, reference, [r for _, r in pairs]):
-        clean.append(len(proposal.cut) if proposal.erased else never)
+        counts[proposal.row] = len(proposal.cut) if proposal.erased else never
         tick(1)
+    clean = [counts[r] for _, r in pairs]  # not in the order they finished, which the batch size decides
     needed = [len(f.units) if f.outcome in ERASED else never for f in findings if f.fitted]
     wins = [sum((c > n) + 0.5 * (c == n) for n in needed) / len(needed) for c in clean]
     low, high = bootstrap(wins, judge.seed)
