@@ -43,15 +43,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """The exit code of one command; every error is printed here, in one place."""
-    import typer
+    import typer.main
 
     from memaudit.cli import app
 
     # Some releases of typer bring a click of their own: its public names lead to the classes that are really raised.
     usage_problem = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
     given = list(sys.argv[1:] if arguments is None else arguments)
+    command = typer.main.get_command(app)
     try:
-        result = app(args=given, prog_name="memaudit", standalone_mode=False, obj=given)
+        # Not app(): that turns an interrupt and a closed pipe into exit codes of its own, 1 among them.
+        with command.make_context("memaudit", given, obj=given) as context:
+            result = command.invoke(context)
         return int(result) if isinstance(result, int) else int(ExitCode.OK)
     except MemauditError as error:
         _complain(error.message, error.hint, error.details)

@@ -115,6 +115,8 @@ def fit(architecture: str, tensors: Mapping[str, Tensor], fixed: Mapping[str, ob
         if Tables([entry]).headless(shapes):
             raise _no_classifier(architecture)
         return {}
+    if any(axis >= len(shapes.get(name, ())) for name, axis in entry.classifier + tuple(entry.free)):
+        return {}  # a tensor that says the size is missing, or is of another kind: building it shows the difference
     tries = [k for k in _keywords(entry, shapes) if not k.keys() & fixed.keys()]
     fitting = (k for k in tries if _fits(architecture, {**k, **fixed}, tensors) is not None)
     return next(fitting, tries[0] if tries else {})
