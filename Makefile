@@ -8,7 +8,7 @@ demo: $(VENV)/.installed
 	$(BIN)/memaudit demo demo
 
 test: $(VENV)/.installed-dev lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -49,6 +50,7 @@ def no_network() -> Iterator[None]:
 def one_thread() -> None:
     """Tests share a small machine, and the networks are too small to gain from threads."""
     torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # commands that tests start inherit it
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,216 @@
+"""One smallest member of every timm model module: are sites found, does a mask equal the edit, does a search run?
+
+    python -m tests.benchmarks.families [--only PATTERN] [--out reports/benchmarks/timm-families.md]
+
+Random weights, small input where the model allows it. Prints and writes one Markdown table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import resource
+import sys
+import time
+import warnings
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from memaudit.ablate import ablated, edited
+from memaudit.adapters.base import Adapter
+from memaudit.data.examples import ExampleSet
+from memaudit.data.preprocess import Preprocess
+from memaudit.errors import MemauditError
+from memaudit.evaluate import Evaluator, exact_arithmetic, margin
+from memaudit.findings import Example
+from memaudit.localize import Search, measure_population
+from memaudit.units import UnitSpace, select
+
+CLASSES = 5
+TOLERANCE = 1e-5  # of the largest logit
+# Names that are never a family's smallest member: building them on `meta` only costs time.
+LARGE = ("giant", "huge", "large", "xlarge", "xxl", "gigantic", "so400m", "so150m", "_base", "_512", "_448", "_384")
+
+
+@dataclass
+class Row:
+    """What one family gave."""
+
+    family: str
+    model: str = ""
+    parameters: float = 0.0
+    size: int = 0
+    units: str = ""
+    gap: float = float("nan")
+    found: str = ""
+    seconds: float = 0.0
+    problem: str = ""
+
+
+def smallest(family: str) -> str:
+    """The member with the fewest parameters."""
+    names = timm.list_models(module=family)
+    likely = [n for n in names if not any(word in n for word in LARGE)] or names
+    best = ("", float("inf"))
+    for name in likely:
+        try:
+            with torch.device("meta"):
+                count = sum(p.numel() for p in timm.create_model(name).parameters())
+        except Exception:  # a member that cannot be built on meta is simply not chosen
+            continue
+        if count < best[1]:
+            best = (name, count)
+    return best[0] or likely[0]
+
+
+def build(name: str) -> tuple[nn.Module, int]:
+    """The model with random weights and lively norms, at the smallest input it takes."""
+    torch.manual_seed(0)
+    full = timm.get_pretrained_cfg(name).input_size if timm.get_pretrained_cfg(name) else (3, 224, 224)
+    for size, kwargs in ((64, {}), (64, {"img_size": 64}), (96, {}), (128, {"img_size": 128}), (full[-1], {})):
+        try:
+            model = timm.create_model(name, num_classes=CLASSES, **kwargs).eval()
+            enliven(model)
+            with torch.no_grad():
+                out = model(torch.rand(2, full[0], size, size))
+            if out.shape == (2, CLASSES) and bool(torch.isfinite(out).all()):
+                return model, size
+        except Exception:  # this size is not for this model: try the next
+            continue
+    raise RuntimeError("no input size works")
+
+
+def enliven(model: nn.Module) -> None:
+    """Random statistics and affine parameters, so that no layer is an identity or a zero."""
+    generator = torch.Generator().manual_seed(1)
+
+    def uniform(like: Tensor, low: float, high: float) -> Tensor:
+        return torch.rand(like.shape, generator=generator) * (high - low) + low
+
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if name == "running_mean":
+                buffer.copy_(uniform(buffer, -0.2, 0.2))
+            elif name == "running_var":
+                buffer.copy_(uniform(buffer, 0.5, 1.5))
+        for parameter in module.parameters(recurse=False):
+            if parameter.dim() == 1:
+                parameter.data.add_(uniform(parameter, 0.05, 0.3))
+
+
+def gap(adapter: Adapter, space: UnitSpace, images: Tensor) -> float:
+    """Largest relative difference, over sites, between masked and edited logits, a random unit of each site cut."""
+    generator = torch.Generator().manual_seed(2)
+    worst = 0.0
+    with torch.no_grad():
+        scale = float(adapter.forward(images).abs().max()) + 1e-6
+        for number in range(len(space.sites)):
+            unit = space.offsets[number] + int(torch.randint(space.sites[number].width, (1,), generator=generator))
+            with ablated(adapter.module, space, space.keep([[unit]])[0]):
+                masked = adapter.forward(images)
+            with edited(adapter.module, space, [unit]):
+                changed = adapter.forward(images)
+            worst = max(worst, float((masked - changed).abs().max()) / scale)
+    return worst
+
+
+def run(family: str) -> Row:
+    row = Row(family)
+    start = time.time()
+    try:
+        row.model = smallest(family)
+        model, row.size = build(row.model)
+        row.parameters = sum(p.numel() for p in model.parameters()) / 1e6
+        channels = timm.get_pretrained_cfg(row.model).input_size[0] if timm.get_pretrained_cfg(row.model) else 3
+        adapter = Adapter(model, architecture=row.model, preprocess=Preprocess((channels, row.size, row.size)))
+        generator = torch.Generator().manual_seed(0)
+        pixels = torch.rand(12, channels, row.size, row.size, generator=generator)
+        with exact_arithmetic():
+            sites = adapter.sites(pixels)
+            widths: Counter[str] = Counter()
+            for site in sites:
+                widths[site.kind] += site.width
+            row.units = ", ".join(f"{n:,} {k}" for k, n in widths.most_common())
+            row.gap = max(
+                gap(adapter, UnitSpace(tuple(s for s in sites if s.kind == kind)), pixels[:2]) for kind in widths
+            ) if widths else float("nan")  # fmt: skip
+            row.found = search(adapter, select(sites), pixels)
+    except MemauditError as error:
+        row.problem = error.message
+    except Exception as error:
+        row.problem = f"{type(error).__name__}: {error}".splitlines()[0][:120]
+    row.seconds = time.time() - start
+    return row
+
+
+def search(adapter: Adapter, space: UnitSpace, pixels: Tensor) -> str:
+    """Search the model's own predictions on a few random images: what matters here is that it runs and erases."""
+    logits = adapter.forward(pixels)
+    examples = ExampleSet(
+        tuple(Example(id=str(i), source="random", label=int(y), index=i) for i, y in enumerate(logits.argmax(1))),
+        pixels,
+        "random",
+    )
+    evaluator = Evaluator(adapter, batch_size=4)
+    population = measure_population(evaluator, space, examples, range(4, 12))
+    rows = (margin(logits, examples.labels)[:4] > 0).nonzero().flatten().tolist()
+    proposals = list(
+        Search(space, torch.ones(space.total, dtype=torch.bool), population, 10).run(evaluator, examples, rows)
+    )
+    erased = [len(p.cut) for p in proposals if p.erased]
+    return f"{len(erased)}/{len(proposals)}" + (f" with {min(erased)}-{max(erased)} units" if erased else "")
+
+
+def table(rows: list[Row]) -> str:
+    good = [r for r in rows if not r.problem and r.gap < TOLERANCE]
+    lines = [
+        "# timm families",
+        "",
+        (
+            f"One smallest member of each of the {len(rows)} model modules of timm {timm.__version__}, random weights, "
+            f"torch {torch.__version__}. {len(good)} of {len(rows)} can be audited."
+        ),
+        "",
+        "Gap: largest difference between masked and weight-edited logits over all sites, of the largest logit.",
+        "Erased: of four random images, how many lose the model's own prediction within 10 units.",
+        "",
+        "| family | model | parameters | input | units | gap | erased | note |",
+        "|---|---|---:|---:|---|---:|---|---|",
+    ]
+    for r in rows:
+        note = r.problem or ("" if r.gap < TOLERANCE else "mask and edit differ")
+        lines.append(
+            f"| {r.family} | {r.model} | {r.parameters:.1f} M | {r.size or ''} | {r.units} | {r.gap:.1e} "
+            f"| {r.found} | {note} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="*")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")
+    families = [f for f in timm.list_modules() if fnmatch.fnmatch(f, args.only)]
+    rows = []
+    for family in families:
+        rows.append(run(family))
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        r = rows[-1]
+        line = f"{r.family:28} {r.model:36} {r.gap:8.1e} {r.units:40} {r.found:22} {r.problem}"
+        print(f"{line} {r.seconds:.0f}s {peak:.1f}GiB", file=sys.stderr, flush=True)
+    text = table(rows)
+    print(text)
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""Speed and cost of the search against the published one and against bare passes, on the same network and examples.
+
+    python -m tests.benchmarks.search --data DIR --series DIR [--flagged 256] [--published 3] [--device cpu] --json
+
+`--series` is a folder written by `python -m tests.benchmarks.cifar`. Prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, median
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from memaudit.adapters.base import Adapter
+from memaudit.controls import Judge
+from memaudit.data.examples import ExampleSet
+from memaudit.data.preprocess import Preprocess
+from memaudit.evaluate import Evaluator, exact_arithmetic, margin
+from memaudit.findings import Example
+from memaudit.fit import atypicality, observe
+from memaudit.localize import Search, measure_population
+from memaudit.units import UnitSpace, select
+from tests.benchmarks import published
+from tests.benchmarks.cifar import MEAN, STD, build, change_labels, load
+from tests.reference import auroc
+
+
+def sets(data: Path, images: int, share: float) -> tuple[ExampleSet, ExampleSet]:
+    """The changed examples with their trained labels, and the clean rest."""
+    pixels, labels = load(data / "cifar10-train.npz", images)
+    changed, rows = change_labels(labels, share, seed=0)
+    clean = np.setdiff1d(np.arange(images), rows)
+    return example_set(pixels[rows], changed[rows], "flagged"), example_set(pixels[clean], labels[clean], "reference")
+
+
+def example_set(pixels: np.ndarray, labels: np.ndarray, name: str) -> ExampleSet:
+    examples = tuple(Example(id=f"{name}{i}", source=name, label=int(y), index=i) for i, y in enumerate(labels))
+    return ExampleSet(examples, torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), name)
+
+
+def load_adapter(series: Path, network: str, width: int, device: str) -> Adapter:
+    model = build(network, width)
+    model.load_state_dict(load_file(sorted(series.glob("epoch-*.safetensors"))[-1]))
+    adapter = Adapter(model, architecture=network, preprocess=Preprocess((3, 32, 32), mean=MEAN, std=STD))
+    adapter.module.to(device)
+    return adapter
+
+
+def wait(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def bare(evaluator: Evaluator, examples: ExampleSet, rows: Sequence[int], forwards: int, backwards: int) -> float:
+    """Seconds of as many bare batched forward and forward + backward example-passes, no masks, no bookkeeping."""
+    adapter, size = evaluator.adapter, evaluator.batch_size
+    images = examples.batch([rows[i % len(rows)] for i in range(size)], evaluator.device)
+    labels = examples.labels[[rows[i % len(rows)] for i in range(size)]].to(evaluator.device)
+
+    def forward() -> None:
+        with torch.no_grad():
+            adapter.forward(images)
+
+    def both() -> None:
+        inputs = images.clone().requires_grad_()
+        torch.autograd.grad(margin(adapter.forward(inputs), labels).sum(), inputs)
+
+    total = 0.0
+    for run, count in ((forward, max(0, forwards - backwards)), (both, backwards)):
+        run()
+        repeats = max(3, round(count / size))
+        wait(str(evaluator.device))
+        start = time.perf_counter()
+        for _ in range(repeats):
+            run()
+        wait(str(evaluator.device))
+        total += (time.perf_counter() - start) / (repeats * size) * count
+    return total
+
+
+def panel_accuracy(
+    evaluator: Evaluator, space: UnitSpace, reference: ExampleSet, cuts: Sequence[Sequence[int]]
+) -> float:
+    """Mean reference accuracy after each cut, relative to before, on the last 256 reference rows."""
+    rows = list(range(len(reference) - 256, len(reference)))
+    labels = reference.labels[rows]
+    before = float((evaluator.logits(reference, rows).argmax(1) == labels).float().mean())
+    after = [
+        float((evaluator.logits(reference, rows, [cut], space).argmax(1) == labels).float().mean()) for cut in cuts
+    ]
+    return mean(after) / before
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--series", type=Path, required=True)
+    parser.add_argument("--network", choices=["resnet9", "vit"], default="resnet9")
+    parser.add_argument("--width", type=int, default=32)
+    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--share", type=float, default=0.1)
+    parser.add_argument("--flagged", type=int, default=256)
+    parser.add_argument("--published", type=int, default=3)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--max-units", type=int, default=20)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", action="store_true", help="one line instead of indented")
+    args = parser.parse_args()
+    flagged, reference = sets(args.data, args.images, args.share)
+    adapter = load_adapter(args.series, args.network, args.width, args.device)
+    evaluator = Evaluator(adapter, args.batch_size)
+    with exact_arithmetic():
+        result = measure(evaluator, flagged, reference, args)
+    print(json.dumps(result, indent=None if args.json else 2))
+
+
+def measure(
+    evaluator: Evaluator, flagged: ExampleSet, reference: ExampleSet, args: argparse.Namespace
+) -> dict[str, object]:
+    adapter, device = evaluator.adapter, args.device
+    space = select(adapter.sites(reference.batch([0, 1, 2], device)))
+    margins = margin(evaluator.logits(flagged), flagged.labels)
+    rows = [i for i in range(len(flagged)) if margins[i] > 0][: args.flagged]
+    population = measure_population(evaluator, space, reference, range(512))
+    live = torch.ones(space.total, dtype=torch.bool)
+    search = Search(space, live, population, args.max_units)
+    list(search.run(evaluator, flagged, rows[: args.batch_size]))  # warm-up
+    evaluator.passes.clear()
+    wait(device)
+    start = time.perf_counter()
+    proposals = list(search.run(evaluator, flagged, rows))
+    wait(device)
+    seconds = (time.perf_counter() - start) / len(rows)
+    forwards, backwards = evaluator.passes["audit forward"], evaluator.passes["audit backward"]
+    floor = bare(evaluator, flagged, rows, forwards, backwards) / len(rows)
+    panel = list(range(512, 1024))
+    judge = Judge(
+        evaluator, space, reference, panel, measure_population(evaluator, space, reference, panel), live, 16, 16, 0
+    )
+    erased = [p for p in proposals if p.erased]
+    random = [judge.random_units(flagged, p.row, p.cut, 10, str(p.row)) for p in erased]
+    result: dict[str, object] = {
+        "network": f"{args.network} width {args.width}",
+        "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
+        "threads": torch.get_num_threads(),
+        "examples": len(rows),
+        "fitted": float((margins > 0).float().mean()),
+        "erased": len(erased) / len(rows),
+        "units": mean(len(p.cut) for p in erased),
+        "median_units": median(len(p.cut) for p in erased),
+        "random_erased": sum(r.erased for r in random) / sum(r.draws for r in random),
+        "reference_accuracy": panel_accuracy(evaluator, space, reference, [p.cut for p in erased[:128]]),
+        "seconds_per_example": seconds,
+        "bare_seconds_per_example": floor,
+        "overhead": seconds / floor,
+        "forwards_per_example": forwards / len(rows),
+        "backwards_per_example": backwards / len(rows),
+        "atypicality_auroc": atypical(evaluator, space, flagged, reference),
+    }
+    if args.published:
+        result |= published_figures(adapter, evaluator, flagged, reference, rows[: args.published], args.max_units)
+        result["speedup"] = float(result["published_seconds_per_example"]) / seconds  # type: ignore[arg-type]
+    return result
+
+
+def published_figures(
+    adapter: Adapter, evaluator: Evaluator, flagged: ExampleSet, reference: ExampleSet, rows: Sequence[int], most: int
+) -> dict[str, object]:
+    space = published.conv_outputs(adapter.module)
+    start = time.perf_counter()
+    cuts = [published.search(adapter, space, flagged, row, reference, most, seed=row) for row in rows]
+    seconds = (time.perf_counter() - start) / len(rows)
+    return {
+        "reference_units": mean(len(c) for c in cuts),
+        "reference_accuracy_published": panel_accuracy(evaluator, space, reference, cuts),
+        "published_seconds_per_example": seconds,
+        "published_examples": len(rows),
+    }
+
+
+def atypical(evaluator: Evaluator, space: UnitSpace, flagged: ExampleSet, reference: ExampleSet) -> float:
+    """AUROC of the atypicality of 200 flagged against 200 true-labelled training examples held out of the reference."""
+    own, other, rest = (
+        flagged.subset(range(200)),
+        reference.subset(range(200)),
+        reference.subset(range(200, len(reference))),
+    )
+    seen = observe(evaluator, rest, space)
+    scores = [
+        atypicality(observe(evaluator, s, space).features, s.labels, seen.features, rest.labels)[0].score
+        for s in (own, other)
+    ]
+    return auroc(scores[0].tolist(), scores[1].tolist())
+
+
+if __name__ == "__main__":
+    main()
