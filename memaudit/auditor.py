@@ -390,7 +390,7 @@ class Auditor:
         if high < 1 / classes + ABOVE_CHANCE * (1 - 1 / classes) and low <= chance * 1.5:
             raise PremiseBroken(
                 f"reference accuracy is {self.accuracy:.3f}, near chance ({1 / classes:.3f} for {classes} classes)",
-                hint="Check the class order (--class-order), the preprocessing (--mean, --std, --input-size) and the model.",
+                hint="Check the class order (--class-order), preprocessing (--mean, --std, --input-size) and model.",
             )
         if low < 0.5:
             self.warn("MEM104", f"reference accuracy is only {self.accuracy:.3f}: check class order and preprocessing")
