@@ -6,7 +6,6 @@ import io
 import os
 import pickle
 import struct
-import time
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -166,7 +165,7 @@ def canary(tmp_path: Path) -> Any:
 
 
 def refuse(path: Path, match: str) -> None:
-    started = time.perf_counter()
+    started = _processor_seconds()
     with pytest.raises(ModelRejected, match=match) as caught:
         read(path)
     assert caught.value.exit_code == ExitCode.REJECTED
@@ -176,7 +175,13 @@ def refuse(path: Path, match: str) -> None:
     assert "weights_only" not in text
     assert "trust-pickle" not in text
     assert caught.value.hint
-    assert time.perf_counter() - started < 15
+    assert _processor_seconds() - started < 15
+
+
+def _processor_seconds() -> float:
+    """Of this process and its children: unlike the wall clock, it does not depend on what else the machine does."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:torch.quantize:UserWarning")
