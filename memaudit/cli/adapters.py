@@ -6,19 +6,19 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Installed adapters.", invoke_without_command=True, rich_markup_mode=None)
+app = typer.Typer(help="List installed adapters, or test one.", invoke_without_command=True, rich_markup_mode=None)
 
 
 @app.callback()
 def default(context: typer.Context) -> None:
-    """Installed adapters: list them, or test one."""
+    """List installed adapters, or test one."""
     if context.invoked_subcommand is None:
         list_adapters()
 
 
 @app.command("list")
 def list_adapters() -> None:
-    """Name, package, version and any import error of each installed adapter."""
+    """Show name, package, version and any fault of each adapter."""
     from memaudit.adapters.registry import installed
 
     found = [(a.name, a.package, a.version, a.error or a.target) for a in installed()]
@@ -29,8 +29,8 @@ def list_adapters() -> None:
 
 
 @app.command("test")
-def test_adapter(name: Annotated[str, typer.Argument(help="An installed adapter's name.")]) -> None:
-    """Run the conformance kit on an installed adapter's own example."""
+def test_adapter(name: Annotated[str, typer.Argument(metavar="NAME", help="An installed adapter's name.")]) -> None:
+    """Run the conformance kit on an adapter's own example."""
     from memaudit.testing import check_installed
 
     for line in check_installed(name):

@@ -12,11 +12,14 @@ from memaudit.text import clean
 
 
 def demo(
-    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="For data, model and report.")] = Path("demo"),
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="For data, model and report.")] = Path("demo"),
     seed: Annotated[int, typer.Option(help="For data split, training and audit.")] = 0,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")] = False,
 ) -> int:
-    """Train a small classifier on digits with 5 % of labels changed, and scan it."""
+    """Train a small network that memorizes, and scan it.
+
+    scikit-learn's digits, 5 % of the training labels changed to a wrong class.
+    """
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "facts.json").exists())):
         raise UsageError(f"{clean(folder)} exists and is no demo directory", hint="Choose another: memaudit demo DIR")
     from memaudit import demo as maker

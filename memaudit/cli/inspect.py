@@ -26,7 +26,10 @@ def inspect(
     layers: Annotated[str | None, typer.Option(help="Only layers matching this pattern.")] = None,
     format_: Annotated[str, typer.Option("-f", "--format", help="table or json.")] = "table",
 ) -> None:
-    """Show architecture, classes, preprocessing and units of a checkpoint, or the candidates where it is undecided."""
+    """Show what a checkpoint was recognised as; needs no data.
+
+    Architecture, classes, preprocessing and units, or the candidates where the architecture is undecided.
+    """
     opt.choice(format_, ("table", "json"), "--format")
     opt.choice(weights, ("raw", "ema"), "--weights")
     import torch

@@ -14,7 +14,10 @@ def render(
     report: Annotated[Path, typer.Argument(metavar="REPORT", help="A report.json.")],
     output: Annotated[list[Path], typer.Option("-o", "--output", help="File; the suffix is the format. Repeatable.")],
 ) -> None:
-    """Write a report in other formats: .html, .md, .sarif, .xml (JUnit), .json."""
+    """Write a report in other formats: HTML, Markdown, SARIF, JUnit.
+
+    The suffix of each output chooses: .html, .md, .sarif, .xml or .json.
+    """
     from memaudit import report as reports
 
     outputs.check(output)

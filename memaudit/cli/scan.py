@@ -61,7 +61,10 @@ def scan(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Read everything, print the plan, audit nothing.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")] = False,
 ) -> int:
-    """Audit a checkpoint: which flagged examples it memorized, in which units, and what erasing them costs."""
+    """Audit which flagged examples a checkpoint memorized, and where.
+
+    Writes report.json and report.html, prints the verdict, and ends with 0 (policy met) or 1 (not met).
+    """
     from memaudit.settings import PROFILES, Settings
 
     opt.choice(unit, ("auto", "channel", "neuron", "head"), "--unit")

@@ -9,7 +9,7 @@ import typer
 from memaudit.cli.options import choice
 
 
-def schema(what: Annotated[str, typer.Argument(help="report")] = "report") -> None:
+def schema(what: Annotated[str, typer.Argument(metavar="WHAT", help="report")] = "report") -> None:
     """Print the JSON Schema of report.json."""
     import json
 
