@@ -257,7 +257,6 @@ def _compare(candidate: _Candidate, args: tuple[Any, ...], output: Tensor) -> st
     tensor = args[0] if site.side == "input" else output
     axes = [site.axis] if site.side == "input" else [a for a in range(tensor.dim()) if tensor.shape[a] == elements]
     axes.sort(key=lambda a: a not in (1, tensor.dim() - 1))
-    told_apart: list[int] = []
     for index in dict.fromkeys((0, site.width // 2, site.width - 1)):
         edited = _edited_output(site, module, args, index)
         survivors = []
@@ -272,11 +271,9 @@ def _compare(candidate: _Candidate, args: tuple[Any, ...], output: Tensor) -> st
             if torch.allclose(edited, masked, rtol=1e-5, atol=1e-6):
                 survivors.append(axis)
         axes = survivors
-        if len(axes) == 1:
-            told_apart = axes
     if not axes:
         return "zeroing its weights does not silence it"
-    candidate.site = replace(site, axis=(told_apart or axes)[0])
+    candidate.site = replace(site, axis=axes[0])
     return None
 
 
