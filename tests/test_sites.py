@@ -259,6 +259,15 @@ class Keyword(nn.Module):
         return self.head(torch.relu(self.conv(torch.relu(self.named(input=x)))).mean((2, 3)))
 
 
+class Jumbled(Oddly):
+    """Flattens `(heads, tokens, head_dim)` without turning it: a column of the projection belongs to no head."""
+
+    def attend(self, x: Tensor) -> Tensor:
+        b, n, c = x.shape
+        q, k, v = (m(x).view(b, n, self.heads, c // self.heads).transpose(1, 2) for m in (self.q, self.k, self.v))
+        return self.out((torch.softmax(q @ k.transpose(-1, -2), dim=-1) @ v).reshape(b, n, c))
+
+
 class Transposed(nn.Module):
     """A linear layer that keeps its weight the other way round: inputs first."""
 
@@ -300,6 +309,13 @@ CASES = {
         {"body.2"},
     ),
     "tied weights": (Tied, {"stem"}),
+    "a convolution as head": (
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 5, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        ),
+        {"0"},
+    ),
+    "heads that a reshape mixes": (Jumbled, {"beth", "gimel", "wide"}),
     "in place": (InPlace, {"norm"}),
     "called by keyword": (Keyword, {"conv"}),
     "weights the other way round": (Backwards, {"conv", "odd"}),
@@ -329,6 +345,11 @@ def test_only_what_a_weight_edit_can_silence_is_a_site(case: str) -> None:
     torch.manual_seed(0)
     with exact_arithmetic():
         assert set(sites_of(build())) == expected
+
+
+@pytest.mark.parametrize(("network", "found"), [(Oddly, True), (Jumbled, False)])
+def test_as_many_heads_as_tokens_are_told_apart_by_how_they_are_moved(network: type[Oddly], found: bool) -> None:
+    assert ("out" in sites_of(network(heads=4), side=8)) is found  # 8 px: 2 x 2 patches
 
 
 def test_finding_sites_leaves_no_hook_and_no_changed_bit(built: Built) -> None:
