@@ -35,6 +35,9 @@ def test_fit_equals_timm(crop_mode: str, interpolation: str, input_size: tuple[i
     ours = Preprocess((3, *input_size), crop_pct, interpolation, mean=MEAN, crop_mode=crop_mode)
     for seed, size in enumerate(SIZES):
         image = picture(seed, size)
+        if image.size == input_size[::-1]:  # prepared by its owner: nothing is resized or cropped again
+            assert fit(image, ours) is image
+            continue
         try:
             expected = timm(image).numpy()
         except ValueError:  # Pillow: height and width must be > 0

@@ -1,4 +1,4 @@
-"""Resize and crop one image as timm's evaluation transform does, bit for bit."""
+"""Resize and crop one image as timm's evaluation transform does, bit for bit, unless it has the size already."""
 
 from __future__ import annotations
 
@@ -46,10 +46,15 @@ def check_preprocess(preprocess: Preprocess) -> None:
 def fit(image: Image.Image, preprocess: Preprocess) -> Image.Image:
     """`image` at the network's height and width.
 
+    One that has that size already is taken as it is, like an array row: its owner prepared it, and cropping it again
+    would show the network less than it was trained on (a twin's reference accuracy fell from 0.86 to 0.29).
+
     Raises:
         RowError: it is so long and narrow that resizing it would need more than 40 megapixels.
     """
     _, height, width = preprocess.input_size
+    if image.size == (width, height):
+        return image
     share = preprocess.crop_pct or _DEFAULT_CROP
     target = (math.floor(height / share), math.floor(width / share))
     new_height, new_width = _resized(image.height, image.width, target, preprocess.crop_mode)
