@@ -111,13 +111,15 @@ def fifty(trained: Trained) -> ExampleSet:
     return trained.flagged
 
 
-@pytest.mark.parametrize("room", [64, 40, 16, 7, 2, 1])
-def test_batches_shrink_until_they_fit_and_stay_so(fifty: ExampleSet, room: int) -> None:
-    evaluator = Evaluator(small(room), batch_size=64)
-    assert torch.allclose(evaluator.logits(fifty), Evaluator(small(999), 64).logits(fifty), atol=1e-6)
-    assert evaluator.passes["audit forward"] == 50  # what did not fit is not counted
-    assert evaluator.batch_size <= room or room >= 50
-    assert evaluator.batch_size > room // 4 or room == 1
+@pytest.mark.parametrize(
+    ("count", "room", "left"),
+    [(50, 64, 64), (50, 50, 64), (50, 40, 25), (50, 7, 6), (50, 2, 1), (32, 20, 16), (32, 2, 2), (32, 1, 1)],
+)
+def test_batches_are_halved_until_they_fit_and_stay_so(fifty: ExampleSet, count: int, room: int, left: int) -> None:
+    evaluator, examples = Evaluator(small(room), batch_size=64), fifty.subset(range(count))
+    assert torch.allclose(evaluator.logits(examples), Evaluator(small(999), 64).logits(examples), atol=1e-6)
+    assert evaluator.batch_size == left
+    assert evaluator.passes["audit forward"] == count  # what did not fit is not counted
 
 
 def test_gradients_and_observations_shrink_too(fifty: ExampleSet) -> None:
