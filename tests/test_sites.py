@@ -279,6 +279,18 @@ class Transposed(nn.Module):
         return F.linear(x, self.weight.t())
 
 
+class Padded(nn.Module):
+    """Runs a sub-module before it convolves with weights of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pad = nn.ReflectionPad2d(1)
+        self.weight, self.bias = nn.Parameter(torch.randn(8, 3, 3, 3)), nn.Parameter(torch.randn(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(self.pad(x), self.weight, self.bias)
+
+
 class Backwards(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -308,6 +320,7 @@ CASES = {
         ),
         {"body.2"},
     ),
+    "weights beside a sub-module": (lambda: Layered(Padded(), nn.ReLU()), {"body.0"}),
     "tied weights": (Tied, {"stem"}),
     "a convolution as head": (
         lambda: nn.Sequential(
