@@ -30,6 +30,17 @@ MAX_BATCH = 256
 BATCH_TOLERANCE = 1e-3
 
 
+@dataclass(frozen=True)
+class Panel:
+    """Some rows of a set, in the order they are run."""
+
+    examples: ExampleSet
+    rows: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
 @dataclass
 class Evaluator:
     """Runs one loaded model over examples.
@@ -201,16 +212,16 @@ class Evaluator:
         while start < count:
             chunk = slice(start, min(start + min(self.batch_size, batch or self.batch_size), count))
             size = chunk.stop - chunk.start
+            full = False
             try:
-                result = body(chunk)
+                results.append(body(chunk))
             except RuntimeError as error:
                 if not _out_of_memory(error):
                     raise
-                result = None
-            if result is None:  # outside the except block, so that the traceback no longer holds the batch's tensors
+                full = True
+            if full:  # outside the except block, so that the traceback no longer holds the batch's tensors
                 self._shrink(size)
                 continue
-            results.append(result)
             self.passes[f"{self.stage} forward"] += size * forward
             if backward:
                 self.passes[f"{self.stage} backward"] += size * backward

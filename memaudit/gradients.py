@@ -14,21 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from memaudit.data.examples import ExampleSet
-from memaudit.evaluate import Evaluator
+from memaudit.evaluate import Evaluator, Panel
 from memaudit.layers import LayerGroup
 from memaudit.states import State, holding
-
-
-@dataclass(frozen=True)
-class Panel:
-    """Some rows of a set, in the order they are run."""
-
-    examples: ExampleSet
-    rows: Sequence[int]
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
 
 @dataclass(frozen=True)

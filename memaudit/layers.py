@@ -18,6 +18,7 @@ from memaudit.text import clean, closest
 # The finest grain that still fits one table and one heat map; ResNet-50 has 19 groups, a 12-block ViT 17.
 MAX_GROUPS = 24
 MAX_DEPTH = 12
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,8 @@ def _cut(module: nn.Module, depth: int, *, whole: bool) -> list[str]:
     """Paths of the modules that become groups: `depth` parts long, or shorter where nothing is below.
 
     Args:
-        whole: do not cut a module whose children are all leaves (a convolution stays with its norm), nor any other of
-            its class (a residual block with a shortcut of its own).
+        whole: do not cut a block of leaves (a convolution stays with its norm), nor any other module of its class (a
+            residual block with a shortcut of its own).
     """
     paths: list[str] = []
     kept = _kept_whole(module) if whole else set()
@@ -90,14 +91,16 @@ def _cut(module: nn.Module, depth: int, *, whole: bool) -> list[str]:
 
 
 def _plain(module: nn.Module) -> bool:
-    """Whether everything below `module` is leaves, and there is something."""
+    """Whether `module` is one layer or block: all leaves below it, and in a mere container only one with weights."""
     children = list(module.children())
-    return bool(children) and not any(list(c.children()) for c in children)
+    if not children or any(list(c.children()) for c in children):
+        return False
+    weighted = sum(any(p.dim() > 1 for p in c.parameters()) for c in children)
+    return weighted < 2 or not isinstance(module, CONTAINERS)
 
 
 def _kept_whole(module: nn.Module) -> set[type]:
-    containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-    return {type(m) for path, m in module.named_modules() if path and _plain(m) and not isinstance(m, containers)}
+    return {type(m) for path, m in module.named_modules() if path and _plain(m) and not isinstance(m, CONTAINERS)}
 
 
 def _groups(module: nn.Module, paths: Sequence[str]) -> list[LayerGroup]:

@@ -259,7 +259,7 @@ class _FirstUse(TorchFunctionMode):
         self.first: dict[str, int] = {}
 
     def __enter__(self) -> _FirstUse:
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __torch_function__(

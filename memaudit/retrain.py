@@ -16,8 +16,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from memaudit.errors import BugError
-from memaudit.evaluate import Evaluator
-from memaudit.gradients import Panel
+from memaudit.evaluate import Evaluator, Panel
 from memaudit.layers import LayerGroup, tensors_of
 from memaudit.states import State, digest, holding
 from memaudit.text import clean

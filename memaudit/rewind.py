@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from memaudit.errors import PremiseBroken
-from memaudit.evaluate import Evaluator
-from memaudit.gradients import Panel
+from memaudit.evaluate import Evaluator, Panel
 from memaudit.layers import LayerGroup, tensors_of
 from memaudit.replay import Replayer
 from memaudit.states import State, holding
@@ -133,8 +132,7 @@ def _recalibrated(
     module = replayer.module
     norms = _norms(module)
     tensors = tensors_of(module)
-    assert replayer.plan is not None
-    use = replayer.plan.first_use
+    use = replayer.plan.first_use if replayer.plan else {}
     cells: dict[tuple[int, int], Buffers] = {}
     later: list[dict[str, _BatchNorm]] = []
     for g, group in enumerate(groups):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -30,12 +30,13 @@ class State:
     epoch: float | None = None
     step: int | None = None
     sha256: str = ""
+    file: str = ""
     final: bool = False
 
     def to(self, device: torch.device) -> State:
         """The same on another device."""
         moved = {n: t.to(device) for n, t in self.tensors.items()}
-        return State(self.label, moved, self.epoch, self.step, self.sha256, self.final)
+        return replace(self, tensors=moved)
 
     def part(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Those of the tensors `names` that the checkpoint stores."""

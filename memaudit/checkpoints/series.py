@@ -55,11 +55,11 @@ class Series:
     named: bool = False
 
 
-def find_series(model: Path, named: Sequence[str] = ()) -> Series:
+def find_series(model: Path | None, named: Sequence[str] = ()) -> Series:
     """The checkpoints of the run that `model` came from.
 
     Args:
-        model: what the user gave: a weights file, or a directory of a run.
+        model: what the user gave: a weights file, or a directory of a run; None for a model in memory.
         named: folders, glob patterns and files; without any, the series is looked for beside the model: in its own
             folder, in `checkpoints/` below it, and among the `checkpoint-N/` folders there.
 
@@ -67,8 +67,8 @@ def find_series(model: Path, named: Sequence[str] = ()) -> Series:
         UsageError: a named path does not exist or holds no checkpoint.
         ModelRejected: `model` itself is no checkpoint.
     """
-    weights = lay_out(model).path
-    if named:
+    weights = None if model is None else lay_out(model).path
+    if named or model is None or weights is None:
         points = [point for text in named for point in _named(text)]
         notes: list[str] = []
     else:
@@ -185,7 +185,7 @@ def _says(point: Point) -> tuple[int, int]:
     return int(named != Mark()), int(named.batch is None)
 
 
-def _ordered(points: list[Point], model: Path) -> tuple[list[Point], list[str]]:
+def _ordered(points: list[Point], model: Path | None) -> tuple[list[Point], list[str]]:
     """Earliest first, and nothing that was saved after the model."""
     marks = [p.mark for p in points]
     if points and all(m.epoch is not None for m in marks):
@@ -195,7 +195,7 @@ def _ordered(points: list[Point], model: Path) -> tuple[list[Point], list[str]]:
         points.sort(key=lambda p: (p.mark.step, p.name))
     else:
         points.sort(key=lambda p: _natural(p.name))
-    place = _place(points, model)
+    place = None if model is None else _place(points, model)
     if place is None or place == len(points) - 1:
         return _labelled(points), []
     late = len(points) - place - 1
@@ -243,7 +243,5 @@ def _pruned(points: Sequence[Point]) -> list[str]:
     if missing <= 0:
         return []
     early = f" (the first kept is epoch {epochs[0]})" if epochs[0] else ""
-    return [
-        f"{missing} of {whole} epochs have no checkpoint{early}: timm keeps only the best of them; train with "
-        f"--checkpoint-hist {whole} to keep all"
-    ]
+    kept = f"timm keeps only the best of them; train with --checkpoint-hist {whole} to keep all"
+    return [f"{missing} of {whole} epochs have no checkpoint{early}: {kept}"]

@@ -114,6 +114,8 @@ def _counts(report: Report) -> RenderableType:
     table = _table(("outcome", "left"), ("examples", "right"), ("share", "right"), ("meaning", "left"))
     for outcome, (word, meaning) in OUTCOMES.items():
         number = total.outcomes.get(outcome, 0)
+        if outcome is Outcome.NOT_SEARCHED and not number:
+            continue
         share = percent(number / total.flagged) if total.flagged else ""
         name = Text(f"{SYMBOLS[outcome]} {word}", style=_OUTCOME_STYLES.get(outcome, "") if number else "dim")
         table.add_row(name, Text(f"{number:,}"), Text(share), Text(meaning, style="dim"))
