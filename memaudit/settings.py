@@ -36,7 +36,7 @@ class Profile:
     checkpoints: int = 9
     flagged_rows: int = 256
     reference_rows: int = 1000
-    retrain_rows: int = 1000
+    retrain_rows: int = 2000
     retrain_epochs: int = 8
     retrain_seeds: int = 2
 
@@ -44,7 +44,7 @@ class Profile:
 PROFILES: Mapping[str, Profile] = {
     "fast": Profile(
         search_rows=256, panel_rows=256, at_risk=8, at_random=8, others=4, clean=16,
-        checkpoints=5, flagged_rows=128, reference_rows=256, retrain_rows=512, retrain_epochs=5, retrain_seeds=1,
+        checkpoints=7, flagged_rows=128, reference_rows=512, retrain_rows=1000, retrain_epochs=5, retrain_seeds=1,
     ),
     "standard": Profile(),
     "deep": Profile(

@@ -27,14 +27,14 @@ def of_retraining(found: Retrain) -> Verdict:
     start = f"Put back to {found.checkpoint} and retrained on {count(found.examples, 'reference example')} alone"
     back = f"{percent(found.flagged)} ({interval(found.low, found.high)}) of the flagged labels"
     unseen = f"{percent(found.matched)} of matched clean examples that were left out as well"
+    if found.low > HALF:
+        return LayerVerdict.REDUNDANT, f"{start}, {back} came back without being shown: other layers hold them."
     if not found.fitted:
         taken = f"{percent(found.reference)} of the reference is right, {percent(found.reference_before)} before"
         return LayerVerdict.UNDECIDED, (
             f"{start}, the layer did not fit the reference again within {count(found.budget, 'epoch')} ({taken}): that "
             f"{back} came back decides nothing."
         )
-    if found.low > HALF:
-        return LayerVerdict.REDUNDANT, f"{start}, {back} came back without being shown: other layers hold them."
     if found.high >= HALF:
         return LayerVerdict.UNDECIDED, f"{start}, {back} came back: neither most of them nor few."
     if found.matched is not None and (found.matched_low is None or found.matched_low <= found.high):
