@@ -142,7 +142,7 @@ class OneUnit(nn.Module):
 
 
 class TiedInPlace(nn.Module):
-    """Two layers share a weight, an in-place activation changes a tensor that is used again, a parameter is the root's."""
+    """Two layers share a weight, an activation changes a tensor that is used again, and the root owns a parameter."""
 
     def __init__(self, classes: int = 5, dim: int = 12) -> None:
         super().__init__()

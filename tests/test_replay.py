@@ -100,7 +100,8 @@ def test_groups_stand_in_the_order_the_network_runs_them() -> None:
     def forward(x: Tensor) -> Tensor:
         return backwards["c"](backwards["b"](backwards["a"](x)))
 
-    assert [g.layer for g in layer_groups(backwards, watch(backwards, forward, torch.rand(1, 4)).first_use)] == ["a", "b", "c"]
+    order = watch(backwards, forward, torch.rand(1, 4)).first_use
+    assert [g.layer for g in layer_groups(backwards, order)] == ["a", "b", "c"]
 
 
 def test_the_automatic_grain_is_that_of_the_paper_on_its_network() -> None:
@@ -175,10 +176,9 @@ def test_a_network_that_never_does_the_same_twice_is_not_replayed() -> None:
         replayer.start(images)
         replayer.run(0, images)
         assert replayer.trusted[0] is False
-        with pytest.raises(Diverged):
-            tape = Tape(watch(module, module, images), frozenset())
-            with tape.record(module):
-                module(images)
+        tape = Tape(watch(module, module, images), frozenset())
+        with tape.record(module), pytest.raises(Diverged):
+            module(images)
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, MemoryError])
@@ -186,7 +186,7 @@ def test_a_network_that_never_does_the_same_twice_is_not_replayed() -> None:
 def test_a_borrowed_state_is_given_back_bit_by_bit(name: str, error: type[BaseException]) -> None:
     found = case(name)
     before, expected = digest(found.module), found.module(found.examples.batch([0, 1]))
-    with pytest.raises(error), holding(found.module, found.states[0].tensors):
+    with pytest.raises(error), holding(found.module, found.states[0].tensors):  # noqa: PT012
         assert digest(found.module) != before
         raise error
     assert digest(found.module) == before

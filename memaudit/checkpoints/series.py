@@ -161,12 +161,19 @@ def _distinct(points: Iterable[Point]) -> list[Point]:
         key = (status.st_dev, status.st_ino)
         if key not in by_file or _says(point) > _says(by_file[key]):
             by_file[key] = point
+    by_step: dict[tuple[object, ...], Point] = {}
+    for point in by_file.values():
+        # Lightning writes last.ckpt anew: other bytes, the same moment of the same run.
+        exact = point.mark.origin == "contents" and None not in (point.mark.epoch, point.mark.step)
+        moment = (point.mark.epoch, point.mark.step, point.path.parent) if exact else (str(point.path),)
+        if moment not in by_step or _says(point) > _says(by_step[moment]):
+            by_step[moment] = point
     by_content: dict[tuple[object, ...], Point] = {}
     alike: dict[tuple[object, ...], int] = {}
-    sizes = {point.path: point.path.stat().st_size for point in by_file.values()}
-    for point in by_file.values():
+    sizes = {point.path: point.path.stat().st_size for point in by_step.values()}
+    for point in by_step.values():
         alike[_alike(point, sizes)] = alike.get(_alike(point, sizes), 0) + 1
-    for point in by_file.values():
+    for point in by_step.values():
         same = _alike(point, sizes)
         # Only files of one size and one mark can be copies; only those are hashed.
         content = (fingerprint(point.path),) if alike[same] > 1 else (str(point.path),)

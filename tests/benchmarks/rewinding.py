@@ -29,7 +29,8 @@ def measure(images: int, width: int, batch: int, checkpoints: int = 9) -> dict[s
     torch.manual_seed(0)
     module = ResNet9(width=width).eval().requires_grad_(False)
     shape = Preprocess((3, 32, 32))
-    data = from_tensors(torch.rand(images, 3, 32, 32), torch.randint(0, 10, (images,)), preprocess=shape, num_classes=10)
+    labels = torch.randint(0, 10, (images,))
+    data = from_tensors(torch.rand(images, 3, 32, 32), labels, preprocess=shape, num_classes=10)
     evaluator = Evaluator(Adapter(module, architecture="ResNet9", preprocess=shape), batch)
     groups = layer_groups(module, watch(module, module, torch.rand(2, 3, 32, 32)).first_use)
     states = []
