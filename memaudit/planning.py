@@ -18,9 +18,7 @@ from memaudit.units import select
 TYPICAL_UNITS = 3
 
 
-def plan(
-    evaluator: Evaluator, flagged: ExampleSet, reference: ExampleSet, settings: Settings, states: int = 0
-) -> str:
+def plan(evaluator: Evaluator, flagged: ExampleSet, reference: ExampleSet, settings: Settings, states: int = 0) -> str:
     """A few lines: what would be searched, how many passes that takes, and about how long here.
 
     A backward pass counts as one and a half forward passes; one small batch is timed.

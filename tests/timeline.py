@@ -1,4 +1,4 @@
-"""Networks with a few earlier states, and the slow twins of the audits over time: whole copies, one example at a time."""
+"""Networks with a few earlier states, and slow twins of the audits over time: whole copies, one example at a time."""
 
 from __future__ import annotations
 
