@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -26,6 +26,9 @@ from memaudit.verdicts import verdict
 
 # A few dozen reference examples make few steps an epoch: the budget is never fewer steps than this.
 LEAST_STEPS = 150
+
+# A sum of gradients is noisier than a share of right answers and cheaper to measure: so many times the examples.
+GRADIENT_ROWS = 4
 
 Stage = Callable[[str, int | None], None]
 
@@ -61,8 +64,17 @@ class OverTime:
         self.groups: tuple[LayerGroup, ...] = tuple(
             g for g in layer_groups(module, plan.first_use, depth=self.depth, layers=self.layers) if g.parameters
         )
+        self.panels, others = self._panels(1)
+        self.training = Panel(self.reference, self._drawn(others, self.profile.retrain_rows, "retrain"))
+
+    def _panels(self, factor: int) -> tuple[dict[str, Panel], list[int]]:
+        """Fitted flagged examples, clean ones matched to them and other reference examples; and all of those others.
+
+        Args:
+            factor: times the profile's number of examples.
+        """
         fitted = (self.flagged_margins > 0).nonzero().flatten().tolist()
-        rows = self._drawn(fitted, self.profile.flagged_rows, "flagged")
+        rows = self._drawn(fitted, factor * self.profile.flagged_rows, "flagged")
         pairs = matched_clean(
             self.flagged_margins[rows], self.flagged.labels[rows], self.reference_margins, self.reference.labels
         )
@@ -70,12 +82,12 @@ class OverTime:
         others = sorted(set(range(len(self.reference))) - set(matched))
         if not others:  # every reference example is some flagged one's match
             matched, others = [], list(range(len(self.reference)))
-        self.panels = {
+        panels = {
             "flagged": Panel(self.flagged, rows),
             "matched": Panel(self.reference, matched),
-            "reference": Panel(self.reference, self._drawn(others, self.profile.reference_rows, "reference")),
+            "reference": Panel(self.reference, self._drawn(others, factor * self.profile.reference_rows, "reference")),
         }
-        self.training = Panel(self.reference, self._drawn(others, self.profile.retrain_rows, "retrain"))
+        return panels, others
 
     def _drawn(self, rows: Sequence[int], most: int, purpose: str) -> list[int]:
         order = torch.randperm(len(rows), generator=generator_for(self.seed, "over time", purpose)).tolist()
@@ -172,38 +184,14 @@ class OverTime:
         return False
 
     def _gradients(self) -> list[list[GradientPoint]]:
-        panels = {name: panel for name, panel in self.panels.items() if len(panel)}
+        panels = {name: panel for name, panel in self._panels(GRADIENT_ROWS)[0].items() if len(panel)}
         self.stage("gradients", len(self.states) * sum(map(len, panels.values())))
         found: list[list[GradientPoint]] = [[] for _ in self.groups]
         for state in self.states:
             accounts = account(self.evaluator, self.groups, state, panels)
             for points, group, one in zip(found, self.groups, accounts, strict=True):
-                points.append(self._gradient(state, group, one))
+                points.append(_gradient(state, group, one, {name: len(panel) for name, panel in panels.items()}))
         return found
-
-    def _gradient(self, state: State, group: LayerGroup, one: Account) -> GradientPoint:
-        sizes = {name: len(panel) for name, panel in self.panels.items()}
-        root = group.parameters**0.5
-
-        def ratio(name: str) -> float | None:
-            if name not in one.norms or one.norms["reference"] == 0:
-                return None
-            return tidy(one.norms[name] / sizes[name] / (one.norms["reference"] / sizes["reference"]))
-
-        def cosine(name: str) -> float | None:
-            value = one.cosines.get((name, "reference"))
-            return None if value is None else tidy(value)
-
-        return GradientPoint(
-            checkpoint=state.label,
-            flagged=tidy(one.norms["flagged"] / root),
-            reference=tidy(one.norms["reference"] / root),
-            matched=tidy(one.norms["matched"] / root) if "matched" in one.norms else None,
-            ratio=ratio("flagged"),
-            matched_ratio=ratio("matched"),
-            cosine=cosine("flagged"),
-            matched_cosine=cosine("matched"),
-        )
 
     def _rewind(self) -> list[list[RewindPoint]]:
         names = [name for name, panel in self.panels.items() if len(panel)]
@@ -295,6 +283,30 @@ class OverTime:
             rate=RATE,
             examples=len(self.training),
         )
+
+
+def _gradient(state: State, group: LayerGroup, one: Account, sizes: Mapping[str, int]) -> GradientPoint:
+    root = group.parameters**0.5
+
+    def ratio(name: str) -> float | None:
+        if name not in one.norms or one.norms["reference"] == 0:
+            return None
+        return tidy(one.norms[name] / sizes[name] / (one.norms["reference"] / sizes["reference"]))
+
+    def cosine(name: str) -> float | None:
+        value = one.cosines.get((name, "reference"))
+        return None if value is None else tidy(value)
+
+    return GradientPoint(
+        checkpoint=state.label,
+        flagged=tidy(one.norms["flagged"] / root),
+        reference=tidy(one.norms["reference"] / root),
+        matched=tidy(one.norms["matched"] / root) if "matched" in one.norms else None,
+        ratio=ratio("flagged"),
+        matched_ratio=ratio("matched"),
+        cosine=cosine("flagged"),
+        matched_cosine=cosine("matched"),
+    )
 
 
 def _epochs(runs: Sequence[Run]) -> list[RetrainEpoch]:

@@ -9,6 +9,7 @@ import torch
 from memaudit.data import ExampleSet
 from memaudit.evaluate import Evaluator, exact_arithmetic, margin
 from memaudit.layers import layer_groups
+from memaudit.overtime import GRADIENT_ROWS
 from memaudit.replay import watch
 from memaudit.rewind import CALIBRATION
 from memaudit.settings import OVER_TIME, PROFILES, Settings
@@ -70,7 +71,7 @@ def _over_time(evaluator: Evaluator, reference: ExampleSet, settings: Settings, 
     audits = OVER_TIME if settings.audits is None else settings.audits
     total = float(states * rows)
     if "gradients" in audits:
-        total += 2.5 * states * rows
+        total += 2.5 * states * GRADIENT_ROWS * rows
     if "rewind" in audits:
         total += 0.5 * groups * states * (2 * rows + CALIBRATION)
     if "retrain" in audits:

@@ -36,7 +36,7 @@ class Profile:
     checkpoints: int = 9
     flagged_rows: int = 256
     reference_rows: int = 1000
-    retrain_rows: int = 2000
+    retrain_rows: int = 1000
     retrain_epochs: int = 8
     retrain_seeds: int = 2
 
