@@ -21,12 +21,14 @@ from memaudit.findings import (
     DataSource,
     Finding,
     Groups,
+    LayerEvidence,
     LayerUnits,
     ModelInfo,
     Neuron,
     Outcome,
     Report,
     ReportWarning,
+    SeriesPoint,
     Summary,
     ToolInfo,
     Units,
@@ -45,6 +47,7 @@ class Evidence:
         fitted: share of the flagged examples that are fitted.
         accuracy: of the intact model on the reference.
         calibration: `(n,)` leave-one-out atypicality of reference examples.
+        lateness: `(n,)` how late reference examples were learned; None without a checkpoint series.
         incomplete: reasons why the audit did not see all of what it was given.
         started: seconds since the epoch.
     """
@@ -66,6 +69,9 @@ class Evidence:
     calibration: Tensor
     neurons: list[Neuron]
     groups: Groups
+    series: list[SeriesPoint]
+    layers: list[LayerEvidence]
+    lateness: Tensor | None
     warnings: Sequence[ReportWarning]
     incomplete: Sequence[str]
     started: float
@@ -100,10 +106,12 @@ def assemble(evidence: Evidence, findings: Sequence[Finding]) -> Report:
         model=_model(evidence),
         data=_data(evidence),
         units=_units(evidence.space, evidence.live),
-        summary=_summary(ordered, evidence.calibration, evidence.settings.seed),
+        summary=_summary(ordered, evidence),
         findings=ordered,
         neurons=evidence.neurons,
         groups=evidence.groups,
+        series=evidence.series,
+        layers=evidence.layers,
         warnings=[*incomplete, *evidence.warnings],
         gate=gate,
     )
@@ -112,7 +120,7 @@ def assemble(evidence: Evidence, findings: Sequence[Finding]) -> Report:
 def _config(settings: Settings) -> dict[str, ConfigValue]:
     """The settings of a library call, which has no flags."""
     default = Settings()
-    names = ("max_units", "unit", "layers", "ablation", "profile", "seed", "limit")
+    names = ("max_units", "unit", "layers", "ablation", "profile", "seed", "limit", "group_depth")
     values = {name: getattr(settings, name) for name in names}
     return {
         k: ConfigValue(value=v, origin="default" if v == getattr(default, k) else "argument") for k, v in values.items()
@@ -158,7 +166,8 @@ def _units(space: UnitSpace, live: Tensor) -> Units:
     return Units(total=space.total, dead=int((~live).sum()), by_layer=layers)
 
 
-def _summary(findings: Sequence[Finding], calibration: Tensor, seed: int) -> Summary:
+def _summary(findings: Sequence[Finding], evidence: Evidence) -> Summary:
+    calibration, seed = evidence.calibration, evidence.settings.seed
     erased = [f for f in findings if f.outcome in ERASED]
     kept = [
         f.reference_accuracy.retained
@@ -170,6 +179,7 @@ def _summary(findings: Sequence[Finding], calibration: Tensor, seed: int) -> Sum
     draws, hits = sum(r.draws for r in random), sum(r.erased for r in random)
     low, high = wilson(hits, draws)
     scores = torch.tensor([f.atypicality.score for f in findings if f.atypicality])
+    late = torch.tensor([f.learning.score for f in findings if f.learning])
     return Summary(
         flagged=len(findings),
         fitted=sum(f.fitted for f in findings),
@@ -183,6 +193,7 @@ def _summary(findings: Sequence[Finding], calibration: Tensor, seed: int) -> Sum
         random_low=tidy(low) if draws else None,
         random_high=tidy(high) if draws else None,
         atypicality_auroc=tidy(_auroc(scores, calibration)) if len(scores) else None,
+        learning_auroc=tidy(_auroc(late, evidence.lateness)) if evidence.lateness is not None and len(late) else None,
     )
 
 

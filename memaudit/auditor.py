@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,16 +31,23 @@ from memaudit.findings import (
     Controls,
     Finding,
     Groups,
+    LayerEvidence,
+    Neuron,
     Outcome,
     Prediction,
     Report,
     ReportWarning,
+    SeriesPoint,
     UnitRef,
 )
 from memaudit.fit import Observation, Support, atypicality, live_units, observe
 from memaudit.intervals import tidy, wilson
 from memaudit.localize import Proposal, Search, measure_population
-from memaudit.settings import PROFILES, Progress, Provenance, Settings, Silent
+from memaudit.overtime import OverTime
+from memaudit.settings import AUDITS, OVER_TIME, PROFILES, Progress, Provenance, Settings, Silent
+from memaudit.states import State
+from memaudit.text import closest
+from memaudit.trajectory import from_memory
 from memaudit.units import select
 
 # A label is atypical when at most this share of the reference is as unsupported.
@@ -60,6 +68,7 @@ def audit(
     settings: Settings | None = None,
     preprocess: Preprocess | None = None,
     class_names: Sequence[str] = (),
+    checkpoints: Any = (),
     progress: Progress | None = None,
     **options: Any,
 ) -> Report:
@@ -73,6 +82,8 @@ def audit(
         settings: all settings at once; single options replace theirs.
         preprocess: what images go through before a bare module; by default nothing but uint8 to [0, 1].
         class_names: by label, for the report.
+        checkpoints: earlier states of the model for the audits over time, earliest first: networks or state dicts, or
+            paths (a folder, a pattern, files) that are ordered by the epoch they carry.
         progress: told how far the audit is.
         **options: single fields of `Settings` (`max_units=5, seed=1`).
 
@@ -92,7 +103,17 @@ def audit(
     sets = [_examples(s, name, shape) for s, name in ((flagged, "flagged"), (reference, "reference"))]
     with _left_as_found(model.module if isinstance(model, Adapter) else model):
         adapter = model if isinstance(model, Adapter) else _wrap(model, shape)
-        return Auditor(adapter, sets[0], sets[1], chosen, class_names=tuple(class_names), progress=progress).run()
+        states: Sequence[State] = ()
+        notes: list[str] = []
+        if isinstance(checkpoints, str | Path) or len(checkpoints):
+            most = PROFILES[chosen.profile].checkpoints if chosen.profile in PROFILES else 2
+            states, notes = from_memory(adapter, checkpoints, most=most)
+        auditor = Auditor(
+            adapter, sets[0], sets[1], chosen, class_names=tuple(class_names), progress=progress, states=states
+        )
+        for note in notes:
+            auditor.warn("MEM106", note)
+        return auditor.run()
 
 
 @contextmanager
@@ -155,7 +176,7 @@ class Auditor:
         adapter: the model; moved to the settings' device.
         flagged: examples under audit.
         reference: clean examples; rows that are also flagged are dropped and counted.
-        incomplete: reasons why the audit cannot be complete, known beforehand.
+        states: checkpoints of the series, earliest first, the audited model last.
     """
 
     def __init__(
@@ -169,6 +190,7 @@ class Auditor:
         class_names: tuple[str, ...] = (),
         progress: Progress | None = None,
         test: ExampleSet | None = None,
+        states: Sequence[State] = (),
     ) -> None:
         if settings.profile not in PROFILES:
             raise UsageError(f"no profile {settings.profile!r}", hint="Choose fast, standard or deep.")
@@ -178,7 +200,8 @@ class Auditor:
             value = getattr(settings, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name} is {value}; it must be at least 1")
-        self.adapter, self.settings = adapter, settings
+        self.audits = _chosen(settings, states)
+        self.adapter, self.settings, self.states = adapter, settings, states
         self.provenance = provenance or Provenance()
         self.class_names = class_names
         self.progress: Progress = progress or Silent()
@@ -250,6 +273,9 @@ class Auditor:
                 calibration=self.calibration,
                 neurons=self.neurons,
                 groups=self.groups,
+                series=self.series,
+                layers=self.layers,
+                lateness=None if self.over_time is None else self.over_time.calibration,
                 warnings=self.warnings,
                 incomplete=self.incomplete,
                 started=self.started,
@@ -286,8 +312,13 @@ class Auditor:
             self.warn(
                 "MEM102", "the model predicts none of the flagged labels: nothing was memorized that could be erased"
             )
+        if "localize" not in self.audits:
+            for row in self.fitted_rows:
+                self.found[row] = self._finding(row, supports, Outcome.NOT_SEARCHED)
+                yield self.found[row]
+            return
         self._stage("localize", len(self.fitted_rows))
-        deadline = self.started + (self.settings.time_limit or float("inf"))
+        deadline = self._deadline()
         for proposal in self.search.run(self._quiet(), flagged, self.fitted_rows):
             if time.time() > deadline:
                 left = len(flagged) - len(self.found)
@@ -323,6 +354,12 @@ class Auditor:
         # A unit that fires for flagged examples alone is just what the search is for.
         candidates = live_units(self.space, self.reference_seen, self.flagged_seen)
         self.fill = self.reference_seen.means if self.settings.ablation == "mean" else None
+        if "localize" in self.audits:
+            self._prepare_search(candidates)
+        self._prepare_over_time()
+
+    def _prepare_search(self, candidates: Tensor) -> None:
+        """What each unit does to the reference: one panel for the search, another to measure costs on."""
         order = torch.randperm(len(self.reference), generator=generator_for(self.settings.seed, "panels", "")).tolist()
         half = len(order) // 2
         search_rows = sorted(order[: min(half, self.profile.search_rows)])
@@ -349,6 +386,39 @@ class Auditor:
         finite = torch.isfinite(self.evaluator.logits(self.reference, few)).all(1).tolist()
         sound = [row for row in few if finite[row]]
         return (sound if len(sound) > 1 else few)[:count]
+
+    def _prepare_over_time(self) -> None:
+        """The earlier states in place of the audited one: when each label was learned."""
+        self.over_time: OverTime | None = None
+        self.series: list[SeriesPoint] = []
+        self.layers: list[LayerEvidence] = []
+        if not set(self.audits) & set(OVER_TIME):
+            return
+        self.over_time = OverTime(
+            self.evaluator,
+            [state.to(self.evaluator.device) for state in self.states],
+            self.flagged,
+            self.reference,
+            margin(self.flagged_seen.logits, self.flagged.labels),
+            self.reference_margins,
+            self.profile,
+            self.settings.seed,
+            self.settings.group_depth,
+            self.settings.layers,
+            self._stage,
+            self._deadline(),
+        )
+        self.over_time.follow()
+        self.series = self.over_time.series()
+
+    def _layers(self) -> None:
+        """Layer by layer, where any flagged label is fitted."""
+        if self.over_time is None or not self.fitted_rows:
+            return
+        self.evaluator.advance = self.progress.advance
+        self.layers = self.over_time.evidence(self.audits)
+        for what in self.over_time.late:
+            self.incomplete.append(f"time limit of {self.settings.time_limit:g} s: {what} not done")
 
     def _drop_non_finite(self) -> None:
         """Examples whose logits are not finite are left out, and the audit is incomplete."""
@@ -414,6 +484,7 @@ class Auditor:
             fitted=fitted,
             memorized=fitted and p_value <= ATYPICAL_P,
             atypicality=Atypicality(score=tidy(score), p_value=tidy(p_value)),
+            learning=None if self.over_time is None else self.over_time.learning(row),
             before=before,
             **more,
         )
@@ -450,7 +521,14 @@ class Auditor:
         )
 
     def _finish(self) -> None:
-        """What only the whole set shows: shared units, the trade-off curve, matched clean examples."""
+        """What only the whole set shows: shared units, the trade-off curve, matched clean examples; and the layers."""
+        self.neurons: list[Neuron] = []
+        self.groups = Groups()
+        if "localize" in self.audits:
+            self._finish_search()
+        self._layers()
+
+    def _finish_search(self) -> None:
         findings, quiet = list(self.found.values()), self.evaluator
         erased = [f for f in findings if f.outcome in groups.ERASED]
         self._stage("neurons", min(groups.NEURONS_MEASURED, len({u for f in erased for u in f.units})))
@@ -475,6 +553,9 @@ class Auditor:
 
     # ---- helpers -----------------------------------------------------------------------------------------------------
 
+    def _deadline(self) -> float:
+        return self.started + (self.settings.time_limit or float("inf"))
+
     def _stage(self, name: str, total: int | None) -> None:
         self.evaluator.stage = name
         self.progress.stage(name, total)
@@ -483,6 +564,27 @@ class Auditor:
         """The evaluator for stages whose progress is counted in findings, not in passes."""
         self.evaluator.advance = _nothing
         return self.evaluator
+
+
+def _chosen(settings: Settings, states: Sequence[State]) -> tuple[str, ...]:
+    """The audits that will run.
+
+    Raises:
+        UsageError: one does not exist, or needs earlier checkpoints and there are none.
+    """
+    earlier = any(not state.final for state in states)
+    if settings.audits is None:
+        return AUDITS if earlier else AUDITS[:1]
+    for name in settings.audits:
+        if name not in AUDITS:
+            raise UsageError(f"no audit {name!r}{closest(name, AUDITS)}", hint=f"Choose among: {', '.join(AUDITS)}")
+    over_time = [name for name in settings.audits if name in OVER_TIME]
+    if over_time and not earlier:
+        raise UsageError(
+            f"{over_time[0]} needs earlier checkpoints of the model, and there are none",
+            hint="Name them with --checkpoints DIR, GLOB or FILE; memaudit inspect MODEL shows what is found.",
+        )
+    return tuple(name for name in AUDITS if name in settings.audits)
 
 
 def _nothing(_: int) -> None:

@@ -30,6 +30,17 @@ MAX_BATCH = 256
 BATCH_TOLERANCE = 1e-3
 
 
+@dataclass(frozen=True)
+class Panel:
+    """Some rows of a set, in the order they are run."""
+
+    examples: ExampleSet
+    rows: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
 @dataclass
 class Evaluator:
     """Runs one loaded model over examples.
@@ -102,7 +113,7 @@ class Evaluator:
             (gradient,) = torch.autograd.grad(scores.sum(), keep)
             return logits.detach().cpu(), scores.detach().cpu(), gradient.cpu()
 
-        logits, scores, gradients = zip(*self._run(len(rows), body, backward=True), strict=True)
+        logits, scores, gradients = zip(*self._run(len(rows), body, backward=1), strict=True)
         return torch.cat(logits), torch.cat(scores), torch.cat(gradients)
 
     def observe(
@@ -144,6 +155,29 @@ class Evaluator:
 
         return torch.cat(self._run(len(examples), body)), seen
 
+    def each(
+        self,
+        examples: ExampleSet,
+        rows: Sequence[int],
+        body: Callable[[Tensor, Tensor], T],
+        *,
+        batch: int | None = None,
+        forward: int = 1,
+        backward: int = 0,
+    ) -> list[T]:
+        """What `body(images, labels)` makes of each batch of `rows`; a batch that runs out of memory is made again.
+
+        Args:
+            batch: examples a batch, where the result depends on it.
+            forward, backward: passes the body makes over its batch, for the count.
+        """
+        labels = examples.labels
+
+        def run(chunk: slice) -> T:
+            return body(self._images(examples, rows[chunk]), labels[list(rows[chunk])].to(self.device))
+
+        return self._run(len(rows), run, forward=forward, backward=backward, batch=batch)
+
     def _images(self, examples: ExampleSet, rows: Sequence[int]) -> Tensor:
         dtype = next((p.dtype for p in self.adapter.module.parameters()), torch.float32)
         return examples.batch(list(rows), self.device).to(dtype)
@@ -159,7 +193,15 @@ class Evaluator:
         with ablated(self.adapter.module, space, keep, fill):
             yield
 
-    def _run(self, count: int, body: Callable[[slice], T], *, backward: bool = False) -> list[T]:
+    def _run(
+        self,
+        count: int,
+        body: Callable[[slice], T],
+        *,
+        forward: int = 1,
+        backward: int = 0,
+        batch: int | None = None,
+    ) -> list[T]:
         """`body` on consecutive slices of `range(count)`; out of memory halves the batch for good and tries again.
 
         Raises:
@@ -168,21 +210,21 @@ class Evaluator:
         results: list[T] = []
         start = 0
         while start < count:
-            chunk = slice(start, min(start + self.batch_size, count))
+            chunk = slice(start, min(start + min(self.batch_size, batch or self.batch_size), count))
             size = chunk.stop - chunk.start
+            full = False
             try:
-                result = body(chunk)
+                results.append(body(chunk))
             except RuntimeError as error:
                 if not _out_of_memory(error):
                     raise
-                result = None
-            if result is None:  # outside the except block, so that the traceback no longer holds the batch's tensors
+                full = True
+            if full:  # outside the except block, so that the traceback no longer holds the batch's tensors
                 self._shrink(size)
                 continue
-            results.append(result)
-            self.passes[f"{self.stage} forward"] += size
+            self.passes[f"{self.stage} forward"] += size * forward
             if backward:
-                self.passes[f"{self.stage} backward"] += size
+                self.passes[f"{self.stage} backward"] += size * backward
             self.advance(size)
             start = chunk.stop
         return results

@@ -33,6 +33,7 @@ class Outcome(StrEnum):
     LOCALIZED = "localized"  # at most K units erase it, the reference survives, random units do not do the same
     ENTANGLED = "entangled"  # erased, but the reference falls below its budget or random units do it too
     DIFFUSE = "diffuse"  # not erased within K units
+    NOT_SEARCHED = "not_searched"  # fitted, and localization was not asked for
 
 
 class Example(Plain):
@@ -52,6 +53,15 @@ class Atypicality(Plain):
 
     score: Rate = Field(description="1 - share of supporting neighbours, averaged over layers")
     p_value: Rate = Field(description="share of reference examples (leave-one-out) at least as unsupported")
+
+
+class Learning(Plain):
+    """When along the checkpoint series the label came to be predicted."""
+
+    score: Rate = Field(description="1 - confidence in the label, averaged over the checkpoints: late is near 1")
+    p_value: Rate = Field(description="share of reference examples learned at least as late")
+    learned: str | None = Field(description="checkpoint from which on the label is always predicted; null: never")
+    confidence: list[Rate] = Field(description="softmax probability of the label at each checkpoint of the series")
 
 
 class Prediction(Plain):
@@ -126,6 +136,7 @@ class Finding(Plain):
     fitted: bool
     memorized: bool = Field(description="fitted and atypical")
     atypicality: Atypicality | None
+    learning: Learning | None = Field(default=None, description="a second view of atypicality, with a series")
     before: Prediction
     after: Prediction | None = None
     units: list[UnitRef] = Field(default=[], description="in the order they were cut")
@@ -160,11 +171,106 @@ class Units(Plain):
     by_layer: list[LayerUnits]
 
 
+class LayerVerdict(StrEnum):
+    """What one layer group is to the memorized labels."""
+
+    REDUNDANT = "redundant"  # the flagged labels are predicted without what it learned of them
+    CRITICAL = "critical"  # clean examples come back without it, the flagged labels do not
+    UNDECIDED = "undecided"  # the interval holds one half, or clean examples are lost as well
+
+
+class SeriesPoint(Plain):
+    """One checkpoint of the series, the audited model last, and what it predicts as a whole."""
+
+    checkpoint: str = Field(description="what the report calls it: 'epoch 3', 'step 500' or the file's name")
+    file: str = ""
+    epoch: Number | None = None
+    step: int | None = None
+    sha256: str = ""
+    final: bool = Field(default=False, description="it equals the audited model")
+    flagged: Rate | None = Field(default=None, description="share of flagged examples predicted with their label")
+    reference: Rate | None = None
+    matched: Rate | None = Field(default=None, description="of clean examples of the same labels and similar margins")
+    flagged_confidence: Rate | None = Field(default=None, description="mean softmax probability of the flagged label")
+    reference_confidence: Rate | None = None
+    matched_confidence: Rate | None = None
+
+
+class GradientPoint(Plain):
+    """What one layer group's gradient was at one checkpoint, in evaluation mode.
+
+    Norms are of the gradient of the summed loss, over the root of the group's parameter count.
+    """
+
+    checkpoint: str
+    flagged: Number
+    reference: Number
+    matched: Number | None = None
+    ratio: Number | None = Field(description="norm per flagged example over norm per reference example")
+    matched_ratio: Number | None = Field(default=None, description="the same for matched clean examples")
+    cosine: Number | None = Field(description="between the flagged and the reference gradient")
+    matched_cosine: Number | None = None
+
+
+class RewindPoint(Plain):
+    """Accuracies with one layer group put back to one checkpoint, all else as it is.
+
+    `flagged` and `matched` are the shares of fitted flagged examples, and of their matched clean ones, that are still
+    predicted; `recalibrated` is after re-estimating BatchNorm from that group on, on reference examples.
+    """
+
+    checkpoint: str
+    flagged: Rate
+    flagged_low: Rate = Field(description="95 % bootstrap interval over flagged examples")
+    flagged_high: Rate
+    reference: Rate
+    matched: Rate | None = None
+    flagged_recalibrated: Rate | None = None
+    recalibrated_low: Rate | None = Field(default=None, description="interval of `flagged_recalibrated`")
+    recalibrated_high: Rate | None = None
+    reference_recalibrated: Rate | None = None
+    matched_recalibrated: Rate | None = None
+
+
+class RetrainEpoch(Plain):
+    """Accuracies after so many epochs of retraining, averaged over seeds."""
+
+    epoch: int = Field(ge=0)
+    flagged: Rate
+    reference: Rate
+    matched: Rate | None = None
+
+
+class Retrain(Plain):
+    """One layer group put back and trained again on reference examples alone, all else frozen."""
+
+    checkpoint: str = Field(description="what the group was put back to")
+    flagged: Rate = Field(description="share of fitted flagged labels that came back without being shown")
+    low: Rate = Field(description="95 % bootstrap interval over flagged examples and seeds")
+    high: Rate
+    reference: Rate = Field(description="accuracy on the examples it was trained on")
+    matched: Rate | None = Field(default=None, description="clean examples left out of the training that came back")
+    matched_low: Rate | None = None
+    matched_high: Rate | None = None
+    reference_before: Rate = Field(description="accuracy of the intact model on the same examples")
+    fitted: bool = Field(description="the reference came back within the budget, for every seed")
+    seeds: list[int]
+    epochs: list[RetrainEpoch]
+    budget: int = Field(ge=0, description="most epochs a seed may take")
+    rate: Number = Field(description="learning rate of AdamW, without weight decay")
+    examples: int = Field(ge=0, description="reference examples it was trained on")
+
+
 class LayerEvidence(Plain):
-    """What the audits over time say of one layer group."""
+    """What the audits over time say of one layer group; `layer` is the prefix of its tensors' names."""
 
     layer: str
     parameters: int = Field(ge=0)
+    gradients: list[GradientPoint] = []
+    rewind: list[RewindPoint] = []
+    retrain: Retrain | None = None
+    verdict: LayerVerdict | None = None
+    sentence: str = Field(default="", description="the verdict and what it rests on, in words")
 
 
 class ToolInfo(Plain):
@@ -273,6 +379,9 @@ class Summary(Plain):
     atypicality_auroc: Rate | None = Field(
         default=None, description="chance that a flagged example is less supported than a reference example"
     )
+    learning_auroc: Rate | None = Field(
+        default=None, description="chance that a flagged example is learned later than a reference example"
+    )
 
 
 class Report(Plain):
@@ -294,6 +403,7 @@ class Report(Plain):
     findings: list[Finding]
     neurons: list[Neuron]
     groups: Groups
+    series: list[SeriesPoint] = Field(default=[], description="checkpoints that the audits over time used, in order")
     layers: list[LayerEvidence] = []
     warnings: list[ReportWarning] = []
     gate: Gate

@@ -1,8 +1,8 @@
-"""The only file that registers hooks: scoped, removed even when the body raises, newest last."""
+"""The only file that registers hooks or stands in for a module's forward: scoped, gone even when the body raises."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import nn
 
 Before = Callable[[nn.Module, tuple[Any, ...]], Any]
 After = Callable[[nn.Module, tuple[Any, ...], Any], Any]
+Around = Callable[[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
 
 @contextmanager
@@ -32,3 +33,28 @@ def hooked(
 def hook_count(module: nn.Module) -> int:
     """Forward hooks of either side on `module` and everything below it."""
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in module.modules())
+
+
+@contextmanager
+def interposed(modules: Mapping[str, nn.Module], around: Around) -> Iterator[None]:
+    """Let `around(path, forward, args, kwargs)` decide what calls of `modules` return while the body runs.
+
+    Unlike a hook it may leave the module's own forward out, and it also sees `module.forward(x)` called directly.
+    """
+    saved: list[tuple[nn.Module, Any]] = []
+    missing = object()
+
+    def instead(path: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **kwargs: around(path, forward, args, kwargs)
+
+    try:
+        for path, module in modules.items():
+            saved.append((module, module.__dict__.get("forward", missing)))
+            module.__dict__["forward"] = instead(path, module.forward)
+        yield
+    finally:
+        for module, own in reversed(saved):
+            if own is missing:
+                module.__dict__.pop("forward", None)
+            else:
+                module.__dict__["forward"] = own

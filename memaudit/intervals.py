@@ -30,6 +30,26 @@ def bootstrap(values: Sequence[float], seed: int, draws: int = 2000) -> tuple[fl
     return float(low), float(high)
 
 
+def bootstrap_runs(runs: Sequence[Sequence[float]], seed: int, draws: int = 2000) -> tuple[float, float]:
+    """Percentile bootstrap interval of a mean over runs (seeds) and examples, both drawn again, 95 %.
+
+    Args:
+        runs: one value per example and run, the examples in the same order in every run.
+    """
+    import numpy as np
+
+    array = np.asarray(runs, dtype=np.float64)
+    if not array.size:
+        return 0.0, 1.0
+    generator = np.random.default_rng(seed)
+    means = np.empty(draws)
+    for draw in range(draws):
+        picked = array[generator.integers(0, len(array), len(array))].mean(0)
+        means[draw] = picked[generator.integers(0, len(picked), len(picked))].mean()
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
 def tidy(value: float) -> float:
     """Six significant digits: what float32 carries, and no more than anyone can defend."""
     return float(f"{value:.6g}")

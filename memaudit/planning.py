@@ -8,14 +8,18 @@ import torch
 
 from memaudit.data import ExampleSet
 from memaudit.evaluate import Evaluator, exact_arithmetic, margin
-from memaudit.settings import PROFILES, Settings
+from memaudit.layers import layer_groups
+from memaudit.overtime import GRADIENT_ROWS
+from memaudit.replay import watch
+from memaudit.rewind import CALIBRATION
+from memaudit.settings import OVER_TIME, PROFILES, Settings
 from memaudit.units import select
 
 # Units a search cuts and tries on average, from CIFAR-10 and digits audits; only the estimate depends on it.
 TYPICAL_UNITS = 3
 
 
-def plan(evaluator: Evaluator, flagged: ExampleSet, reference: ExampleSet, settings: Settings) -> str:
+def plan(evaluator: Evaluator, flagged: ExampleSet, reference: ExampleSet, settings: Settings, states: int = 0) -> str:
     """A few lines: what would be searched, how many passes that takes, and about how long here.
 
     A backward pass counts as one and a half forward passes; one small batch is timed.
@@ -38,7 +42,11 @@ def plan(evaluator: Evaluator, flagged: ExampleSet, reference: ExampleSet, setti
     search = expected * (2 * 2.5 + TYPICAL_UNITS)
     verify = expected * (1 + panel + profile.draws + 8 + profile.others)
     group = min(profile.clean, expected) * 10 + 10 * 512 + 100 * panel
-    passes = round(observed + 2.5 * (profile.search_rows + profile.panel_rows) + search + verify + group)
+    over_time = _over_time(evaluator, reference, settings, states, expected) if states > 1 else 0
+    local = 2.5 * (profile.search_rows + profile.panel_rows) + search + verify + group
+    if settings.audits is not None and "localize" not in settings.audits:
+        local = 0
+    passes = round(observed + local + over_time)
     kinds = ", ".join(sorted({s.kind for s in space.sites}))
     return "\n".join(
         [
@@ -46,7 +54,26 @@ def plan(evaluator: Evaluator, flagged: ExampleSet, reference: ExampleSet, setti
             f"units      {space.total:,} in {len(space.sites)} layers ({kinds})",
             f"flagged    {len(flagged)}, about {expected} fitted",
             f"reference  {len(reference)}",
+            *([f"series     {states} checkpoints, the audited model included"] if states > 1 else []),
             f"passes     about {passes:,} examples forward (batches of {evaluator.batch_size})",
             f"time       about {max(1, round(passes * each))} s",
         ]
     )
+
+
+def _over_time(evaluator: Evaluator, reference: ExampleSet, settings: Settings, states: int, fitted: int) -> float:
+    """Passes of the audits over time: a replayed cell is half a pass, retraining stops after about half its budget."""
+    profile, adapter = PROFILES[settings.profile], evaluator.adapter
+    order = watch(adapter.module, adapter.forward, reference.batch([0], evaluator.device)).first_use
+    groups = len(layer_groups(adapter.module, order, depth=settings.group_depth, layers=settings.layers))
+    rows = 2 * min(fitted, profile.flagged_rows) + min(len(reference), profile.reference_rows)
+    trained = min(len(reference), profile.retrain_rows)
+    audits = OVER_TIME if settings.audits is None else settings.audits
+    total = float(states * rows)
+    if "gradients" in audits:
+        total += 2.5 * states * GRADIENT_ROWS * rows
+    if "rewind" in audits:
+        total += 0.5 * groups * states * (2 * rows + CALIBRATION)
+    if "retrain" in audits:
+        total += groups * profile.retrain_seeds * profile.retrain_epochs / 2 * (3 * trained + rows)
+    return total

@@ -21,6 +21,9 @@ class Profile:
         draws: random-unit draws per finding.
         others: other flagged examples per finding.
         clean: matched clean examples put through the same search, in all.
+        checkpoints: of a series that the audits over time use, evenly spread, first and last included.
+        flagged_rows, reference_rows: most examples the audits over time run at each checkpoint.
+        retrain_rows, retrain_epochs, retrain_seeds: reference examples a layer is trained on, and how often.
     """
 
     search_rows: int = 512
@@ -30,18 +33,38 @@ class Profile:
     draws: int = 10
     others: int = 8
     clean: int = 64
+    checkpoints: int = 9
+    flagged_rows: int = 256
+    reference_rows: int = 1000
+    retrain_rows: int = 1000
+    retrain_epochs: int = 8
+    retrain_seeds: int = 2
 
 
 PROFILES: Mapping[str, Profile] = {
-    "fast": Profile(search_rows=256, panel_rows=256, at_risk=8, at_random=8, others=4, clean=16),
+    "fast": Profile(
+        search_rows=256, panel_rows=256, at_risk=8, at_random=8, others=4, clean=16,
+        checkpoints=7, flagged_rows=128, reference_rows=512, retrain_rows=1000, retrain_epochs=5, retrain_seeds=1,
+    ),
     "standard": Profile(),
-    "deep": Profile(search_rows=2048, panel_rows=2048, at_risk=1024, at_random=1024, draws=50, others=64, clean=256),
-}
+    "deep": Profile(
+        search_rows=2048, panel_rows=2048, at_risk=1024, at_random=1024, draws=50, others=64, clean=256,
+        checkpoints=32, flagged_rows=2048, reference_rows=4096, retrain_rows=4096, retrain_epochs=24, retrain_seeds=5,
+    ),
+}  # fmt: skip
+
+AUDITS = ("localize", "gradients", "rewind", "retrain")
+OVER_TIME = AUDITS[1:]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What shapes the numbers; all of it is in the report."""
+    """What shapes the numbers; all of it is in the report.
+
+    Attributes:
+        audits: of `AUDITS`; None: localize, and the others where there are earlier checkpoints.
+        group_depth: parts of a layer group's path; None: as fine as one table holds.
+    """
 
     max_units: int = 10
     unit: str = "auto"
@@ -53,6 +76,8 @@ class Settings:
     seed: int = 0
     limit: int | None = None
     time_limit: float | None = None
+    audits: tuple[str, ...] | None = None
+    group_depth: int | None = None
     policy: Policy = field(default_factory=Policy)
 
 

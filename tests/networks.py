@@ -139,3 +139,22 @@ class OneUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(torch.relu(self.units(x)).flatten(1))
+
+
+class TiedInPlace(nn.Module):
+    """Two layers share a weight, an activation changes a tensor that is used again, and the root owns a parameter."""
+
+    def __init__(self, classes: int = 5, dim: int = 12) -> None:
+        super().__init__()
+        self.position = nn.Parameter(torch.randn(dim))
+        self.embed = nn.Linear(3 * 64, dim)
+        self.first, self.second = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.second.weight = self.first.weight
+        self.passed_on, self.activation = nn.Identity(), nn.ReLU(inplace=True)
+        self.norm = nn.BatchNorm1d(dim)
+        self.head = nn.Linear(dim, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x.flatten(1)) + self.position
+        y = self.activation(self.passed_on(x))  # changes x as well
+        return self.head(self.norm(self.second(self.first(y)) + x))

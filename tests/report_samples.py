@@ -20,8 +20,12 @@ from memaudit.findings import (
     Finding,
     FlaggedOthersControl,
     Gate,
+    GradientPoint,
     Groups,
+    LayerEvidence,
     LayerUnits,
+    LayerVerdict,
+    Learning,
     MatchedControls,
     ModelInfo,
     Neuron,
@@ -31,6 +35,10 @@ from memaudit.findings import (
     ReferenceAccuracy,
     Report,
     ReportWarning,
+    Retrain,
+    RetrainEpoch,
+    RewindPoint,
+    SeriesPoint,
     Summary,
     ToolInfo,
     UnitRef,
@@ -85,7 +93,7 @@ def small(**changes: Any) -> Report:
             flagged=4,
             fitted=3,
             memorized=2,
-            outcomes=dict.fromkeys(Outcome, 1),
+            outcomes=dict.fromkeys(list(Outcome)[:4], 1),
             median_units=2.5,
             reference_retained=0.9712,
             random_erased=0.0333,
@@ -124,6 +132,59 @@ def small(**changes: Any) -> Report:
         ),
     )
     return report.model_copy(update=changes)
+
+
+def over_time(labels: tuple[str, ...] = ("epoch 1", "epoch 5", "epoch 20"), **changes: Any) -> Report:
+    """The small report with all audits over time: three layers, one of each verdict."""
+    layers = [
+        _layer("conv1", labels, LayerVerdict.REDUNDANT, 0.91),
+        _layer("layer3.0", labels, LayerVerdict.CRITICAL, 0.12),
+        _layer("fc", labels, LayerVerdict.UNDECIDED, 0.5),
+    ]
+    last = len(labels) - 1
+    series = [
+        SeriesPoint(
+            checkpoint=label, file=f"{label}.pth", epoch=float(n), sha256=digest(label), final=n == last,
+            flagged=n / last, reference=0.5 + 0.4 * n / last, matched=0.5 + 0.5 * n / last,
+            flagged_confidence=n / last, reference_confidence=0.8, matched_confidence=0.7,
+        )
+        for n, label in enumerate(labels)
+    ]  # fmt: skip
+    learning = Learning(score=0.8, p_value=0.01, learned=labels[-1], confidence=[0.1, 0.2, 0.9][: len(labels)])
+    findings = [f.model_copy(update={"learning": learning}) for f in small().findings]
+    summary = small().summary.model_copy(update={"learning_auroc": 0.97})
+    return small(**{"series": series, "layers": layers, "findings": findings, "summary": summary, **changes})
+
+
+def _layer(name: str, labels: tuple[str, ...], verdict: LayerVerdict, back: float) -> LayerEvidence:
+    last = len(labels) - 1
+    return LayerEvidence(
+        layer=name,
+        parameters=1728,
+        gradients=[
+            GradientPoint(
+                checkpoint=label, flagged=0.4, reference=0.2, matched=0.3, ratio=8.0, matched_ratio=2.0,
+                cosine=0.5 - n / last, matched_cosine=0.9,
+            )
+            for n, label in enumerate(labels)
+        ],
+        rewind=[
+            RewindPoint(
+                checkpoint=label, flagged=n / last, flagged_low=0.0, flagged_high=1.0, reference=0.912, matched=1.0,
+                flagged_recalibrated=n / last, recalibrated_low=0.0, recalibrated_high=1.0, reference_recalibrated=0.9,
+                matched_recalibrated=1.0,
+            )
+            for n, label in enumerate(labels)
+        ],
+        retrain=Retrain(
+            checkpoint=labels[0], flagged=back, low=max(0.0, back - 0.08), high=min(1.0, back + 0.08), reference=0.99,
+            matched=0.97, matched_low=0.95, matched_high=0.99, reference_before=0.99, fitted=True, seeds=[0, 1],
+            epochs=[RetrainEpoch(epoch=e, flagged=back * e / 2, reference=0.4 + 0.3 * e) for e in (0, 1)],
+            budget=8, rate=1e-3, examples=1000,
+        ),
+        verdict=verdict,
+        sentence=f"Put back to {labels[0]} and retrained: {back:.0%} of the flagged labels came back.",
+    )  # fmt: skip
 
 
 def incomplete() -> Report:
@@ -171,7 +232,9 @@ def hostile() -> Report:
     source = DataSource(source=bad, count=16, sha256=bad, accuracy=0.9)
     outcomes = {Outcome.LOCALIZED: len(HOSTILE)}
     counted = {"flagged": len(HOSTILE), "fitted": len(HOSTILE), "memorized": len(HOSTILE), "outcomes": outcomes}
-    return small(
+    return over_time(
+        HOSTILE[:3],
+        layers=[_layer(text, (HOSTILE[0], text), LayerVerdict.CRITICAL, 0.1) for text in HOSTILE],
         command="memaudit scan " + " ".join(HOSTILE[:-1]),
         config={text: ConfigValue(value=[text, text], origin=text) for text in HOSTILE},
         environment={text: text for text in HOSTILE},
@@ -320,7 +383,7 @@ def _finding(
 
 
 def _random_finding(rng: random.Random, i: int) -> Finding:
-    outcome = rng.choices(list(Outcome), [8, 70, 15, 7])[0]
+    outcome = rng.choices(list(Outcome)[:4], [8, 70, 15, 7])[0]
     label = rng.randrange(10)
     other = (label + rng.randrange(1, 10)) % 10
     cut = outcome in (Outcome.LOCALIZED, Outcome.ENTANGLED)

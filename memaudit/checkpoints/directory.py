@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,9 @@ WEIGHTS = (
     *("pytorch_model.bin", "pytorch_model.bin.index.json"),
 )
 RUN = ("model_best.pth.tar", "last.pth.tar")  # timm's training script writes these beside args.yaml
+LAST = "last.ckpt"  # Lightning's copy of the newest
+STEP_FOLDER = re.compile(r"checkpoint-(\d{1,12})")  # Hugging Face's Trainer
+LIGHTNING = re.compile(r"epoch=(\d{1,12})-step=(\d{1,12})\.ckpt")  # Lightning's default name
 MAX_INDEX = 16 << 20
 MAX_SHARDS = 512
 
@@ -50,12 +54,33 @@ def lay_out(path: Path) -> Layout:
     """
     if not path.is_dir():
         return _indexed(path, Facts()) if path.name.endswith(".index.json") else Layout(path, (path,), {}, Facts())
+    path = _innermost(path)
     facts = Facts()
     if (path / "config.json").exists():
         with opened(path / "config.json") as source:
             facts = from_config(source)
     weights = _weights(path)
     return _indexed(weights, facts) if weights.name.endswith(".json") else Layout(weights, (weights,), {}, facts)
+
+
+def _innermost(folder: Path) -> Path:
+    """The folder with the weights: of a run that holds `checkpoint-N/` or `checkpoints/` and no weights, the newest."""
+    if any(is_checkpoint_name(p) or p.name in WEIGHTS for p in folder.iterdir()):
+        return folder
+    steps = {int(m[1]): p for p in folder.iterdir() if (m := STEP_FOLDER.fullmatch(p.name)) and p.is_dir()}
+    if steps:
+        return steps[max(steps)]
+    inner = folder / "checkpoints"
+    return inner if inner.is_dir() else folder
+
+
+def _newest(found: list[Path]) -> Path | None:
+    """Of a Lightning series, its `last.ckpt`, else the highest epoch and step in Lightning's own names."""
+    last = [p for p in found if p.name == LAST]
+    named = {(int(m[1]), int(m[2])): p for p in found if (m := LIGHTNING.fullmatch(p.name))}
+    if last:
+        return last[0]
+    return named[max(named)] if named and len(named) == len(found) else None
 
 
 def _weights(folder: Path) -> Path:
@@ -80,6 +105,8 @@ def _weights(folder: Path) -> Path:
         raise ModelRejected(
             f"{clean(folder)} holds no checkpoint", hint=f"expected one of {', '.join(WEIGHTS)}, or name the file"
         )
+    if newest := _newest(found):
+        return newest
     if len({p.stat().st_ino for p in found}) > 1:
         raise UsageError(
             f"{clean(folder)} holds {len(found)} checkpoints",

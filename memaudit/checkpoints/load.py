@@ -30,14 +30,27 @@ def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], *, stripped_pr
         ModelRejected: names missing or left over, other shapes, or another kind of number.
         PremiseBroken: a weight is NaN or infinite, or leaves the range of float32.
     """
+    check_fit(module, with_prefix(module.state_dict(keep_vars=True), tensors, stripped_prefix))
+    module.float()
+    state = fitted(module, tensors, stripped_prefix=stripped_prefix)
+    wanted = module.state_dict(keep_vars=True)
+    with torch.no_grad():
+        module.load_state_dict({n: state.get(n, wanted[n]) for n in wanted}, strict=True)
+
+
+def fitted(module: nn.Module, tensors: Mapping[str, Tensor], *, stripped_prefix: str = "") -> dict[str, Tensor]:
+    """`tensors` by the module's own names and in its types, as strictly as `load_strict`; the module stays as it is.
+
+    Raises:
+        ModelRejected: as `load_strict`.
+        PremiseBroken: a weight is NaN or infinite.
+    """
     tensors = with_prefix(module.state_dict(keep_vars=True), tensors, stripped_prefix)
     check_fit(module, tensors)
-    module.float()
     wanted = module.state_dict(keep_vars=True)
     state = {name: tensors[source].to(wanted[name].dtype) for name, source in _sources(wanted, tensors).items()}
     check_finite(state)
-    with torch.no_grad():
-        module.load_state_dict({n: state.get(n, wanted[n]) for n in wanted}, strict=True)
+    return state
 
 
 def with_prefix(wanted: Iterable[str], tensors: Mapping[str, Tensor], prefix: str) -> Mapping[str, Tensor]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from memaudit.cli import options as opt
 from memaudit.text import clean
+
+if TYPE_CHECKING:
+    from memaudit.checkpoints import Series
+    from memaudit.checkpoints.series import Point
 
 LAYERS_SHOWN = 12
 
@@ -19,6 +24,7 @@ def inspect(
     model_kwargs: opt.ModelKwargs = [],  # noqa: B006 - typer copies it
     num_classes: opt.NumClasses = None,
     weights: opt.Weights = None,
+    checkpoints: opt.Checkpoints = [],  # noqa: B006 - typer copies it
     mean: opt.Mean = None,
     std: opt.Std = None,
     input_size: opt.InputSize = None,
@@ -34,14 +40,14 @@ def inspect(
     opt.choice(weights, ("raw", "ema"), "--weights")
     import torch
 
-    from memaudit import checkpoints
     from memaudit.adapters.registry import choose
+    from memaudit.checkpoints import find_series, read
     from memaudit.data.paths import display
     from memaudit.findings import LayerUnits, ModelInfo, Units
     from memaudit.units import select
 
     options = opt.model_options(arch, model_kwargs, num_classes, mean, std, input_size, adapter)
-    checkpoint = checkpoints.read(model, weights=weights)  # type: ignore[arg-type]
+    checkpoint = read(model, weights=weights)  # type: ignore[arg-type]
     chosen = choose(checkpoint, options, adapter)
     undecided = len(chosen.alternatives) > 1
     generator = torch.Generator().manual_seed(0)
@@ -62,17 +68,41 @@ def inspect(
     units = Units(
         total=space.total, dead=0, by_layer=[LayerUnits(layer=s.layer, kind=s.kind, width=s.width) for s in space.sites]
     )
+    series = find_series(Path(model), checkpoints)
     if format_ == "json":
         import json
 
         from memaudit.report.json import encode
 
-        data = {"model": info.model_dump(mode="json"), "units": units.model_dump(mode="json"), "series": []}
+        data: dict[str, Any] = {"model": info.model_dump(mode="json"), "units": units.model_dump(mode="json")}
+        data["series"] = [_point(point) for point in series.points]
+        data["series_notes"] = [clean(note, 400) for note in series.notes]
         data["preprocess"] = _preprocess(chosen)
         typer.echo(encode(json.loads(json.dumps(data)), indent=2))
         return
-    for line in _lines(chosen, info, units, sites):
+    for line in [*_lines(chosen, info, units, sites), *_series_lines(series)]:
         typer.echo(line)
+
+
+def _point(point: Point) -> dict[str, Any]:
+    """One checkpoint in the report's own shape, without what only an audit measures."""
+    from memaudit.findings import SeriesPoint
+
+    mark = point.mark
+    found = SeriesPoint(checkpoint=point.label, file=clean(point.name), epoch=mark.epoch, step=mark.step)
+    return found.model_dump(mode="json", include={"checkpoint", "file", "epoch", "step"})
+
+
+def _series_lines(series: Series) -> list[str]:
+    points = series.points
+    if not points:
+        text = "no other checkpoint of this run beside it (name some with --checkpoints)"
+    elif len(points) == 1:
+        text = f"1 checkpoint: {clean(points[0].name)} ({points[0].label})"
+    else:
+        text = f"{len(points)} checkpoints, {points[0].label} ({clean(points[0].name)}) to "
+        text += f"{points[-1].label} ({clean(points[-1].name)})"
+    return [f"series         {text}", *(f"                 {clean(note, 400)}" for note in series.notes)]
 
 
 def _preprocess(adapter: Any) -> dict[str, Any]:

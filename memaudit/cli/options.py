@@ -27,6 +27,9 @@ Weights = Annotated[str | None, typer.Option(help="raw or ema, where the checkpo
 Mean = Annotated[str | None, typer.Option(help="Per-channel mean, comma separated, of images in [0, 1].")]
 Std = Annotated[str | None, typer.Option(help="Per-channel standard deviation, comma separated.")]
 InputSize = Annotated[str | None, typer.Option(help="Network input, C,H,W or H,W or one number.")]
+Checkpoints = Annotated[
+    list[str], typer.Option(help="Earlier checkpoints: folder, pattern or file; repeatable. Default: beside MODEL.")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 
 Output = Annotated[
@@ -43,6 +46,26 @@ def choice(value: str | None, allowed: tuple[str, ...], option: str) -> str | No
     if value is not None and value not in allowed:
         raise UsageError(f"{option} {clean(value)!r} is not one of: {', '.join(allowed)}")
     return value
+
+
+def audits(text: str | None) -> tuple[str, ...] | None:
+    """Comma-separated names of audits.
+
+    Raises:
+        UsageError: there is no such audit.
+    """
+    from memaudit.settings import AUDITS
+    from memaudit.text import closest
+
+    if text is None:
+        return None
+    names = tuple(part.strip() for part in text.split(",") if part.strip())
+    for name in names or ("",):
+        if name not in AUDITS:
+            raise UsageError(
+                f"--audit {clean(name)!r} is no audit{closest(name, AUDITS)}", hint=f"Choose among: {', '.join(AUDITS)}"
+            )
+    return names
 
 
 def numbers(text: str | None, option: str) -> tuple[float, ...] | None:

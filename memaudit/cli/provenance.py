@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 NOT_NUMBERS = frozenset(
     {
         *("model", "flagged", "reference", "test", "data", "out", "output", "format_", "images", "quiet"),
-        *("exit_zero", "dry_run", "device", "batch_size", "time_limit"),
+        *("exit_zero", "dry_run", "device", "batch_size", "time_limit", "checkpoints"),
     }
 )
 MAX_COMMAND = 2000

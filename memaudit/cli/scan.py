@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from memaudit.checkpoints import Checkpoint
     from memaudit.cli.progress import Stages
     from memaudit.data import ExampleSet
-    from memaudit.findings import Report
+    from memaudit.findings import Report, ReportWarning
     from memaudit.loading import Settled
     from memaudit.settings import Settings
+    from memaudit.states import State
 
 
 def scan(
@@ -43,6 +44,12 @@ def scan(
     max_units: Annotated[int, typer.Option(min=1, help="Most units one example may take.")] = 10,
     unit: Annotated[str, typer.Option(help="channel, neuron, head, or auto: the finest there is.")] = "auto",
     layers: Annotated[str | None, typer.Option(help="Only layers matching this pattern, e.g. 'layer3.*'.")] = None,
+    checkpoints: opt.Checkpoints = [],  # noqa: B006 - typer copies it
+    audit: Annotated[
+        str | None,
+        typer.Option(help="localize,gradients,rewind,retrain; by default localize, and all where there is a series."),
+    ] = None,
+    group_depth: Annotated[int | None, typer.Option(min=1, help="Parts of a layer group's path.")] = None,
     ablation: Annotated[str, typer.Option(help="Ablated units become zero, or their reference mean.")] = "zero",
     profile: Annotated[str, typer.Option(help="How much is measured: fast, standard or deep.")] = "standard",
     limit: Annotated[int | None, typer.Option(min=1, help="Audit only the first N; the report is incomplete.")] = None,
@@ -84,6 +91,8 @@ def scan(
         seed=seed,
         limit=limit,
         time_limit=opt.positive(time_limit, "--time-limit"),
+        audits=opt.audits(audit),
+        group_depth=group_depth,
         policy=opt.policy(max_memorized, max_localized, min_reference_accuracy),
     )
     folder = out or outputs.default_folder(Path(model))
@@ -98,18 +107,22 @@ def scan(
         sources = Sources(flagged, reference, test, data, class_order)
         loaded = _load(model, weights, adapter, model_options, sources, device, progress)
         settled = loaded.settled
+        states, notes = _series(model, checkpoints, loaded, settings, progress)
         if dry_run:
-            typer.echo(_plan(loaded, settings))
+            typer.echo(_plan(loaded, settings, len(states)))
             return int(ExitCode.OK)
         auditor = Auditor(
             settled.adapter,
             loaded.flagged,
             settled.reference,
             settings,
-            provenance=provenance(context, loaded.checkpoint, settled.adapter, loaded.class_order, settled.warnings),
+            provenance=provenance(
+                context, loaded.checkpoint, settled.adapter, loaded.class_order, (*settled.warnings, *notes)
+            ),
             class_names=loaded.class_names,
             progress=progress,
             test=loaded.test,
+            states=states,
         )
         with outputs.locked(folder):
             report = auditor.run()
@@ -192,7 +205,30 @@ def _reader(sources: Sources, names: tuple[str, ...], progress: Stages) -> Calla
     return read
 
 
-def _plan(loaded: Loaded, settings: Settings) -> str:
+def _series(
+    model: str, named: list[str], loaded: Loaded, settings: Settings, progress: Stages
+) -> tuple[Sequence[State], tuple[ReportWarning, ...]]:
+    """The checkpoints of the run, if the audits that were asked for need them; and what to tell the reader of them."""
+    from memaudit.checkpoints import find_series
+    from memaudit.findings import ReportWarning
+    from memaudit.settings import OVER_TIME, PROFILES
+    from memaudit.trajectory import read_states
+
+    if settings.audits is not None and not set(settings.audits) & set(OVER_TIME):
+        return (), ()
+    series = find_series(Path(model), named)
+    most = PROFILES[settings.profile].checkpoints
+    if series.points:
+        progress.stage("read checkpoints", min(most, len(series.points)))
+    elif not series.notes:
+        return (), ()
+    states, notes = read_states(
+        loaded.settled.adapter, series, weights=loaded.checkpoint.weights, most=most, tick=progress.advance
+    )
+    return states, tuple(ReportWarning(code="MEM106", message=note) for note in notes)
+
+
+def _plan(loaded: Loaded, settings: Settings, states: int) -> str:
     from memaudit.evaluate import Evaluator, automatic_batch_size, resolve_device
     from memaudit.planning import plan
 
@@ -200,7 +236,7 @@ def _plan(loaded: Loaded, settings: Settings) -> str:
     device = resolve_device(settings.device)
     adapter.module.to(device)
     batch = settings.batch_size or automatic_batch_size(reference.pixels[:1], device)
-    return plan(Evaluator(adapter, batch), loaded.flagged, reference, settings)
+    return plan(Evaluator(adapter, batch), loaded.flagged, reference, settings, states)
 
 
 def _thumbnails(images: str | None, flagged: ExampleSet) -> dict[str, bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -46,6 +47,68 @@ def rates(title: str, x_name: str, series: Sequence[Series]) -> Markup:
         '<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">{}{}{}'
         '<text class="axis" x="{}" y="{}" text-anchor="middle">{}</text></svg>'
     ).format(WIDTH, HEIGHT, title, grid, ticks, lines, _n(LEFT + _span() / 2), HEIGHT - 6, x_name)
+
+
+def course(title: str, names: Sequence[str], series: Sequence[Series]) -> Markup:
+    """Rates in [0, 1] at named checkpoints, evenly spaced; a missing point leaves a gap in its series."""
+    return _steps(title, names, series, 0.0, 1.0, [(step / 4, f"{25 * step}%") for step in range(5)])
+
+
+def cosines(title: str, names: Sequence[str], series: Sequence[Series]) -> Markup:
+    """Values in [-1, 1] at named checkpoints."""
+    marks = [(step / 2, f"{step / 2:g}".replace("-", "−")) for step in range(-2, 3)]
+    return _steps(title, names, series, -1.0, 1.0, marks)
+
+
+def multiples(title: str, names: Sequence[str], series: Sequence[Series]) -> Markup:
+    """Positive ratios at named checkpoints, on a logarithmic axis with 1 in it."""
+    values = [v for line in series for _, v in line.points if v > 0]
+    low = math.floor(math.log10(min([1.0, *values])))
+    high = max(low + 1, math.ceil(math.log10(max([1.0, *values]))))
+    lines = [Series(s.style, [(x, math.log10(v)) for x, v in s.points if v > 0], s.square) for s in series]
+    marks = [(float(power), f"{10.0**power:g}×") for power in range(low, high + 1)]
+    return _steps(title, names, lines, float(low), float(high), marks)
+
+
+def _steps(
+    title: str,
+    names: Sequence[str],
+    series: Sequence[Series],
+    low: float,
+    high: float,
+    marks: Sequence[tuple[float, str]],
+) -> Markup:
+    def height(value: float) -> float:
+        return _y((value - low) / (high - low))
+
+    def across(place: float) -> float:
+        return LEFT + place / max(1, len(names) - 1) * _span()
+
+    grid = Markup("").join(
+        Markup(
+            '<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/>'
+            '<text class="axis" x="{}" y="{}" text-anchor="end">{}</text>'
+        ).format(LEFT, WIDTH - RIGHT, _n(height(v)), _n(height(v)), LEFT - 7, _n(height(v) + 4), text)
+        for v, text in marks
+    )
+    shown = [0, len(names) // 2, len(names) - 1] if len(names) > 2 else list(range(len(names)))
+    ticks = Markup("").join(
+        Markup('<text class="axis" x="{}" y="{}" text-anchor="{}">{}</text>').format(
+            _n(across(n)), HEIGHT - BOTTOM + 20, anchor, names[n]
+        )
+        for n, anchor in zip(sorted(set(shown)), ("start", "middle", "end"), strict=False)
+    )
+    lines = Markup("").join(
+        Markup('<g class="series-{}"><polyline points="{}"/>{}</g>').format(
+            line.style,
+            " ".join(f"{_n(across(x))},{_n(height(v))}" for x, v in line.points),
+            Markup("").join(_mark(across(x), height(v), line.square) for x, v in line.points),
+        )
+        for line in series
+    )
+    return Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">{}{}{}</svg>').format(
+        WIDTH, HEIGHT - 16, title, grid, ticks, lines
+    )
 
 
 def _gridline(rate: float) -> Markup:

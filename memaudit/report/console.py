@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from memaudit.findings import Outcome
-from memaudit.report import story
+from memaudit.report import story, timeline
 from memaudit.report.rows import neuron_rows
 from memaudit.report.words import MAX_MESSAGE, OUTCOMES, SYMBOLS, outside, percent
 
@@ -62,7 +62,8 @@ def render(report: Report, paths: Sequence[Path] = (), *, width: int = PLAIN_WID
         legacy_windows=False,
         _environ={},
     )
-    blocks = [_verdict(report), _warnings(report), _counts(report), _neurons(report), _not_run(report), _paths(paths)]
+    blocks = [_verdict(report), _warnings(report), _counts(report), _neurons(report)]
+    blocks += [_layers(report), _not_run(report), _paths(paths)]
     for block in blocks:
         if block is not None:
             console.print(block)
@@ -114,6 +115,8 @@ def _counts(report: Report) -> RenderableType:
     table = _table(("outcome", "left"), ("examples", "right"), ("share", "right"), ("meaning", "left"))
     for outcome, (word, meaning) in OUTCOMES.items():
         number = total.outcomes.get(outcome, 0)
+        if outcome is Outcome.NOT_SEARCHED and not number:
+            continue
         share = percent(number / total.flagged) if total.flagged else ""
         name = Text(f"{SYMBOLS[outcome]} {word}", style=_OUTCOME_STYLES.get(outcome, "") if number else "dim")
         table.add_row(name, Text(f"{number:,}"), Text(share), Text(meaning, style="dim"))
@@ -134,6 +137,31 @@ def _neurons(report: Report) -> RenderableType | None:
     if rest > 0:
         table.add_row(Text(f"and {rest:,} more", style="dim"), Text(), Text(), Text())
     return table
+
+
+def _layers(report: Report) -> RenderableType | None:
+    """The verdict on each layer, and when the flagged labels were learned."""
+    from rich.console import Group
+    from rich.text import Text
+
+    learning = timeline.learning(report)
+    rows = [row for row in timeline.evidence(report) if row.symbol]
+    if not rows:
+        return Text(outside(learning, MAX_MESSAGE)) if learning else None
+    names = ("flagged back", "matched back", "reference")
+    numbers: list[tuple[str, JustifyMethod]] = [(name, "right") for name in names]
+    table = _table(("layer", "left"), ("verdict", "left"), *numbers)
+    for row in rows:
+        style = {"critical": "red", "undecided": "yellow"}.get(row.verdict, "")
+        table.add_row(
+            Text(outside(row.layer), style="cyan"),
+            Text(f"{row.symbol} {row.verdict}", style=style),
+            Text(f"{row.flagged} {row.interval}".strip()),
+            Text(row.matched),
+            Text(row.reference),
+        )
+    lines = [outside(text, MAX_MESSAGE) for text in (timeline.summary(report), learning) if text]
+    return Group(Text("\n".join(lines)), Text(""), table)
 
 
 def _table(*columns: tuple[str, JustifyMethod]) -> Table:

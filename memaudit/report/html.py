@@ -6,12 +6,13 @@ import base64
 import gzip
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from memaudit.report import charts, json, story
+from memaudit.report import charts, json, story, timeline
 from memaudit.report.rows import LayerRow, example_rows, layer_rows, neuron_rows
-from memaudit.report.words import MAX_COMMAND, MAX_MESSAGE, OUTCOMES, SYMBOLS, count, percent
+from memaudit.report.words import MAX_COMMAND, MAX_MESSAGE, MISSING, OUTCOMES, SYMBOLS, count, interval, percent
 from memaudit.text import clean
 
 if TYPE_CHECKING:
@@ -65,6 +66,10 @@ def _page(report: Report, pictures: Mapping[str, str], left_out: int) -> str:
         layers=layers,
         bars=_bars(layers),
         curve=_curve(report),
+        timeline=timeline,
+        heat=_heat(report),
+        learned=_learned(report),
+        gradients=_gradients(report),
     )
 
 
@@ -93,6 +98,7 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters.update(percent=percent, counted=count, setting=_setting, brief=clean)
+    environment.filters.update(multiple=_multiple, signed=_signed)
     return environment
 
 
@@ -108,6 +114,14 @@ def _setting(value: object) -> str:
     if value is None or isinstance(value, bool):
         return {None: "not set", True: "yes", False: "no"}[value]
     return clean(value, MAX_MESSAGE)
+
+
+def _multiple(value: float | None) -> str:
+    return MISSING if value is None else f"{value:.1f}×" if value >= 0.1 else f"{value:.2g}×"
+
+
+def _signed(value: float | None) -> str:
+    return MISSING if value is None else f"{value:+.2f}".replace("-", "−")
 
 
 def _own(name: str) -> Markup:
@@ -181,3 +195,74 @@ def _curve(report: Report) -> Markup | None:
             charts.Series("reference", reference, square=True),
         ],
     )
+
+
+def _learned(report: Report) -> Markup | None:
+    """Accuracy of the whole network along the series."""
+    if len(report.series) < 2:
+        return None
+    names = [clean(point.checkpoint, 24) for point in report.series]
+
+    def line(style: str, square: bool = False) -> charts.Series:
+        values = [(n, getattr(point, style)) for n, point in enumerate(report.series)]
+        return charts.Series(style, [(n, v) for n, v in values if v is not None], square)
+
+    title = "Flagged labels, reference and matched clean examples predicted at each checkpoint"
+    return charts.course(title, names, [line("flagged"), line("reference", square=True), line("matched")])
+
+
+def _gradients(report: Report) -> tuple[Markup, Markup] | None:
+    moments = timeline.moments(report)
+    if len(moments) < 2:
+        return None
+    names = [clean(moment.checkpoint, 24) for moment in moments]
+
+    def lines(flagged: str, matched: str) -> list[charts.Series]:
+        found = []
+        for style, key in (("flagged", flagged), ("matched", matched)):
+            values = [(n, getattr(moment, key)) for n, moment in enumerate(moments)]
+            found.append(charts.Series(style, [(n, v) for n, v in values if v is not None]))
+        return found
+
+    norms = lines("ratio", "matched_ratio")
+    return (
+        charts.multiples("Gradient norm per example over that of a reference example", names, norms),
+        charts.cosines("Cosine with the reference gradient", names, lines("cosine", "matched_cosine")),
+    )
+
+
+@dataclass(frozen=True)
+class Heat:
+    """One heat map: `cells[layer][checkpoint]` is the text, its shade 0 to 9 and what it says in full."""
+
+    name: str
+    columns: list[str]
+    rows: list[tuple[str, list[tuple[str, int, str]]]]
+
+
+def _heat(report: Report) -> list[Heat]:
+    """Flagged and reference accuracy by rewound layer and checkpoint, then the same with BatchNorm re-estimated."""
+    layers = [layer for layer in report.layers if layer.rewind]
+    if not layers:
+        return []
+    columns = [clean(point.checkpoint, 40) for point in layers[0].rewind]
+    maps = []
+    for name, key in (
+        ("Flagged labels still predicted", "flagged"),
+        ("Reference accuracy", "reference"),
+        ("Flagged, BatchNorm re-estimated", "flagged_recalibrated"),
+        ("Reference, BatchNorm re-estimated", "reference_recalibrated"),
+    ):
+        rows = []
+        for layer in layers:
+            cells = []
+            for point in layer.rewind:
+                value = getattr(point, key)
+                full = f"{clean(layer.layer)} at {clean(point.checkpoint)}: {percent(value)}"
+                if key == "flagged":
+                    full += f" ({interval(point.flagged_low, point.flagged_high)})"
+                cells.append(("", 0, full) if value is None else (f"{100 * value:.0f}", min(9, int(10 * value)), full))
+            rows.append((clean(layer.layer), cells))
+        if any(text for _, cells in rows for text, _, _ in cells):
+            maps.append(Heat(name, columns, rows))
+    return maps

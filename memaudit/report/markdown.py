@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from memaudit.report import story
+from memaudit.report import story, timeline
 from memaudit.report.rows import ExampleRow, example_rows, neuron_rows
-from memaudit.report.words import MAX_COMMAND, MAX_MESSAGE, MISSING, count, outside
-from memaudit.text import MAX_LENGTH
+from memaudit.report.words import MAX_COMMAND, MAX_MESSAGE, MISSING, count, outside, percent
+from memaudit.text import MAX_LENGTH, clean
 
 if TYPE_CHECKING:
     from memaudit.findings import Report
@@ -34,6 +34,7 @@ def render(report: Report) -> str:
         story.matched(report),
         _examples(report),
         _neurons(report),
+        _over_time(report),
         "## What this does not show",
         "\n".join(f"- {line}" for line in story.LIMITS),
         _not_run(report),
@@ -122,6 +123,40 @@ def _neurons(report: Report) -> str:
     body = ([code(row.name), row.kind, str(len(row.erases)), row.reference] for row in rows)
     head = ["unit", "kind", "examples it serves", "reference accuracy without it"]
     return f"## Neurons\n\n{_table(head, body)}{_more(len(report.neurons), MAX_NEURONS, 'unit')}"
+
+
+def _over_time(report: Report) -> str:
+    """Learning order, gradients of the whole network, rewinding and the verdict on each layer."""
+    if not report.series:
+        return ""
+    parts = ["## When, and in which layers", timeline.summary(report), timeline.learning(report, code)]
+    gradients = {moment.checkpoint: moment for moment in timeline.moments(report)}
+    rows = []
+    for point in report.series:
+        moment = gradients.get(clean(point.checkpoint))
+        rows.append(
+            [
+                code(point.checkpoint),
+                *(percent(rate) for rate in (point.flagged, point.reference, point.matched)),
+                MISSING if moment is None or moment.ratio is None else f"{moment.ratio:.1f}×",
+                MISSING if moment is None or moment.cosine is None else f"{moment.cosine:+.2f}",
+            ]
+        )
+    head = ["checkpoint", "flagged", "reference", "matched clean", "flagged gradient / reference", "cosine"]
+    parts.append(_table(head, rows))
+    rewound = [layer for layer in report.layers if layer.rewind]
+    if rewound:
+        names = [code(point.checkpoint) for point in rewound[0].rewind]
+        cells = (
+            [code(layer.layer), *(f"{100 * p.flagged:.0f} / {100 * p.reference:.0f}" for p in layer.rewind)]
+            for layer in rewound
+        )
+        parts.append("One layer put back to an earlier checkpoint: % of flagged labels / of the reference still right.")
+        parts.append(_table(["layer", *names], cells))
+    if any(layer.verdict for layer in report.layers):
+        judged = ([code(r.layer), r.verdict, code(r.sentence, MAX_MESSAGE)] for r in timeline.evidence(report))
+        parts += [timeline.retraining(report, code), _table(["layer", "verdict", "what it rests on"], judged)]
+    return "\n\n".join(part for part in parts if part)
 
 
 def _more(total: int, shown: int, noun: str) -> str:

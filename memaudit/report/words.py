@@ -22,10 +22,17 @@ OUTCOMES: dict[Outcome, tuple[str, str]] = {
     Outcome.ENTANGLED: ("entangled", "the label can be suppressed, but the reference pays or random units do it too"),
     Outcome.DIFFUSE: ("diffuse", "not suppressed within the allowed number of units"),
     Outcome.NOT_FITTED: ("not fitted", "the model does not predict the flagged label"),
+    Outcome.NOT_SEARCHED: ("not searched", "fitted; which units hold it was not asked for"),
 }
 """The word for each outcome, and what it means."""
 
-SYMBOLS = {Outcome.LOCALIZED: "●", Outcome.ENTANGLED: "◐", Outcome.DIFFUSE: "○", Outcome.NOT_FITTED: "·"}
+SYMBOLS = {
+    Outcome.LOCALIZED: "●",
+    Outcome.ENTANGLED: "◐",
+    Outcome.DIFFUSE: "○",
+    Outcome.NOT_FITTED: "·",
+    Outcome.NOT_SEARCHED: "–",
+}
 
 
 def percent(rate: float | None) -> str:
