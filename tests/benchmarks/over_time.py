@@ -1,6 +1,6 @@
 """The sample report on CIFAR-10: a small ResNet-9 with 10 % of its labels changed, every audit, in one command.
 
-    python -m tests.benchmarks.over_time --data DIR --series DIR [--out reports/sample-cifar10-resnet9] [--flagged 256]
+    python -m tests.benchmarks.over_time --data DIR --series DIR [--out reports/sample-cifar10-resnet9] [--flagged 200]
 
 `--series` holds what `tests.benchmarks.cifar` wrote (`epoch-001.safetensors` ...); it is trained first where it is
 empty. `--flagged` of the changed labels and `--reference` of the clean training images are audited.
@@ -45,8 +45,8 @@ def main() -> None:
     parser.add_argument("--series", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("reports/sample-cifar10-resnet9"))
     parser.add_argument("--images", type=int, default=10_000)
-    parser.add_argument("--flagged", type=int, default=256)
-    parser.add_argument("--reference", type=int, default=2000)
+    parser.add_argument("--flagged", type=int, default=200)
+    parser.add_argument("--reference", type=int, default=3000)
     parser.add_argument("--profile", default="fast")
     parser.add_argument("--epochs", type=int, default=14)
     args = parser.parse_args()
