@@ -77,7 +77,7 @@ def _summed(evaluator: Evaluator, panel: Panel, parameters: list[Tensor]) -> lis
 
     with torch.no_grad():
         evaluator.each(panel.examples, panel.rows, add, backward=1)
-    return total
+    return [t.cpu() for t in total]  # products are taken in float64, which not every device has
 
 
 def _account(sums: Mapping[str, list[Tensor]], own: list[int]) -> Account:
