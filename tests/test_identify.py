@@ -181,7 +181,9 @@ def test_the_index_survives_its_file() -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"junk", gzip.compress(b"[]"), gzip.compress(b'{"format": 0}'), gzip.compress(b"{}")[:-4]]
+    "data",
+    [b"", b"junk", gzip.compress(b"[]"), gzip.compress(b'{"format": 0}'), gzip.compress(b"{}")[:-4]],
+    ids=["empty", "junk", "a list", "another format", "cut short"],  # compressed bytes hold the time: no names
 )
 def test_a_damaged_index_is_built_again(data: bytes) -> None:
     assert index.decode(data) is None
