@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from statistics import median
@@ -14,11 +14,12 @@ from torch import Tensor
 
 from memaudit.adapters.base import Adapter
 from memaudit.data import ExampleSet
-from memaudit.evaluate import Evaluator
+from memaudit.evaluate import BACKWARD, Evaluator
 from memaudit.findings import (
     ConfigValue,
     DataInfo,
     DataSource,
+    Effort,
     Finding,
     Groups,
     LayerEvidence,
@@ -37,6 +38,10 @@ from memaudit.groups import ERASED
 from memaudit.intervals import bootstrap, tidy, wilson
 from memaudit.settings import Provenance, Settings
 from memaudit.units import UnitSpace
+
+# Stages of the localization, by what they serve.
+SEARCHING = ("population", "localize")
+VERIFYING = ("panel", "verify", "neurons", "trade-off", "matched clean", "stability")
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,7 @@ def assemble(evidence: Evidence, findings: Sequence[Finding]) -> Report:
             "batch_size": evaluator.batch_size,
         },
         passes=dict(sorted(evaluator.passes.items())),
+        effort=_effort(evaluator.passes),
         model=_model(evidence),
         data=_data(evidence),
         units=_units(evidence.space, evidence.live),
@@ -115,6 +121,14 @@ def assemble(evidence: Evidence, findings: Sequence[Finding]) -> Report:
         warnings=[*incomplete, *evidence.warnings],
         gate=gate,
     )
+
+
+def _effort(passes: Mapping[str, int]) -> Effort | None:
+    def cost(stages: Sequence[str]) -> float:
+        return sum(passes.get(f"{s} forward", 0) + BACKWARD * passes.get(f"{s} backward", 0) for s in stages)
+
+    search, verification = cost(SEARCHING), cost(VERIFYING)
+    return Effort(search=search, verification=verification, ratio=tidy(verification / search)) if search else None
 
 
 def _config(settings: Settings) -> dict[str, ConfigValue]:
@@ -179,6 +193,9 @@ def _summary(findings: Sequence[Finding], evidence: Evidence) -> Summary:
     draws, hits = sum(r.draws for r in random), sum(r.erased for r in random)
     low, high = wilson(hits, draws)
     scores = torch.tensor([f.atypicality.score for f in findings if f.atypicality])
+    known = [f for f in erased if f.example.true_label is not None and f.after]
+    back = sum(f.after is not None and f.after.prediction == f.example.true_label for f in known)
+    back_low, back_high = wilson(back, len(known))
     late = torch.tensor([f.learning.score for f in findings if f.learning])
     return Summary(
         flagged=len(findings),
@@ -192,6 +209,10 @@ def _summary(findings: Sequence[Finding], evidence: Evidence) -> Summary:
         random_erased=tidy(hits / draws) if draws else None,
         random_low=tidy(low) if draws else None,
         random_high=tidy(high) if draws else None,
+        true_label_known=len(known),
+        true_label_back=tidy(back / len(known)) if known else None,
+        true_label_low=tidy(back_low) if known else None,
+        true_label_high=tidy(back_high) if known else None,
         atypicality_auroc=tidy(_auroc(scores, calibration)) if len(scores) else None,
         learning_auroc=tidy(_auroc(late, evidence.lateness)) if evidence.lateness is not None and len(late) else None,
     )

@@ -16,6 +16,7 @@ from memaudit import groups
 from memaudit.adapters.base import Adapter
 from memaudit.assemble import Evidence, assemble
 from memaudit.controls import Judge, generator_for
+from memaudit.cost import settle
 from memaudit.data import ExampleSet, Preprocess, finding_id, from_dataset, from_tensors, remove_overlap
 from memaudit.errors import DataRejected, Incomplete, PremiseBroken, UsageError
 from memaudit.evaluate import (
@@ -35,14 +36,17 @@ from memaudit.findings import (
     Neuron,
     Outcome,
     Prediction,
+    RandomControl,
+    ReferenceAccuracy,
     Report,
     ReportWarning,
     SeriesPoint,
+    Stability,
     UnitRef,
 )
 from memaudit.fit import Observation, Support, atypicality, live_units, observe
 from memaudit.intervals import tidy, wilson
-from memaudit.localize import Proposal, Search, measure_population
+from memaudit.localize import Population, Proposal, Search, measure_population
 from memaudit.overtime import OverTime
 from memaudit.settings import AUDITS, OVER_TIME, PROFILES, Progress, Provenance, Settings, Silent
 from memaudit.states import State
@@ -244,11 +248,12 @@ class Auditor:
 
     def run(self) -> Report:
         """All of it, and the report."""
-        findings = list(self.findings())
-        return self.report(findings)
+        for _ in self.findings():
+            pass
+        return self.report()
 
-    def report(self, findings: Sequence[Finding]) -> Report:
-        """What `findings` and everything else this audit measured add up to."""
+    def report(self) -> Report:
+        """What the findings and everything else this audit measured add up to."""
         test_accuracy = None
         if self.test is not None:
             with exact_arithmetic():
@@ -280,13 +285,17 @@ class Auditor:
                 incomplete=self.incomplete,
                 started=self.started,
             ),
-            findings,
+            list(self.found.values()),
         )
 
     # ---- the steps ---------------------------------------------------------------------------------------------
 
     def findings(self) -> Iterator[Finding]:
-        """Findings as they land. After the last one `report` may be called."""
+        """Findings as they land. After the last one `report` may be called; it holds their final figures.
+
+        A finding's reference cost is told from its own rows when it lands, and once more with all the others' at the
+        end: its interval narrows, and one at the edge of the budget may change its outcome.
+        """
         self.started = time.time()
         device = resolve_device(self.settings.device)
         self.adapter.module.to(device)
@@ -362,10 +371,11 @@ class Auditor:
         """What each unit does to the reference: one panel for the search, another to measure costs on."""
         order = torch.randperm(len(self.reference), generator=generator_for(self.settings.seed, "panels", "")).tolist()
         half = len(order) // 2
-        search_rows = sorted(order[: min(half, self.profile.search_rows)])
+        fitted = int((margin(self.flagged_seen.logits, self.flagged.labels) > 0).sum())
+        self._stage("population", min(half, self.profile.search_rows))
+        population = self._population(order[:half])
         panel = sorted(order[half:][: self.profile.panel_rows])
-        self._stage("population", len(search_rows) + len(panel))
-        population = measure_population(self.evaluator, self.space, self.reference, search_rows, self.fill)
+        self._stage("panel", len(panel))
         self.search = Search(self.space, candidates, population, self.settings.max_units, fill=self.fill)
         self.judge = Judge(
             self.evaluator,
@@ -375,10 +385,16 @@ class Auditor:
             measure_population(self.evaluator, self.space, self.reference, panel, self.fill),
             self.live,
             self.profile.at_risk,
-            self.profile.at_random,
+            max(self.profile.at_random, -(-self.profile.sampled // max(1, fitted))),
             self.settings.seed,
+            self.profile.copies,
             self.fill,
         )
+
+    def _population(self, rows: Sequence[int]) -> Population:
+        """What each unit does to the first of `rows`, as many as a search predicts its risk on."""
+        chosen = sorted(rows[: self.profile.search_rows])
+        return measure_population(self.evaluator, self.space, self.reference, chosen, self.fill)
 
     def _sound_rows(self, count: int) -> list[int]:
         """The first reference rows with finite logits, of a few; NaN would look like a layer that cannot be cut."""
@@ -506,9 +522,7 @@ class Auditor:
             augmented=judge.augmented(self.flagged, row, cut),
             flagged_others=judge.flagged_others(self.flagged, row, cut, self.fitted_rows, self.profile.others, key),
         )
-        survives = cost.after >= cost.before - REFERENCE_BUDGET
-        special = random.erased <= RANDOM_BUDGET * random.draws
-        outcome = Outcome.DIFFUSE if not erased else Outcome.LOCALIZED if survives and special else Outcome.ENTANGLED
+        outcome = _erased(cost, random) if erased else Outcome.DIFFUSE
         self.evaluator.stage = "localize"
         return self._finding(
             row,
@@ -529,11 +543,12 @@ class Auditor:
         self._layers()
 
     def _finish_search(self) -> None:
+        self._settle()
         findings, quiet = list(self.found.values()), self.evaluator
         erased = [f for f in findings if f.outcome in groups.ERASED]
-        self._stage("neurons", min(groups.NEURONS_MEASURED, len({u for f in erased for u in f.units})))
+        self._stage("neurons", min(self.profile.neurons, len({u for f in erased for u in f.units})))
         quiet.advance = _nothing
-        self.neurons = groups.neurons(findings, self.judge, self.progress.advance)
+        self.neurons = groups.neurons(findings, self.judge, self.profile.neurons, self.progress.advance)
         self._stage("trade-off", None)
         curve = groups.trade_off(self.neurons, self.judge, self.flagged, self.fitted_rows)
         rows = self.fitted_rows[:: max(1, -(-len(self.fitted_rows) // self.profile.clean))]
@@ -549,7 +564,40 @@ class Auditor:
             self.reference_margins,
             self.progress.advance,
         )
-        self.groups = Groups(curve=curve, overlap=groups.overlap([f.units for f in erased]), matched_controls=matched)
+        self.groups = Groups(
+            curve=curve,
+            overlap=groups.overlap([f.units for f in erased]),
+            matched_controls=matched,
+            stability=self._stability() if self.profile.seeds else None,
+        )
+
+    def _stability(self) -> Stability:
+        """The search with other reference examples, of those this run's panel leaves."""
+        cuts = {
+            row: [self.space.number(u.layer, u.index, u.kind) for u in f.units]
+            for row, f in sorted(self.found.items())
+            if f.outcome in groups.ERASED
+        }
+        self._stage("stability", self.profile.seeds * len(cuts))
+        self._quiet()
+        panel, searches = set(self.judge.panel), {}
+        rest = [row for row in range(len(self.reference)) if row not in panel]
+        for seed in range(self.settings.seed + 1, self.settings.seed + 1 + self.profile.seeds):
+            order = torch.randperm(len(rest), generator=generator_for(seed, "panels", "")).tolist()
+            searches[seed] = replace(
+                self.search, population=self._population([rest[i] for i in order[: len(rest) // 2]])
+            )
+        return groups.stability(searches, self.judge, self.flagged, cuts, self.progress.advance)
+
+    def _settle(self) -> None:
+        """Reference costs once more, now that what all findings' samples say together is known."""
+        measured = [(row, f) for row, f in self.found.items() if f.reference_accuracy and f.controls]
+        costs = settle([f.reference_accuracy for _, f in measured if f.reference_accuracy])
+        for (row, finding), cost in zip(measured, costs, strict=True):
+            outcome = finding.outcome
+            if outcome in groups.ERASED and finding.controls:
+                outcome = _erased(cost, finding.controls.random)
+            self.found[row] = finding.model_copy(update={"reference_accuracy": cost, "outcome": outcome})
 
     # ---- helpers -----------------------------------------------------------------------------------------------------
 
@@ -585,6 +633,13 @@ def _chosen(settings: Settings, states: Sequence[State]) -> tuple[str, ...]:
             hint="Name them with --checkpoints DIR, GLOB or FILE; memaudit inspect MODEL shows what is found.",
         )
     return tuple(name for name in AUDITS if name in settings.audits)
+
+
+def _erased(cost: ReferenceAccuracy, random: RandomControl) -> Outcome:
+    """What becomes of an erased example: localized if the reference survives and random units do not do the same."""
+    survives = cost.after >= cost.before - REFERENCE_BUDGET
+    special = random.erased <= RANDOM_BUDGET * random.draws
+    return Outcome.LOCALIZED if survives and special else Outcome.ENTANGLED
 
 
 def _nothing(_: int) -> None:

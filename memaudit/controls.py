@@ -12,13 +12,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from memaudit.cost import first_estimate
 from memaudit.data.examples import ExampleSet
 from memaudit.evaluate import Evaluator, margin
-from memaudit.findings import AugmentedControl, FlaggedOthersControl, RandomControl, ReferenceAccuracy
-from memaudit.intervals import tidy, wilson
+from memaudit.findings import AugmentedControl, FlaggedOthersControl, RandomControl, ReferenceAccuracy, Sampled
+from memaudit.intervals import wilson
 from memaudit.localize import Population
 from memaudit.units import UnitSpace
 
+# Panel rows nearest to changing that are measured together; a block without any change ends them.
+BLOCK = 8
 # Shifted copies move by this share of the image's side, at least one pixel: small enough to keep what is shown.
 SHIFT = 1 / 32
 
@@ -30,8 +33,9 @@ class Judge:
     Attributes:
         panel: rows of the reference that costs are measured on, disjoint from those the search saw.
         population: margins and first-order effects of the panel: where a cut is likely to change a prediction.
-        at_risk: panel rows measured one and all per cut, those most likely to change.
-        at_random: panel rows drawn from the rest, per cut; with `at_risk` the whole panel where it is no larger.
+        at_risk: most panel rows measured one and all per cut, those most likely to change.
+        at_random: panel rows drawn from the rest, per cut; where both make up the panel, all of it is measured.
+        copies: augmented copies per example.
     """
 
     evaluator: Evaluator
@@ -43,52 +47,41 @@ class Judge:
     at_risk: int
     at_random: int
     seed: int
+    copies: int = 4
     fill: Sequence[Tensor] | None = None
 
     def reference_accuracy(self, cut: Sequence[int], key: str) -> ReferenceAccuracy:
         """Accuracy on the panel with `cut` ablated, by stratified sampling.
 
-        The rows that the first-order effects say are nearest to changing are all measured; of the rest a random
-        sample, whose rate of change stands for it. Their errors are combined as independent (MOVER, Zou and
-        Donner 2008) with the sampling error of the panel itself.
+        The rows nearest to changing, by the first-order effects, are measured a block at a time until a whole block
+        does not change; a random sample stands for the others. `cost.settle` sharpens what the sample says.
         """
         before = self.population.margins > 0
         away = torch.where(before, 1.0, -1.0) * self.population.after(cut)
         order = away.argsort(stable=True)
-        risky, rest = order[: self.at_risk], order[self.at_risk :]
-        if len(rest) > self.at_random:
-            generator = generator_for(self.seed, "panel", key)
-            sampled = rest[torch.randperm(len(rest), generator=generator)[: self.at_random]]
+        first, sampled = min(BLOCK, self.at_risk), order[:0]
+        if self.at_risk + self.at_random >= len(order):
+            first = len(order)
         else:
-            risky, rest, sampled = order, order[:0], order[:0]
-        measured = torch.cat([risky, sampled])
-        rows = [self.panel[i] for i in measured.tolist()]
-        logits = self.evaluator.logits(self.reference, rows, [cut], self.space, self.fill)
-        after = margin(logits, self.reference.labels[rows]) > 0
-        was = before[measured]
-        lost, gained = was & ~after, ~was & after
-        split = len(risky)
-        n, r = len(order), len(rest)
-        lost_rate = float(lost[split:].float().mean()) if r else 0.0
-        gained_rate = float(gained[split:].float().mean()) if r else 0.0
-        losses = float(lost[:split].sum()) + lost_rate * r
-        gains = float(gained[:split].sum()) + gained_rate * r
-        right = float(before.sum())
-        accuracy = min(1.0, max(0.0, (right - losses + gains) / n))
-        low, high = wilson(accuracy * n, n)
-        if r:
-            worst = wilson(float(lost[split:].sum()), len(sampled))[1] * r / n
-            best = wilson(float(gained[split:].sum()), len(sampled))[1] * r / n
-            low = accuracy - ((accuracy - low) ** 2 + (worst - lost_rate * r / n) ** 2) ** 0.5
-            high = accuracy + ((high - accuracy) ** 2 + (best - gained_rate * r / n) ** 2) ** 0.5
-        return ReferenceAccuracy(
-            before=tidy(right / n),
-            after=tidy(accuracy),
-            low=tidy(max(0.0, low)),
-            high=tidy(min(1.0, high)),
-            retained=tidy(min(1.0, max(0.0, 1 - losses / right))) if right else None,
-            examples=len(measured),
-        )
+            generator = generator_for(self.seed, "panel", key)
+            sampled = order[first:][torch.randperm(len(order) - first, generator=generator)[: self.at_random]]
+        after = torch.empty(len(order), dtype=torch.bool)
+        known = torch.zeros(len(order), dtype=torch.bool)
+        risky, block = order[:0], order[:first]
+        wanted = torch.cat([block, sampled])
+        while len(block):
+            if len(wanted):
+                rows = [self.panel[i] for i in wanted.tolist()]
+                logits = self.evaluator.logits(self.reference, rows, [cut], self.space, self.fill)
+                after[wanted] = margin(logits, self.reference.labels[rows]) > 0
+                known[wanted] = True
+            risky = torch.cat([risky, block])
+            if torch.equal(after[block], before[block]):
+                break
+            block = order[len(risky) : min(self.at_risk, len(risky) + BLOCK)]
+            wanted = block[~known[block]]
+        sampled = sampled[~torch.isin(sampled, risky)]
+        return first_estimate(int(before.sum()), len(order), *(_changes(before[r], after[r]) for r in (risky, sampled)))
 
     def random_units(self, examples: ExampleSet, row: int, cut: Sequence[int], draws: int, key: str) -> RandomControl:
         """As many random live units of the same layers, `draws` times: how often they erase the label too."""
@@ -107,11 +100,16 @@ class Judge:
             pool = [u for u in range(first, last) if bool(self.live[u]) and u not in cut]
             order = torch.randperm(len(pool), generator=generator)[:wanted]
             drawn += [pool[i] for i in order.tolist()]
+        if len(drawn) < len(cut):  # layers with too few other live units: the rest from anywhere
+            taken = {*cut, *drawn}
+            pool = [u for u in self.live.nonzero().flatten().tolist() if u not in taken]
+            order = torch.randperm(len(pool), generator=generator)[: len(cut) - len(drawn)]
+            drawn += [pool[i] for i in order.tolist()]
         return drawn
 
     def augmented(self, examples: ExampleSet, row: int, cut: Sequence[int]) -> AugmentedControl:
         """Copies the search never saw: mirrored and shifted. Of those fitted before the cut, how many it erases."""
-        copies = augment(examples, row)
+        copies = augment(examples, row, self.copies)
         rows: list[int] = []
         if len(copies):
             rows = (margin(self.evaluator.logits(copies), copies.labels) > 0).nonzero().flatten().tolist()
@@ -134,10 +132,13 @@ class Judge:
         return FlaggedOthersControl(examples=len(rows), lost=lost)
 
 
-def augment(examples: ExampleSet, row: int) -> ExampleSet:
+def augment(examples: ExampleSet, row: int, most: int = 4) -> ExampleSet:
     """Copies of one example: mirrored, and shifted left, right and down with the edge repeated.
 
     At most four: one that equals the example (a symmetric image, mirrored) or another copy shows nothing new.
+
+    Args:
+        most: only the first so many.
     """
     image = examples.pixels[row]
     step = max(1, round(SHIFT * image.shape[-1]))
@@ -152,8 +153,15 @@ def augment(examples: ExampleSet, row: int) -> ExampleSet:
     for copy in moved:
         if not any(torch.equal(copy, other) for other in (image, *copies)):
             copies.append(copy)
+    copies = copies[:most]
     pixels = torch.stack(copies) if copies else examples.pixels[:0]
     return ExampleSet((examples.examples[row],) * len(copies), pixels, examples.source)
+
+
+def _changes(before: Tensor, after: Tensor) -> Sampled:
+    """Of rows measured before and after a cut."""
+    lost, gained = (before & ~after).sum(), (~before & after).sum()
+    return Sampled(rows=len(before), right=int(before.sum()), lost=int(lost), gained=int(gained))
 
 
 def matched_clean(

@@ -23,6 +23,8 @@ from memaudit.units import UnitSpace
 T = TypeVar("T")
 Cut = Sequence[int]
 
+# What a backward pass costs, in forward passes: only activations and masks get gradients.
+BACKWARD = 1.5
 # Elements of one CPU input batch under `--batch-size auto`: past this, larger batches were no faster on two cores.
 CPU_BATCH_ELEMENTS = 2**19
 MAX_BATCH = 256

@@ -83,6 +83,15 @@ class UnitRef(Plain):
         return f"{self.layer}:{self.index}"
 
 
+class Sampled(Plain):
+    """Reference examples measured before and after a cut."""
+
+    rows: int = Field(default=0, ge=0)
+    right: int = Field(default=0, ge=0, description="of these, right before")
+    lost: int = Field(default=0, ge=0, description="right before, wrong after")
+    gained: int = Field(default=0, ge=0, description="wrong before, right after")
+
+
 class ReferenceAccuracy(Plain):
     """Reference accuracy with the intact model and with the finding's units ablated."""
 
@@ -94,6 +103,9 @@ class ReferenceAccuracy(Plain):
         default=None, description="of the reference examples right before, the share right after"
     )
     examples: int = Field(default=0, ge=0, description="reference examples that `after` was measured on")
+    panel: int = Field(default=0, ge=0, description="reference examples those stand for")
+    at_risk: Sampled = Field(default=Sampled(), description="those nearest to changing, measured one and all")
+    at_random: Sampled = Field(default=Sampled(), description="drawn from the others")
 
 
 class RandomControl(Plain):
@@ -339,12 +351,23 @@ class MatchedControls(Plain):
     high: Rate | None
 
 
+class Stability(Plain):
+    """The search again with its risk predicted on other reference examples: does it find the same units?"""
+
+    seeds: list[int]
+    examples: int = Field(ge=0)
+    jaccard: Rate | None = Field(description="mean Jaccard index of an example's unit sets, this run's and a seed's")
+    low: Rate | None
+    high: Rate | None
+
+
 class Groups(Plain):
     """The flagged set as a group."""
 
     curve: list[CurvePoint] = []
     overlap: Rate | None = Field(default=None, description="mean Jaccard index of the unit sets of two findings")
     matched_controls: MatchedControls | None = None
+    stability: Stability | None = None
 
 
 class ReportWarning(Plain):
@@ -376,12 +399,26 @@ class Summary(Plain):
     random_high: Rate | None = None
     reference_retained_low: Rate | None = Field(default=None, description="95 % bootstrap interval over findings")
     reference_retained_high: Rate | None = None
+    true_label_known: int = Field(default=0, ge=0, description="erased findings whose true label was given")
+    true_label_back: Rate | None = Field(
+        default=None, description="of those, the share predicted with it after the cut"
+    )
+    true_label_low: Rate | None = None
+    true_label_high: Rate | None = None
     atypicality_auroc: Rate | None = Field(
         default=None, description="chance that a flagged example is less supported than a reference example"
     )
     learning_auroc: Rate | None = Field(
         default=None, description="chance that a flagged example is learned later than a reference example"
     )
+
+
+class Effort(Plain):
+    """What the localization cost, in examples forwarded; a backward pass counts as one and a half."""
+
+    search: Number = Field(description="the search, with the reference examples its risk is predicted on")
+    verification: Number = Field(description="every control, the neurons' own costs, the curve, matched clean examples")
+    ratio: Number | None = Field(description="verification over search")
 
 
 class Report(Plain):
@@ -396,6 +433,7 @@ class Report(Plain):
     environment: dict[str, str]
     volatile: dict[str, Any] = Field(description="times and memory: the only block that may differ between two runs")
     passes: dict[str, int] = Field(default={}, description="examples forwarded and backwarded, by stage")
+    effort: Effort | None = None
     model: ModelInfo
     data: DataInfo
     units: Units

@@ -2,49 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from memaudit.controls import Judge, matched_clean
+from memaudit.cost import settle
 from memaudit.data import ExampleSet
 from memaudit.evaluate import margin
-from memaudit.findings import CurvePoint, Finding, MatchedControls, Neuron, Outcome, UnitRef
+from memaudit.findings import CurvePoint, Finding, MatchedControls, Neuron, Outcome, Stability, UnitRef
 from memaudit.intervals import bootstrap, tidy
 from memaudit.localize import Search
 
 ERASED = (Outcome.LOCALIZED, Outcome.ENTANGLED)
-# Units whose own reference cost is measured, the most shared first.
-NEURONS_MEASURED = 100
 # Examples of either set per point of the trade-off curve.
-CURVE_ROWS = 256
+CURVE_ROWS = 128
 # Pairs grow with the square: past this many findings the mean overlap no longer moves.
 OVERLAP_SETS = 1000
 
 Tick = Callable[[int], None]
 
 
-def neurons(findings: Sequence[Finding], judge: Judge, tick: Tick) -> list[Neuron]:
-    """Every unit of an erased finding's set, the most shared first, with what its own ablation costs the reference."""
+def neurons(findings: Sequence[Finding], judge: Judge, most: int, tick: Tick) -> list[Neuron]:
+    """Every unit of an erased finding's set, the most shared first; for `most` of them what each costs alone."""
     serves: dict[UnitRef, list[str]] = {}
     for finding in sorted(findings, key=lambda f: f.id):
         for unit in finding.units if finding.outcome in ERASED else ():
             serves.setdefault(unit, []).append(finding.id)
     order = {site.layer: place for place, site in enumerate(judge.space.sites)}
     ranked = sorted(serves.items(), key=lambda item: (-len(item[1]), order[item[0].layer], item[0].index))
-    result = []
-    for place, (unit, ids) in enumerate(ranked):
-        after = None
-        if place < NEURONS_MEASURED:
-            number = judge.space.number(unit.layer, unit.index, unit.kind)
-            after = tidy(judge.reference_accuracy([number], str(unit)).after)
-            tick(1)
-        result.append(
-            Neuron(layer=unit.layer, index=unit.index, kind=unit.kind, erases=ids, reference_accuracy_after=after)
-        )
-    return result
+    costs = []
+    for unit, _ in ranked[:most]:
+        number = judge.space.number(unit.layer, unit.index, unit.kind)
+        costs.append(judge.reference_accuracy([number], str(unit)))
+        tick(1)
+    after = [c.after for c in settle(costs)] + [None] * (len(ranked) - len(costs))
+    return [
+        Neuron(layer=unit.layer, index=unit.index, kind=unit.kind, erases=ids, reference_accuracy_after=accuracy)
+        for (unit, ids), accuracy in zip(ranked, after, strict=True)
+    ]
 
 
 def trade_off(shared: Sequence[Neuron], judge: Judge, flagged: ExampleSet, fitted: Sequence[int]) -> list[CurvePoint]:
@@ -52,10 +51,11 @@ def trade_off(shared: Sequence[Neuron], judge: Judge, flagged: ExampleSet, fitte
     numbers = [judge.space.number(n.layer, n.index, n.kind) for n in shared]
     if not numbers:
         return []
-    sizes = sorted({0, len(numbers), *(n for n in (1, 2, 4, 8, 16, 32, 64, 128, 256) if n < len(numbers))})
+    sizes = sorted({len(numbers), *(n for n in (1, 4, 16, 64, 256) if n < len(numbers))})
     rows = list(fitted[:: max(1, -(-len(fitted) // CURVE_ROWS))])
     panel = list(judge.panel[:CURVE_ROWS])
-    points = []
+    intact = _share(judge.population.margins[: len(panel)])
+    points = [CurvePoint(units=0, flagged_fitted=1.0, reference_accuracy=intact)]
     for size in sizes:
         cut = [numbers[:size]]
         still = margin(judge.evaluator.logits(flagged, rows, cut, judge.space, judge.fill), flagged.labels[rows])
@@ -106,11 +106,40 @@ def matched(
     )
 
 
+def stability(
+    searches: Mapping[int, Search], judge: Judge, flagged: ExampleSet, cuts: Mapping[int, Sequence[int]], tick: Tick
+) -> Stability:
+    """How alike the unit sets are that other seeds find.
+
+    Args:
+        searches: by seed, the search with its risk predicted on the reference examples which that seed draws.
+        cuts: by row, what this run found for the erased examples.
+    """
+    alike: dict[int, list[float]] = {row: [] for row in cuts}
+    for search in searches.values():
+        for proposal in search.run(judge.evaluator, flagged, list(cuts)):
+            alike[proposal.row].append(_jaccard(frozenset(proposal.cut), frozenset(cuts[proposal.row])))
+            tick(1)
+    means = [sum(values) / len(values) for values in alike.values() if values]
+    low, high = bootstrap(means, judge.seed)
+    return Stability(
+        seeds=list(searches),
+        examples=len(means),
+        jaccard=tidy(sum(means) / len(means)) if means else None,
+        low=tidy(low) if means else None,
+        high=tidy(high) if means else None,
+    )
+
+
 def overlap(sets: Sequence[Sequence[UnitRef]]) -> float | None:
     """Mean Jaccard index over pairs of unit sets; None for fewer than two."""
     groups = [frozenset(s) for s in sets][:OVERLAP_SETS]
-    pairs = [len(a & b) / len(a | b) for i, a in enumerate(groups) for b in groups[:i] if a | b]
+    pairs = [_jaccard(a, b) for i, a in enumerate(groups) for b in groups[:i] if a | b]
     return tidy(sum(pairs) / len(pairs)) if pairs else None
+
+
+def _jaccard(a: frozenset[Any], b: frozenset[Any]) -> float:
+    return len(a & b) / len(a | b)
 
 
 def _share(margins: Tensor) -> float:

@@ -15,7 +15,7 @@ def wilson(hits: float, count: int) -> tuple[float, float]:
     rate = hits / count
     centre = (rate + Z**2 / (2 * count)) / (1 + Z**2 / count)
     half = Z / (1 + Z**2 / count) * (rate * (1 - rate) / count + Z**2 / (4 * count**2)) ** 0.5
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return 0.0 if hits <= 0 else max(0.0, centre - half), 1.0 if hits >= count else min(1.0, centre + half)
 
 
 def bootstrap(values: Sequence[float], seed: int, draws: int = 2000) -> tuple[float, float]:

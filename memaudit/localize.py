@@ -149,7 +149,7 @@ class Search:
         allowed = gradient.masked_fill(~self.candidates, -torch.inf)
         allowed[cut] = -torch.inf
         drop, units = allowed.topk(min(SHORTLIST, len(allowed)))
-        units = units[torch.isfinite(drop)]
+        units = units[drop > 0]  # cutting any other one would help the label
         if not len(units):
             return None
         score = allowed[units] - self.weight * self.population.typical * self.population.risk(cut, units)

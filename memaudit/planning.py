@@ -8,6 +8,7 @@ import torch
 
 from memaudit.data import ExampleSet
 from memaudit.evaluate import Evaluator, exact_arithmetic, margin
+from memaudit.groups import CURVE_ROWS
 from memaudit.layers import layer_groups
 from memaudit.overtime import GRADIENT_ROWS
 from memaudit.replay import watch
@@ -17,6 +18,8 @@ from memaudit.units import select
 
 # Units a search cuts and tries on average, from CIFAR-10 and digits audits; only the estimate depends on it.
 TYPICAL_UNITS = 3
+# Reference rows per finding that are measured because the cut is likely to change them.
+TYPICAL_AT_RISK = 16
 
 
 def plan(evaluator: Evaluator, flagged: ExampleSet, reference: ExampleSet, settings: Settings, states: int = 0) -> str:
@@ -37,11 +40,11 @@ def plan(evaluator: Evaluator, flagged: ExampleSet, reference: ExampleSet, setti
             torch.cuda.synchronize()
         each = (time.perf_counter() - start) / len(few)
     expected = round(len(flagged) * fitted)
-    panel = min(profile.panel_rows, profile.at_risk + profile.at_random)
+    panel = min(profile.panel_rows, TYPICAL_AT_RISK + profile.at_random)
     observed = len(flagged) + len(reference)
     search = expected * (2 * 2.5 + TYPICAL_UNITS)
-    verify = expected * (1 + panel + profile.draws + 8 + profile.others)
-    group = min(profile.clean, expected) * 10 + 10 * 512 + 100 * panel
+    verify = expected * (1 + panel + profile.draws + 2 * profile.copies + profile.others)
+    group = min(profile.clean, expected) * 10 + 5 * 2 * CURVE_ROWS + profile.neurons * panel
     over_time = _over_time(evaluator, reference, settings, states, expected) if states > 1 else 0
     local = 2.5 * (profile.search_rows + profile.panel_rows) + search + verify + group
     if settings.audits is not None and "localize" not in settings.audits:

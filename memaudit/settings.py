@@ -17,10 +17,14 @@ class Profile:
     Attributes:
         search_rows: reference examples the search's risk is predicted on.
         panel_rows: other reference examples that costs are measured on.
-        at_risk, at_random: how many of the panel are measured per finding.
+        at_risk: rows of the panel measured per finding because the cut is likely to change them, at most.
+        at_random: rows drawn from the others per finding; more where `sampled` would not be reached in all.
+        copies: augmented copies per finding.
         draws: random-unit draws per finding.
         others: other flagged examples per finding.
+        neurons: units whose own reference cost is measured, the most shared first.
         clean: matched clean examples put through the same search, in all.
+        seeds: other seeds whose searches are compared with this one.
         checkpoints: of a series that the audits over time use, evenly spread, first and last included.
         flagged_rows, reference_rows: most examples the audits over time run at each checkpoint.
         retrain_rows, retrain_epochs, retrain_seeds: reference examples a layer is trained on, and how often.
@@ -28,11 +32,15 @@ class Profile:
 
     search_rows: int = 512
     panel_rows: int = 512
-    at_risk: int = 32
-    at_random: int = 32
+    at_risk: int = 64
+    at_random: int = 8
+    sampled: int = 512
+    copies: int = 2
     draws: int = 10
-    others: int = 8
+    others: int = 4
+    neurons: int = 48
     clean: int = 64
+    seeds: int = 0
     checkpoints: int = 9
     flagged_rows: int = 256
     reference_rows: int = 1000
@@ -43,12 +51,13 @@ class Profile:
 
 PROFILES: Mapping[str, Profile] = {
     "fast": Profile(
-        search_rows=256, panel_rows=256, at_risk=8, at_random=8, others=4, clean=16,
+        search_rows=256, panel_rows=256, at_risk=16, at_random=4, sampled=256, others=2, neurons=16, clean=16,
         checkpoints=7, flagged_rows=128, reference_rows=512, retrain_rows=1000, retrain_epochs=5, retrain_seeds=1,
     ),
     "standard": Profile(),
     "deep": Profile(
-        search_rows=2048, panel_rows=2048, at_risk=1024, at_random=1024, draws=50, others=64, clean=256,
+        search_rows=2048, panel_rows=2048, at_risk=1024, at_random=1024, copies=4, draws=50, others=64,
+        neurons=1000, clean=256, seeds=2,
         checkpoints=32, flagged_rows=2048, reference_rows=4096, retrain_rows=4096, retrain_epochs=24, retrain_seeds=5,
     ),
 }  # fmt: skip

@@ -145,7 +145,7 @@ class GreedySearch:
             needed = cut[-1] if planned == 1 else None
 
     def best(self, gradient: Sequence[float], cut: Sequence[int]) -> int | None:
-        free = [u for u in range(self.space.total) if self.candidates[u] and u not in cut]
+        free = [u for u in range(self.space.total) if self.candidates[u] and u not in cut and gradient[u] > 0]
         short = sorted(free, key=lambda u: -gradient[u])[: self.shortlist]
         now = self.crowd.wrong(cut, self.softness)
         scores = {

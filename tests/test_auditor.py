@@ -132,6 +132,36 @@ def test_the_summary_is_what_the_findings_say(found: Report) -> None:
     )
 
 
+def test_the_effort_counts_search_and_verification_in_forward_passes(found: Report) -> None:
+    passes, effort = found.passes, found.effort
+    assert effort is not None
+    search = passes["localize forward"] + passes["population forward"]
+    search += 1.5 * (passes["localize backward"] + passes["population backward"])
+    assert effort.search == search
+    others = {"check", "reference", "population", "localize"}
+    verified = [(n.rsplit(" ", 1), count) for n, count in passes.items() if n.rsplit(" ", 1)[0] not in others]
+    assert {stage for (stage, _), _ in verified} == {"panel", "verify", "neurons", "trade-off", "matched clean"}
+    assert effort.verification == sum(count * (1.5 if way == "backward" else 1) for (_, way), count in verified)
+    assert effort.ratio == pytest.approx(effort.verification / search, rel=1e-5)
+
+
+def test_true_labels_that_come_back_are_counted(found: Report, trained: Trained, pairs: tuple[Pair, Pair]) -> None:
+    flagged, reference = (from_tensors(*pair, preprocess=DIGIT, num_classes=10) for pair in pairs)
+    after = [f.after.prediction if f.after else 0 for f in found.findings]
+    truth = [None if n % 3 == 0 else label if n % 3 == 1 else (label + 1) % 10 for n, label in enumerate(after)]
+    known = tuple(e.model_copy(update={"true_label": t}) for e, t in zip(flagged.examples, truth, strict=True))
+    report = audit(trained, (replace(flagged, examples=known), reference), max_units=3)  # type: ignore[arg-type]
+    erased = [f for f in report.findings if f.outcome in (Outcome.LOCALIZED, Outcome.ENTANGLED)]
+    labelled = [f for f in erased if f.example.true_label is not None]
+    back = sum(f.after is not None and f.after.prediction == f.example.true_label for f in labelled)
+    summary = report.summary
+    assert (summary.true_label_known, summary.true_label_back) == (len(labelled), pytest.approx(back / len(labelled)))
+    assert (summary.true_label_low, summary.true_label_high) == pytest.approx(
+        slow.wilson(back, len(labelled)), abs=1e-5
+    )
+    assert 0 < back < len(labelled) < len(erased)
+
+
 def test_settings_are_written_down(found: Report) -> None:
     assert {k: (v.value, v.origin) for k, v in found.config.items() if k in ("max_units", "seed")} == {
         "max_units": (3, "argument"),
@@ -258,7 +288,10 @@ def test_profiles_set_how_much_is_measured(trained: Trained, pairs: tuple[Pair, 
     cost = report.findings[0].reference_accuracy
     assert controls is not None
     assert cost is not None
-    assert (controls.random.draws, cost.examples) == {"fast": (10, 16), "deep": (50, 150)}[profile]
+    draws, examples = {"fast": (10, range(86, 103)), "deep": (50, [150])}[profile]
+    assert controls.random.draws == draws
+    assert cost.examples in examples
+    assert (report.groups.stability is not None) == (profile == "deep")
 
 
 def test_layers_narrow_the_search(trained: Trained, pairs: tuple[Pair, Pair]) -> None:
@@ -305,7 +338,7 @@ def test_findings_come_as_they_land(trained: Trained, pairs: tuple[Pair, Pair]) 
     assert auditor.evaluator.passes["localize forward"] < 25  # the search has only begun
     rest = list(stream)
     assert len(early + rest) == 25
-    assert len(auditor.report([*early, *rest]).findings) == 25
+    assert len(auditor.report().findings) == 25
 
 
 def test_progress_counts_what_it_announces(trained: Trained, pairs: tuple[Pair, Pair]) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import pytest
 import torch
 
@@ -9,7 +12,7 @@ from memaudit import groups
 from memaudit.controls import Judge
 from memaudit.evaluate import margin
 from memaudit.findings import Example, Finding, Outcome, Prediction, UnitRef
-from memaudit.localize import Search, measure_population
+from memaudit.localize import Proposal, Search, measure_population
 from tests import reference as slow
 from tests.conftest import Trained
 
@@ -56,7 +59,7 @@ def test_units_of_erased_findings_the_most_shared_first(
     trained: Trained, judge: Judge, findings: list[Finding]
 ) -> None:
     ticks: list[int] = []
-    found = groups.neurons(findings, judge, ticks.append)
+    found = groups.neurons(findings, judge, 10, ticks.append)
     numbers = [trained.space.number(n.layer, n.index, n.kind) for n in found]
     assert numbers == [20, 60, 3]  # two findings, two, one; ties in execution order
     assert [n.erases for n in found] == [["a", "c"], ["b", "c"], ["a"]]
@@ -66,22 +69,19 @@ def test_units_of_erased_findings_the_most_shared_first(
         assert neuron.reference_accuracy_after == pytest.approx(after, abs=1e-5)
 
 
-def test_only_so_many_units_are_measured(
-    trained: Trained, judge: Judge, findings: list[Finding], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(groups, "NEURONS_MEASURED", 2)
-    found = groups.neurons(findings, judge, lambda _: None)
+def test_only_so_many_units_are_measured(judge: Judge, findings: list[Finding]) -> None:
+    found = groups.neurons(findings, judge, 2, lambda _: None)
     assert [n.reference_accuracy_after is None for n in found] == [False, False, True]
 
 
 def test_the_curve_cuts_the_most_shared_units_together(trained: Trained, judge: Judge) -> None:
     shared = groups.neurons(
-        [finding(trained, "a", list(range(16, 37))), finding(trained, "b", [36, 34])], judge, lambda _: None
+        [finding(trained, "a", list(range(16, 37))), finding(trained, "b", [36, 34])], judge, 10, lambda _: None
     )
     order = [34, 36, *range(16, 34), 35]
     rows = list(range(0, 50, 2))
     curve = groups.trade_off(shared, judge, trained.flagged, rows)
-    assert [p.units for p in curve] == [0, 1, 2, 4, 8, 16, 21]  # and it ends with all of them
+    assert [p.units for p in curve] == [0, 1, 4, 16, 21]  # and it ends with all of them
     for point in curve:
         cut = order[: point.units]
         copy = slow.cut_copy(trained.module, trained.space, cut)
@@ -92,7 +92,28 @@ def test_the_curve_cuts_the_most_shared_units_together(trained: Trained, judge: 
         assert point.flagged_fitted == pytest.approx(sum(fitted) / len(rows), abs=1e-5)
         accuracy = slow.accuracy(trained.module, trained.space, trained.reference, PANEL, cut)
         assert point.reference_accuracy == pytest.approx(accuracy, abs=1e-5)
-    assert len({(p.flagged_fitted, p.reference_accuracy) for p in curve}) > 4
+    assert len({(p.flagged_fitted, p.reference_accuracy) for p in curve}) > 3
+
+
+@dataclass(frozen=True)
+class Scripted:
+    """A search that proposes what it was told."""
+
+    cuts: dict[int, tuple[int, ...]]
+
+    def run(self, evaluator: object, examples: object, rows: list[int]) -> Iterator[Proposal]:
+        for row in reversed(rows):
+            yield Proposal(row, self.cuts[row], erased=True)
+
+
+def test_stability_is_the_mean_overlap_with_other_seeds(trained: Trained, judge: Judge) -> None:
+    own = {3: [1, 2], 5: [7]}
+    searches = {1: Scripted({3: (2, 1), 5: (8,)}), 2: Scripted({3: (2, 9, 10), 5: (7, 8)})}
+    found = groups.stability(searches, judge, trained.flagged, own, lambda _: None)  # type: ignore[arg-type]
+    means = [(1 + 1 / 4) / 2, (0 + 1 / 2) / 2]
+    assert (found.seeds, found.examples) == ([1, 2], 2)
+    assert found.jaccard == pytest.approx(sum(means) / 2)
+    assert (found.low, found.high) == pytest.approx((min(means), max(means)))
 
 
 def test_without_units_there_is_no_curve(trained: Trained, judge: Judge) -> None:

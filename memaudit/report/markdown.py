@@ -31,7 +31,7 @@ def render(report: Report) -> str:
         _policy(report),
         _warnings(report),
         _figures(report),
-        story.matched(report),
+        *story.beside(report),
         _examples(report),
         _neurons(report),
         _over_time(report),

@@ -247,6 +247,40 @@ def matched(report: Report) -> str:
     return "".join(parts)
 
 
+def beside(report: Report) -> list[str]:
+    """What stands beside the figures, a sentence each: clean examples, true labels, other seeds, and what it cost."""
+    return [s for s in (matched(report), _true_labels(report), _stability(report), _effort(report)) if s]
+
+
+def _true_labels(report: Report) -> str:
+    total = report.summary
+    if not total.true_label_known:
+        return ""
+    who = count(total.true_label_known, "example")
+    ci = _ci(total.true_label_low, total.true_label_high)
+    return f"Of {who} with a known true label, {percent(total.true_label_back)} take it after the cut ({ci})."
+
+
+def _stability(report: Report) -> str:
+    found = report.groups.stability
+    if found is None or found.jaccard is None:
+        return ""
+    ci = _ci(found.low, found.high)
+    runs = count(len(found.seeds), "other seed")
+    return f"With {runs} the search finds sets whose mean Jaccard index with these is {found.jaccard:.2f} ({ci})."
+
+
+def _effort(report: Report) -> str:
+    effort = report.effort
+    if effort is None or effort.ratio is None:
+        return ""
+    search, verification = round(effort.search), round(effort.verification)
+    return (
+        f"The search took {search:,} forward passes and its verification {verification:,}, {effort.ratio:.1f} times as "
+        "many; a backward pass counts as one and a half."
+    )
+
+
 def _ci(low: float | None, high: float | None) -> str:
     text = interval(low, high)
     return f"95% interval {text}" if text else ""
