@@ -68,7 +68,7 @@ class Prediction(Plain):
     """What the model says of one example."""
 
     prediction: int = Field(ge=0)
-    margin: Number = Field(description="logit of the flagged label minus the largest other logit; >= 0 means fitted")
+    margin: Number = Field(description="logit of the flagged label minus the largest other logit; > 0 means fitted")
     confidence: Rate = Field(description="softmax probability of the flagged label")
 
 

@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from filelock import FileLock
+from safetensors.torch import save_file
 
 from memaudit.__main__ import run
 from memaudit.errors import ExitCode
@@ -513,6 +515,19 @@ def test_inspect_prints_json_in_the_reports_shapes(cli: Command, work: Path) -> 
     assert shown["model"] == {**report.model.model_dump(mode="json"), "candidates": []}
     assert [u["layer"] for u in shown["units"]["by_layer"]] == [u.layer for u in report.units.by_layer]
     assert shown["preprocess"]["input_size"] == [1, 8, 8]
+
+
+def test_inspect_shows_a_network_that_has_no_units(cli: Command, work: Path) -> None:
+    (work / "flat.py").write_text(
+        "from torch import nn\ndef build():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
+    )
+    save_file({"1.weight": torch.zeros(10, 64), "1.bias": torch.zeros(10)}, work / "flat.safetensors")
+    flat = ("flat.safetensors", "--adapter", "flat.py:build", "--input-size", "1,8,8")
+    ran = cli("inspect", *flat)
+    assert (ran.code, ran.err) == (0, "")
+    assert "parameters     650\n" in ran.out
+    assert "units          none that can be cut" in ran.out
+    assert json.loads(cli("inspect", *flat, "-f", "json").out)["units"] == {"total": 0, "dead": 0, "by_layer": []}
 
 
 def test_the_demo_will_not_write_among_other_files(cli: Command, work: Path) -> None:

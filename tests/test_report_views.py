@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import pytest
 
 from memaudit import report
-from memaudit.findings import Gate, Outcome, Report
+from memaudit.findings import Gate, Groups, MatchedControls, Outcome, Report
 from memaudit.report import charts, console, github, rows, story, words
 from tests import report_samples as samples
 
@@ -262,6 +262,12 @@ def test_the_summary_when_nothing_is_localized() -> None:
         "The one flagged example is memorized. "
         "No small set of units was found that suppresses the label and spares the reference."
     )
+
+
+@pytest.mark.parametrize(("median", "words_"), [(1.0, "a median of 1 unit;"), (1.5, "a median of 1.5 units;")])
+def test_one_unit_is_a_unit(median: float, words_: str) -> None:
+    matched = MatchedControls(examples=3, median_units=median, auc=None, low=None, high=None)
+    assert words_ in story.matched(samples.small(groups=Groups(matched_controls=matched)))
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def inspect(
     undecided = len(chosen.alternatives) > 1
     generator = torch.Generator().manual_seed(0)
     sites = chosen.sites(torch.rand(3, *chosen.preprocess.input_size, generator=generator))
-    space = select(sites, unit, layers)
+    found = select(sites, unit, layers).sites if sites else ()
     info = ModelInfo(
         path=display(checkpoint.path),
         sha256=checkpoint.sha256,
@@ -66,7 +66,9 @@ def inspect(
         candidates=list(chosen.alternatives) if undecided else [],
     )
     units = Units(
-        total=space.total, dead=0, by_layer=[LayerUnits(layer=s.layer, kind=s.kind, width=s.width) for s in space.sites]
+        total=sum(s.width for s in found),
+        dead=0,
+        by_layer=[LayerUnits(layer=s.layer, kind=s.kind, width=s.width) for s in found],
     )
     series = find_series(Path(model), checkpoints)
     if format_ == "json":
@@ -129,13 +131,16 @@ def _lines(adapter: Any, info: Any, units: Any, sites: Any) -> list[str]:
     else:
         lines.append(f"architecture   {clean(info.architecture)}")
     size, mean, std = "x".join(map(str, p.input_size)), opt.listed(p.mean), opt.listed(p.std)
-    found = ", ".join(f"{n:,} of kind {k}" for k, n in kinds.items())
-    searched = f"{units.total:,} {units.by_layer[0].kind}s in {len(units.by_layer)} layers"
+    if units.by_layer:
+        found = ", ".join(f"{n:,} of kind {k}" for k, n in kinds.items())
+        searched = f"{found}; searched: {units.total:,} {units.by_layer[0].kind}s in {len(units.by_layer)} layers"
+    else:
+        searched = "none that can be cut so that a weight edit does the same; scan would refuse this network"
     lines += [
         f"classes        {info.num_classes}",
         f"parameters     {info.parameters:,}",
         f"preprocessing  {size}, crop {p.crop_pct:g}, {p.interpolation}, mean {mean}, std {std} ({clean(p.origin)})",
-        f"units          {found}; searched: {searched}",
+        f"units          {searched}",
     ]
     shown = units.by_layer if len(units.by_layer) <= LAYERS_SHOWN else units.by_layer[: LAYERS_SHOWN - 1]
     lines += [f"                 {clean(u.layer):<40} {u.width:>6}" for u in shown]

@@ -239,7 +239,8 @@ def matched(report: Report) -> str:
         return ""
     who = count(found.examples, "clean example")
     parts = [f"The same search on {who} of the same labels and similar margins needs a median of "]
-    parts.append(f"{number(found.median_units)} units; flagged examples need {number(report.summary.median_units)}.")
+    unit = "unit" if found.median_units == 1 else "units"
+    parts.append(f"{number(found.median_units)} {unit}; flagged examples need {number(report.summary.median_units)}.")
     if found.auc is not None:
         ci = _ci(found.low, found.high)
         parts.append(f" A clean example needs more units than a flagged one in {percent(found.auc)} of pairs")
