@@ -18,6 +18,8 @@ from memaudit.text import MAX_LENGTH, clean
 
 # Rejected rows and the like: so many are shown, the rest is counted.
 DETAILS_SHOWN = 20
+# What check, diff and render do without.
+AUDIT_NEEDS = frozenset({"torch", "timm", "numpy", "PIL", "safetensors", "sklearn", "filelock"})
 # What a full disk or a reader that has gone says when standard output is written.
 _OUTPUT_LOST = frozenset({errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO})
 
@@ -72,6 +74,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
             return _report_bug(error)
         if error.errno != errno.EPIPE:  # a reader that closes its end (`| head`) has seen what it wanted
             _complain(f"cannot write to standard output: {os.strerror(error.errno or 0)}")
+        return int(ExitCode.ENVIRONMENT)
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in AUDIT_NEEDS:
+            return _report_bug(error)
+        _complain(f"{error.name} is not installed", "Auditing needs it: pip install memaudit, with its dependencies.")
         return int(ExitCode.ENVIRONMENT)
     except MemoryError:
         _complain("out of memory", "Give fewer examples, or use a machine with more memory.")

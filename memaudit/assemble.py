@@ -147,6 +147,7 @@ def _model(evidence: Evidence) -> ModelInfo:
     return ModelInfo(
         path=provenance.model_path,
         sha256=provenance.model_sha256,
+        md5=provenance.model_md5,
         architecture=adapter.architecture,
         adapter=adapter.name or "module",
         num_classes=evidence.num_classes,

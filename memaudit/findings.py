@@ -23,7 +23,10 @@ Kind = Literal["channel", "neuron", "head"]
 class Plain(BaseModel):
     """Base of every part of a report: strict about keys, frozen, finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+    # Validators are built on first use: the torch-free commands start in a blink, and most use a few parts only.
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=(), defer_build=True
+    )
 
 
 class Outcome(StrEnum):
@@ -304,6 +307,7 @@ class ModelInfo(Plain):
 
     path: str
     sha256: str
+    md5: str = Field(default="", description="of a checkpoint in one file: what a .dvc file holds")
     architecture: str | None
     adapter: str
     num_classes: int = Field(ge=1)
@@ -382,7 +386,10 @@ class Gate(Plain):
 
     policy: dict[str, str]
     failed: list[str] = []
-    waived: list[str] = []
+    waived: list[str] = Field(default=[], description="ids of memorized findings that a waiver accepts")
+    reasons: dict[str, str] = Field(default={}, description="by waived id: why, who answers for it, until when")
+    known: list[str] = Field(default=[], description="ids of memorized findings that the baseline has too")
+    baseline: str | None = Field(default=None, description="the baseline report, where there was one")
 
 
 class Summary(Plain):

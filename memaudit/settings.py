@@ -97,6 +97,7 @@ class Provenance:
     command: str = "memaudit.audit(...)"
     model_path: str = ""
     model_sha256: str = ""
+    model_md5: str = ""
     weights: str = "raw"
     stripped_prefix: str = ""
     config: Mapping[str, ConfigValue] = field(default_factory=dict)

@@ -440,7 +440,7 @@ def test_help_render_and_schema_load_no_torch(work: Path) -> None:
 
 # ---- the other commands -----------------------------------------------------------------------------------------
 
-HELP = ["", "scan", "inspect", "render", "schema", "demo", "adapters", "adapters list", "adapters test"]
+HELP = ["", "scan", "inspect", "check", "diff", "render", "schema", "demo", "adapters", "adapters list", "adapters test"]
 
 
 @pytest.mark.parametrize("name", HELP)

@@ -51,6 +51,7 @@ def read(path: str | os.PathLike[str], *, weights: Weights | None = None) -> Che
         facts=layout.facts if said_by_config else first.facts,
         weights=first.weights,
         stripped_prefix=prefix,
+        md5="" if layout.names else first.md5,
     )
 
 
@@ -77,6 +78,7 @@ class _Part:
 
     tensors: Mapping[str, Tensor]
     sha256: str
+    md5: str
     format: Literal["safetensors", "torch"]
     facts: Facts = field(default_factory=Facts)
     weights: Weights = "raw"
@@ -90,7 +92,8 @@ def _read_file(path: Path, weights: Weights | None) -> _Part:
         from memaudit.checkpoints.sandbox import open_pickle
 
         found = open_pickle(source, kind, weights)
-        return _Part(found.tensors, source.sha256(), "torch", from_training(found.about), found.weights)
+        digest = source.sha256()
+        return _Part(found.tensors, digest, source.md5(), "torch", from_training(found.about), found.weights)
 
 
 def _read_safetensors(source: Source, weights: Weights | None) -> _Part:
@@ -102,7 +105,7 @@ def _read_safetensors(source: Source, weights: Weights | None) -> _Part:
             hint="leave --weights out: it holds only one set",
         )
     tensors, _, digest = read_tensors(source)
-    return _Part(tensors, digest, "safetensors")
+    return _Part(tensors, digest, source.md5(), "safetensors")
 
 
 def _merge(parts: Mapping[str, _Part], layout: Layout) -> dict[str, Tensor]:

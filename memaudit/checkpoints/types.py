@@ -46,6 +46,7 @@ class Checkpoint:
             of the lines `<sha256>  <name>` of its index and shards, sorted by name, as `sha256sum` prints them.
         tensors: by name after unwrapping and prefix stripping; CPU, dense, never NaN-checked here.
         stripped_prefix: what was taken off every name, for the report.
+        md5: of a checkpoint in one file, since `.dvc` files hold nothing better; empty for several shards.
     """
 
     path: Path
@@ -55,3 +56,4 @@ class Checkpoint:
     facts: Facts = Facts()
     weights: Weights = "raw"
     stripped_prefix: str = ""
+    md5: str = ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from memaudit.cli import adapters, demo, inspect, render, scan, schema
+from memaudit.cli import adapters, check, demo, diff, inspect, render, scan, schema
 from memaudit.errors import ExitCode
 
 app = typer.Typer(
@@ -18,6 +18,8 @@ app = typer.Typer(
 )
 app.command("scan")(scan.scan)
 app.command("inspect")(inspect.inspect)
+app.command("check")(check.check)
+app.command("diff")(diff.diff)
 app.command("render")(render.render)
 app.command("schema")(schema.schema)
 app.command("demo")(demo.demo)

@@ -56,6 +56,7 @@ def inspect(
     info = ModelInfo(
         path=display(checkpoint.path),
         sha256=checkpoint.sha256,
+        md5=checkpoint.md5,
         architecture=None if undecided else chosen.architecture,
         adapter=chosen.name or "module",
         num_classes=chosen.num_classes,

@@ -12,7 +12,7 @@ from memaudit.text import clean
 
 if TYPE_CHECKING:
     from memaudit.adapters.base import ModelOptions
-    from memaudit.gate import Policy
+    from memaudit.gate import Accepted
 
 MAX_BATCH_SIZE = 65536
 
@@ -31,6 +31,13 @@ Checkpoints = Annotated[
     list[str], typer.Option(help="Earlier checkpoints: folder, pattern or file; repeatable. Default: beside MODEL.")
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+
+MaxMemorized = Annotated[str | None, typer.Option(help="Policy: most memorized examples, N or P%.")]
+MaxLocalized = Annotated[str | None, typer.Option(help="Policy: most memorized and localized examples, N or P%.")]
+MinReferenceAccuracy = Annotated[float | None, typer.Option(min=0, max=1, help="Policy: a share.")]
+Baseline = Annotated[Path | None, typer.Option(help="An older report.json: findings it has too do not count.")]
+Waivers = Annotated[Path | None, typer.Option(help="Accepted findings; default: the nearest memaudit-waivers.toml.")]
+ExitZero = Annotated[bool, typer.Option("--exit-zero", help="Exit 0 although the policy is not met.")]
 
 Output = Annotated[
     list[Path], typer.Option("-o", "--output", help="Further file; the suffix is the format. Repeatable.")
@@ -114,21 +121,23 @@ def batch_size(text: str) -> int | None:
     return int(text)
 
 
-def policy(max_memorized: str, max_localized: str | None, min_reference_accuracy: float | None) -> Policy:
-    """The policy flags.
+def accepted(baseline: Path | None, waivers: Path | None) -> Accepted:
+    """The baseline and the waivers that were named, or the `memaudit-waivers.toml` nearest above here.
 
     Raises:
-        UsageError: a limit cannot be read.
+        UsageError: the waivers cannot be used.
+        DataRejected: the baseline is no report.
     """
-    from memaudit.gate import Limit, Policy
+    from memaudit import report as reports
+    from memaudit import waivers as files
+    from memaudit.gate import Accepted
+    from memaudit.toml import nearest, shown
 
-    if min_reference_accuracy is not None and not 0 <= min_reference_accuracy <= 1:
-        raise UsageError(f"--min-reference-accuracy {min_reference_accuracy:g} is not a share between 0 and 1")
-    return Policy(
-        Limit.parse(max_memorized, "--max-memorized"),
-        None if max_localized is None else Limit.parse(max_localized, "--max-localized"),
-        min_reference_accuracy,
-    )
+    path = waivers or nearest(files.NAME)
+    found = files.read(path) if path is not None else ()
+    if baseline is None:
+        return Accepted(found)
+    return Accepted(found, reports.read(baseline), shown(baseline))
 
 
 def model_options(

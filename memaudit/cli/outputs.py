@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from memaudit.errors import EnvironmentFault, MemauditError
+from memaudit.errors import EnvironmentFault, ExitCode, MemauditError
 from memaudit.text import clean
 
 if TYPE_CHECKING:
@@ -106,14 +106,25 @@ def _is_complete(path: Path) -> bool:
         return False
 
 
-def show(report: Report, paths: Sequence[Path], format_: str) -> None:
-    """What stdout gets; machine formats never pass through rich."""
+def show(report: Report, paths: Sequence[Path], format_: str, brief: bool = False) -> None:
+    """What stdout gets; machine formats never pass through rich.
+
+    Args:
+        brief: the table says what a gate decided and on which findings, not where they sit.
+    """
     from memaudit import report as reports
     from memaudit.report import console, github
 
     if format_ == "table":
-        console.show(report, paths)
+        console.show(report, paths, brief=brief)
     elif format_ == "github":
         typer.echo(github.render(report), nl=False)
     else:
         typer.echo(reports.render(report, ".json" if format_ == "json" else ".md"), nl=False)
+
+
+def exit_code(report: Report, exit_zero: bool) -> ExitCode:
+    """What a judged report comes to; an incomplete audit is no verdict, whatever it found."""
+    if report.status == "incomplete":
+        return ExitCode.INCOMPLETE
+    return ExitCode.POLICY if report.verdict == "fail" and not exit_zero else ExitCode.OK

@@ -43,6 +43,7 @@ def provenance(
         command=_command(context.obj if isinstance(context.obj, list) else sys.argv[1:]),
         model_path=display(checkpoint.path),
         model_sha256=checkpoint.sha256,
+        model_md5=checkpoint.md5,
         weights=checkpoint.weights,
         stripped_prefix=checkpoint.stripped_prefix,
         config={**_options(context), "preprocess": _preprocess(adapter)},

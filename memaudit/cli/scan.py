@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from memaudit.checkpoints import Checkpoint
     from memaudit.cli.progress import Stages
     from memaudit.data import ExampleSet
-    from memaudit.findings import Report, ReportWarning
+    from memaudit.findings import ReportWarning
     from memaudit.loading import Settled
     from memaudit.settings import Settings
     from memaudit.states import State
@@ -61,10 +61,12 @@ def scan(
     output: opt.Output = [],  # noqa: B006
     format_: Annotated[str, typer.Option("-f", "--format", help="stdout: table, json, markdown or github.")] = "table",
     images: Annotated[str | None, typer.Option(help="thumbs or none; none by default when CI is set.")] = None,
-    max_memorized: Annotated[str, typer.Option(help="Policy: most memorized examples, N or P%.")] = "0",
-    max_localized: Annotated[str | None, typer.Option(help="Policy: most localized examples, N or P%.")] = None,
-    min_reference_accuracy: Annotated[float | None, typer.Option(min=0, max=1, help="Policy: a share.")] = None,
-    exit_zero: Annotated[bool, typer.Option("--exit-zero", help="Exit 0 although the policy is not met.")] = False,
+    max_memorized: opt.MaxMemorized = "0",
+    max_localized: opt.MaxLocalized = None,
+    min_reference_accuracy: opt.MinReferenceAccuracy = None,
+    baseline: opt.Baseline = None,
+    waivers: opt.Waivers = None,
+    exit_zero: opt.ExitZero = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Read everything, print the plan, audit nothing.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")] = False,
 ) -> int:
@@ -72,6 +74,7 @@ def scan(
 
     Writes report.json and report.html, prints the verdict, and ends with 0 (policy met) or 1 (not met).
     """
+    from memaudit import gate
     from memaudit.settings import PROFILES, Settings
 
     opt.choice(unit, ("auto", "channel", "neuron", "head"), "--unit")
@@ -93,8 +96,9 @@ def scan(
         time_limit=opt.positive(time_limit, "--time-limit"),
         audits=opt.audits(audit),
         group_depth=group_depth,
-        policy=opt.policy(max_memorized, max_localized, min_reference_accuracy),
+        policy=gate.Policy().with_limits(max_memorized, max_localized, min_reference_accuracy),
     )
+    accepted = opt.accepted(baseline, waivers)
     folder = out or outputs.default_folder(Path(model))
     targets = outputs.targets(folder, output)
 
@@ -125,11 +129,11 @@ def scan(
             states=states,
         )
         with outputs.locked(folder):
-            report = auditor.run()
+            report = gate.apply(auditor.run(), settings.policy, accepted)
             progress.stage("write report")
             written = outputs.write(report, targets, _thumbnails(images, loaded.flagged))
     outputs.show(report, written, format_)
-    return int(_exit_code(report, exit_zero))
+    return int(outputs.exit_code(report, exit_zero))
 
 
 @dataclass(frozen=True)
@@ -245,9 +249,3 @@ def _thumbnails(images: str | None, flagged: ExampleSet) -> dict[str, bytes]:
 
     wanted = images == "thumbs" or (images is None and not os.environ.get("CI"))
     return dict(data.thumbnails(flagged)) if wanted else {}
-
-
-def _exit_code(report: Report, exit_zero: bool) -> ExitCode:
-    if report.status == "incomplete":
-        return ExitCode.INCOMPLETE
-    return ExitCode.POLICY if report.verdict == "fail" and not exit_zero else ExitCode.OK

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 from memaudit.findings import Outcome
 from memaudit.report import story, timeline
 from memaudit.report.rows import neuron_rows
-from memaudit.report.words import MAX_MESSAGE, OUTCOMES, SYMBOLS, outside, percent
+from memaudit.report.words import MAX_MESSAGE, OUTCOMES, SYMBOLS, accepted, label, outside, percent
 
 if TYPE_CHECKING:
     from rich.console import JustifyMethod, RenderableType
@@ -24,28 +24,37 @@ if TYPE_CHECKING:
 PLAIN_WIDTH = 100
 TOP_NEURONS = 8
 MAX_WARNINGS = 20
+MAX_FINDINGS = 20
 _STYLES = {"pass": "bold green", "fail": "bold red", "incomplete": "bold yellow"}
 _SIGNS = {"pass": "✓", "fail": "✗", "incomplete": "!"}
 _OUTCOME_STYLES = {Outcome.LOCALIZED: "red", Outcome.ENTANGLED: "magenta", Outcome.DIFFUSE: "yellow"}
 
 
-def show(report: Report, paths: Sequence[Path] = (), file: TextIO | None = None) -> None:
+def show(report: Report, paths: Sequence[Path] = (), file: TextIO | None = None, brief: bool = False) -> None:
     """Print `report` to `file` (stdout by default): in colour on a terminal, as plain text elsewhere and in CI.
 
     Args:
         report: what to print.
         paths: the files that were written, named last.
+        brief: the verdict and the findings it rests on, instead of everything.
         file: where to; characters its encoding lacks become `?`. Its `OSError`s are the caller's.
     """
     stream = file or sys.stdout
     on_terminal = stream.isatty() and not os.environ.get("CI")
-    text = render(report, paths, width=_width() if on_terminal else PLAIN_WIDTH, color=on_terminal)
+    text = render(report, paths, width=_width() if on_terminal else PLAIN_WIDTH, color=on_terminal, brief=brief)
     encoding = stream.encoding or "utf-8"
     stream.write(text.encode(encoding, "replace").decode(encoding))
     stream.flush()
 
 
-def render(report: Report, paths: Sequence[Path] = (), *, width: int = PLAIN_WIDTH, color: bool = False) -> str:
+def render(
+    report: Report,
+    paths: Sequence[Path] = (),
+    *,
+    width: int = PLAIN_WIDTH,
+    color: bool = False,
+    brief: bool = False,
+) -> str:
     """What `show` prints. Outside strings never pass through rich's markup, emoji codes or highlighter."""
     from rich.console import Console
 
@@ -62,8 +71,12 @@ def render(report: Report, paths: Sequence[Path] = (), *, width: int = PLAIN_WID
         legacy_windows=False,
         _environ={},
     )
-    blocks = [_verdict(report), _warnings(report), _counts(report), _neurons(report)]
-    blocks += [_layers(report), _not_run(report), _paths(paths)]
+    blocks = [_verdict(report), _warnings(report)]
+    if brief:
+        blocks.append(_active(report))
+    else:
+        blocks += [_counts(report), _neurons(report), _layers(report), _not_run(report)]
+    blocks.append(_paths(paths))
     for block in blocks:
         if block is not None:
             console.print(block)
@@ -86,6 +99,8 @@ def _verdict(report: Report) -> RenderableType:
     text.append(f"{_SIGNS[state]} {story.HEADLINES[state]}", style=_STYLES[state])
     text.append(f"  {outside(report.model.path)}\n", style="dim")
     text.append(story.summary(report))
+    if settled := story.accepted(report):
+        text.append(f" {outside(settled, MAX_MESSAGE)}")
     for rule in story.rules(report):
         mark = {True: "✓", False: "✗", None: "?"}[rule.met]
         limit = f": {outside(rule.limit)}" if rule.limit else ""
@@ -106,6 +121,31 @@ def _warnings(report: Report) -> RenderableType | None:
     if rest > 0:
         lines.append(Text(f"and {rest:,} further warnings in the report", style="dim"))
     return Text("\n").join(lines)
+
+
+def _active(report: Report) -> RenderableType | None:
+    """The memorized findings that count, with the ids that waivers take."""
+    from rich.text import Text
+
+    settled = accepted(report)
+    found = [row for row in report.findings if row.memorized and row.id not in settled]
+    if not found:
+        return None
+    table = _table(("memorized", "left"), ("example", "left"), ("label", "left"), ("outcome", "left"))
+    for finding in found[:MAX_FINDINGS]:
+        example = finding.example
+        source = example.source if example.source != "array" else f"row {example.index}"
+        outcome = Text(OUTCOMES[finding.outcome][0], style=_OUTCOME_STYLES.get(finding.outcome, ""))
+        table.add_row(
+            Text(outside(finding.id), style="cyan"),
+            Text(outside(source)),
+            Text(outside(label(report, example.label))),
+            outcome,
+        )
+    rest = len(found) - MAX_FINDINGS
+    if rest > 0:
+        table.add_row(Text(f"and {rest:,} more", style="dim"), Text(), Text(), Text())
+    return table
 
 
 def _counts(report: Report) -> RenderableType:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from memaudit.report import story
-from memaudit.report.words import OUTCOMES, label
+from memaudit.report.words import OUTCOMES, accepted, label
 from memaudit.text import clean
 
 if TYPE_CHECKING:
@@ -16,10 +16,11 @@ MAX_ANNOTATIONS = 9
 
 
 def render(report: Report) -> str:
-    """One command per line: the verdict first, then the memorized examples that nobody waived."""
+    """One command per line: the verdict first, then the memorized examples that nobody has accepted."""
     state = story.state(report)
     level = "notice" if state == "pass" else "error"
-    active = [f for f in report.findings if f.memorized and f.id not in report.gate.waived]
+    settled = accepted(report)
+    active = [f for f in report.findings if f.memorized and f.id not in settled]
     lines = [_command(level, f"memaudit: {story.HEADLINES[state]}", story.summary(report))]
     each = "error" if state == "fail" else "warning"
     lines += [_annotation(each, report, finding) for finding in active[:MAX_ANNOTATIONS]]

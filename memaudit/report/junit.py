@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 from memaudit.report import story
-from memaudit.report.words import OUTCOMES, count, label
+from memaudit.report.words import OUTCOMES, accepted, count, label
 from memaudit.text import clean
 
 if TYPE_CHECKING:
@@ -25,8 +25,9 @@ def render(report: Report) -> str:
             SubElement(case, "failure", type="policy", message=clean(rule.word, 1000))
         elif rule.met is None:
             SubElement(case, "skipped", message=clean(rule.word))
+    settled = accepted(report)
     for finding in report.findings:
-        _example(suite, report, finding)
+        _example(suite, report, finding, settled.get(finding.id, ""))
     _count(suite)
     for name in ("tests", "failures", "errors", "skipped"):
         suites.set(name, suite.get(name, "0"))
@@ -44,12 +45,13 @@ def _incomplete(suite: Element, report: Report) -> None:
     SubElement(_case(suite, "audit", "complete"), "error", type="incomplete", message=message)
 
 
-def _example(suite: Element, report: Report, finding: Finding) -> None:
+def _example(suite: Element, report: Report, finding: Finding, settled: str) -> None:
     case = _case(suite, "example", f"{finding.example.source} [{finding.id}]")
     if not finding.memorized:
         return
-    if finding.id in report.gate.waived:
-        SubElement(case, "skipped", message="memorized, waived")
+    if settled:
+        reason = clean(report.gate.reasons.get(finding.id, ""), 600)
+        SubElement(case, "skipped", message=f"memorized, {settled}: {reason}" if reason else f"memorized, {settled}")
     elif report.verdict == "pass":
         allowed = "allowed by the policy" if report.status == "complete" else "verdict open"
         SubElement(case, "skipped", message=f"memorized, {allowed}")

@@ -28,6 +28,7 @@ def render(report: Report) -> str:
     blocks = [
         f"# {_SIGNS[state]} {story.HEADLINES[state]}: {code(report.model.path)}",
         story.summary(report),
+        outside(story.accepted(report), MAX_MESSAGE),
         _policy(report),
         _warnings(report),
         _figures(report),
@@ -55,7 +56,8 @@ def code(value: object, limit: int = MAX_LENGTH) -> str:
     return f"{fence}{pad}{text}{pad}{fence}"
 
 
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table; every cell must be harmless already."""
     names = list(head)
     lines = ["| " + " | ".join(cells) + " |" for cells in ([*names], ["---"] * len(names), *(list(r) for r in rows))]
     return "\n".join(lines)
@@ -83,7 +85,7 @@ def _warnings(report: Report) -> str:
 
 def _figures(report: Report) -> str:
     rows = ([f.name, f"**{f.value}** {f.of}".strip(), f.detail] for f in story.figures(report))
-    return _table(["figure", "value", ""], rows)
+    return table(["figure", "value", ""], rows)
 
 
 def _examples(report: Report) -> str:
@@ -92,7 +94,7 @@ def _examples(report: Report) -> str:
         return ""
     head = ["example", "source", "label", "outcome", "before → after", "units", "reference", "controls"]
     more = _more(len(rows), MAX_EXAMPLES, "example")
-    return f"## Examples\n\n{_table(head, (_example(row) for row in rows[:MAX_EXAMPLES]))}{more}"
+    return f"## Examples\n\n{table(head, (_example(row) for row in rows[:MAX_EXAMPLES]))}{more}"
 
 
 def _example(row: ExampleRow) -> list[str]:
@@ -102,7 +104,7 @@ def _example(row: ExampleRow) -> list[str]:
         code(row.short_id),
         code(row.source),
         code(row.label),
-        f"{outcome}, waived" if row.waived else outcome,
+        f"{outcome}, {row.accepted}" + (f" {code(row.reason)}" if row.reason else "") if row.accepted else outcome,
         change,
         _units([unit.text for unit in row.units]),
         f"{row.cost_text} {row.cost_detail}".strip(),
@@ -122,7 +124,7 @@ def _neurons(report: Report) -> str:
         return ""
     body = ([code(row.name), row.kind, str(len(row.erases)), row.reference] for row in rows)
     head = ["unit", "kind", "examples it serves", "reference accuracy without it"]
-    return f"## Neurons\n\n{_table(head, body)}{_more(len(report.neurons), MAX_NEURONS, 'unit')}"
+    return f"## Neurons\n\n{table(head, body)}{_more(len(report.neurons), MAX_NEURONS, 'unit')}"
 
 
 def _over_time(report: Report) -> str:
@@ -143,7 +145,7 @@ def _over_time(report: Report) -> str:
             ]
         )
     head = ["checkpoint", "flagged", "reference", "matched clean", "flagged gradient / reference", "cosine"]
-    parts.append(_table(head, rows))
+    parts.append(table(head, rows))
     rewound = [layer for layer in report.layers if layer.rewind]
     if rewound:
         names = [code(point.checkpoint) for point in rewound[0].rewind]
@@ -152,10 +154,10 @@ def _over_time(report: Report) -> str:
             for layer in rewound
         )
         parts.append("One layer put back to an earlier checkpoint: % of flagged labels / of the reference still right.")
-        parts.append(_table(["layer", *names], cells))
+        parts.append(table(["layer", *names], cells))
     if any(layer.verdict for layer in report.layers):
         judged = ([code(r.layer), r.verdict, code(r.sentence, MAX_MESSAGE)] for r in timeline.evidence(report))
-        parts += [timeline.retraining(report, code), _table(["layer", "verdict", "what it rests on"], judged)]
+        parts += [timeline.retraining(report, code), table(["layer", "verdict", "what it rests on"], judged)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -176,4 +178,4 @@ def _provenance(report: Report) -> str:
         ["reference", f"{code(data.reference.source)} ({data.reference.count:,})", code(data.reference.sha256)],
     ]
     made = f"Made by {outside(report.tool.name)} {outside(report.tool.version)}: {code(report.command, MAX_COMMAND)}"
-    return f"## Provenance\n\n{_table(['what', 'source', 'sha256'], rows)}\n\n{made}"
+    return f"## Provenance\n\n{table(['what', 'source', 'sha256'], rows)}\n\n{made}"

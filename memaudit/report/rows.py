@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
 from memaudit.findings import Finding, Neuron, Outcome, UnitRef
-from memaudit.report.words import MISSING, OUTCOMES, SYMBOLS, interval, label, percent, points, short
+from memaudit.report.words import (
+    MAX_MESSAGE,
+    MISSING,
+    OUTCOMES,
+    SYMBOLS,
+    accepted,
+    interval,
+    label,
+    percent,
+    points,
+    short,
+)
 from memaudit.text import MAX_LENGTH, clean
 
 if TYPE_CHECKING:
@@ -27,7 +38,7 @@ class Link:
 
 @dataclass(frozen=True)
 class ExampleRow:
-    """One flagged example."""
+    """One flagged example; `accepted` is `waived`, `known` from the baseline, or empty, `reason` the waiver's."""
 
     anchor: str
     example_id: str
@@ -39,7 +50,8 @@ class ExampleRow:
     word: str
     symbol: str
     memorized: bool
-    waived: bool
+    accepted: str
+    reason: str
     atypicality: float | None
     p_value: str
     before: str
@@ -89,11 +101,11 @@ def unit_anchor(unit: UnitRef | Neuron) -> str:
 
 def example_rows(report: Report, shown_units: frozenset[str] = frozenset()) -> list[ExampleRow]:
     """The findings in the report's order; units link to the neurons in `shown_units` (anchors)."""
-    waived = frozenset(report.gate.waived)
-    return [_example(report, finding, waived, shown_units) for finding in report.findings]
+    settled = accepted(report)
+    return [_example(report, finding, settled.get(finding.id, ""), shown_units) for finding in report.findings]
 
 
-def _example(report: Report, finding: Finding, waived: frozenset[str], shown: frozenset[str]) -> ExampleRow:
+def _example(report: Report, finding: Finding, settled: str, shown: frozenset[str]) -> ExampleRow:
     example, typical, after = finding.example, finding.atypicality, finding.after
     cost, cost_text, cost_detail = _cost(finding)
     return ExampleRow(
@@ -107,7 +119,8 @@ def _example(report: Report, finding: Finding, waived: frozenset[str], shown: fr
         word=OUTCOMES[finding.outcome][0],
         symbol=SYMBOLS[finding.outcome],
         memorized=finding.memorized,
-        waived=finding.id in waived,
+        accepted=settled,
+        reason=clean(report.gate.reasons.get(finding.id, ""), MAX_MESSAGE),
         atypicality=typical.score if typical else None,
         p_value=f"p {typical.p_value:.3f}" if typical else "",
         before=label(report, finding.before.prediction),

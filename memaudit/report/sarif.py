@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from memaudit.report import json, story
-from memaudit.report.words import MAX_MESSAGE, OUTCOMES, count, label
+from memaudit.report.words import MAX_MESSAGE, OUTCOMES, accepted, count, label
 from memaudit.text import clean
 
 if TYPE_CHECKING:
@@ -20,11 +20,12 @@ _RULES = tuple(OUTCOMES)
 
 def render(report: Report) -> str:
     """A SARIF log with one run. Results are errors under a failed policy, else warnings; waived ones are suppressed."""
+    settled, known = accepted(report), frozenset(report.gate.known)
     run = {
         "tool": {"driver": _driver(report)},
         "columnKind": "unicodeCodePoints",
         "invocations": [_invocation(report)],
-        "results": [_result(report, finding) for finding in report.findings if finding.memorized],
+        "results": [_result(report, f, settled.get(f.id, ""), known) for f in report.findings if f.memorized],
         "properties": {
             "status": report.status,
             "verdict": report.verdict,
@@ -65,18 +66,23 @@ def _invocation(report: Report) -> dict[str, Any]:
     return {"executionSuccessful": report.status == "complete", "toolExecutionNotifications": notes}
 
 
-def _result(report: Report, finding: Finding) -> dict[str, Any]:
-    waived = finding.id in report.gate.waived
+def _result(report: Report, finding: Finding, settled: str, known: frozenset[str]) -> dict[str, Any]:
     result: dict[str, Any] = {
         "ruleId": _rule_id(finding.outcome),
         "ruleIndex": _RULES.index(finding.outcome),
-        "level": "error" if report.verdict == "fail" and not waived else "warning",
+        "level": "error" if report.verdict == "fail" and not settled else "warning",
         "message": {"text": _message(report, finding)},
         "locations": [_location(report, finding)],
         "partialFingerprints": {FINGERPRINT: clean(finding.id)},
     }
-    if waived:
-        result["suppressions"] = [{"kind": "external", "status": "accepted"}]
+    if report.gate.baseline is not None:
+        result["baselineState"] = "unchanged" if finding.id in known else "new"
+    if settled:
+        suppression = {"kind": "external", "status": "accepted"}
+        reason = "known from the baseline" if settled == "known" else report.gate.reasons.get(finding.id, "")
+        if reason:
+            suppression["justification"] = clean(reason, MAX_MESSAGE)
+        result["suppressions"] = [suppression]
     return result
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from memaudit.findings import Outcome
+from memaudit.report import words
 from memaudit.report.words import MAX_MESSAGE, MISSING, count, interval, label, number, percent
 from memaudit.text import clean
 
@@ -107,6 +108,17 @@ def _where(report: Report) -> str:
     median = "" if len(found) == 1 else "a median of "
     what = "1 unit: cutting it" if middle == 1 else f"{number(middle)} units: cutting them"
     return f"{who} in {median}{what} suppresses the label{cost}."
+
+
+def accepted(report: Report) -> str:
+    """How many memorized examples do not count, and why; empty where all do."""
+    settled = list(words.accepted(report).values())
+    waived, known = settled.count("waived"), settled.count("known")
+    baseline = clean(report.gate.baseline or "")
+    parts = [f"{waived:,} waived"] if waived else []
+    parts += [f"{known:,} known from the baseline {baseline}".rstrip()] if known else []
+    left = report.summary.memorized - waived - known
+    return f"Of the memorized examples, {' and '.join(parts)}; {left:,} left." if parts else ""
 
 
 def rules(report: Report) -> list[Rule]:

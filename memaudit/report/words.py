@@ -74,6 +74,11 @@ def label(report: Report, index: int) -> str:
     return clean(names[index]) if index < len(names) else str(index)
 
 
+def accepted(report: Report) -> dict[str, str]:
+    """Why a memorized finding does not count, by its id: `waived`, or `known` from the baseline."""
+    return dict.fromkeys(report.gate.known, "known") | dict.fromkeys(report.gate.waived, "waived")
+
+
 def short(identity: str) -> str:
     """The first characters of an id."""
     return clean(identity[:SHORT_ID])
