@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from memaudit import groups
 from memaudit.adapters.base import Adapter
 from memaudit.assemble import Evidence, assemble
+from memaudit.classorder import check_class_order
 from memaudit.controls import Judge, generator_for
 from memaudit.cost import settle
 from memaudit.data import ExampleSet, Preprocess, finding_id, from_dataset, from_tensors, remove_overlap
@@ -469,6 +470,8 @@ class Auditor:
             )
 
     def _check_accuracy(self) -> None:
+        names = self.class_names or self.reference.class_names
+        check_class_order(names, self.reference_seen.logits.argmax(1), self.reference.labels)
         classes = self.reference_seen.logits.shape[1]
         common = int(self.reference.labels.bincount().max()) / len(self.reference)
         chance = max(1 / classes, common if len(set(self.reference.labels.tolist())) > 1 else 0.0)

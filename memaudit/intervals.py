@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import exp, fsum, lgamma, log
 
 # Two-sided 95 %.
 Z = 1.959963984540054
@@ -16,6 +17,13 @@ def wilson(hits: float, count: int) -> tuple[float, float]:
     centre = (rate + Z**2 / (2 * count)) / (1 + Z**2 / count)
     half = Z / (1 + Z**2 / count) * (rate * (1 - rate) / count + Z**2 / (4 * count**2)) ** 0.5
     return 0.0 if hits <= 0 else max(0.0, centre - half), 1.0 if hits >= count else min(1.0, centre + half)
+
+
+def mcnemar(wins: int, losses: int) -> float:
+    """One-sided exact p-value that so many more wins than losses are chance. McNemar 1947."""
+    total = wins + losses
+    whole = lgamma(total + 1) - total * log(2)
+    return min(1.0, fsum(exp(whole - lgamma(k + 1) - lgamma(total - k + 1)) for k in range(wins, total + 1)))
 
 
 def bootstrap(values: Sequence[float], seed: int, draws: int = 2000) -> tuple[float, float]:

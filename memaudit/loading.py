@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import comb
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from memaudit.data import ExampleSet, Preprocess
 from memaudit.errors import UsageError
 from memaudit.evaluate import Evaluator, automatic_batch_size, exact_arithmetic, margin, resolve_device
 from memaudit.findings import ReportWarning
+from memaudit.intervals import mcnemar
 from memaudit.text import clean
 
 # Reference images that twins are told apart on.
@@ -93,8 +93,4 @@ def _right(adapter: Adapter, reference: ExampleSet, device: str) -> Tensor:
 def _better(best: Tensor, other: Tensor) -> bool:
     """Exact one-sided McNemar test on the images only one of the two gets right."""
     wins, losses = int((best & ~other).sum()), int((~best & other).sum())
-    total = wins + losses
-    if total == 0:
-        return False
-    p: float = sum(comb(total, k) for k in range(wins, total + 1)) / 2**total
-    return p < TWIN_P
+    return wins + losses > 0 and mcnemar(wins, losses) < TWIN_P

@@ -53,7 +53,11 @@ def make(folder: Path) -> Path:
     own = distribution("memaudit")
     info = next(p for p in Path(str(own.locate_file(""))).iterdir() if p.match("memaudit*-info"))
     _link(site / info.name, info)
-    return folder / "bin" / "python"
+    python = folder / "bin" / "python"
+    script = folder / "bin" / "memaudit"
+    script.write_text(f'#!/bin/sh\nexec "{python}" -P -m memaudit "$@"\n')
+    script.chmod(0o755)
+    return python
 
 
 def _link(link: Path, target: Path) -> None:

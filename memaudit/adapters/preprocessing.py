@@ -36,12 +36,12 @@ def resolve(
     flags = {"mean": options.mean, "std": options.std, "input_size": options.input_size}
     sources = {"flags": flags, "tensors": proven or {}, "checkpoint": facts, default_origin: defaults}
     values: dict[str, Any] = {}
-    used: dict[str, None] = {}
+    origins: dict[str, str] = {}
     for field in FIELDS:
         for origin, source in sources.items():
             if _usable(field, source.get(field)):
                 values[field] = source[field]
-                used[origin] = None
+                origins[field] = origin
                 break
     if "input_size" not in values:
         raise UsageError("nothing says the network's input size", hint="give it, for example: --input-size 3,224,224")
@@ -56,7 +56,8 @@ def resolve(
         interpolation=values.get("interpolation", "bicubic"),
         mean=tuple(values.get("mean", ())),
         std=tuple(values.get("std", ())),
-        origin=", ".join(used),
+        origin=", ".join(dict.fromkeys(origins.values())),
+        origins=tuple(origins.items()),
         crop_mode=values.get("crop_mode", "center"),
     )
 

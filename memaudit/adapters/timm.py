@@ -87,6 +87,7 @@ class TimmAdapter(Adapter):
             alternatives=plan.alternatives,
         )
         adapter.fed_differently = plan.fed_differently
+        adapter.test_size = _test_size(adapter.preprocess, plan, checkpoint, options)
         return adapter
 
     @classmethod
@@ -256,6 +257,19 @@ def _preprocess(plan: _Plan, checkpoint: Checkpoint, options: ModelOptions) -> P
     if plan.fed_differently:
         origin += f" (the same network has others as {', '.join(plan.fed_differently)})"
     return resolve(options, facts, defaults, origin, proven=proven)
+
+
+def _test_size(
+    used: Preprocess, plan: _Plan, checkpoint: Checkpoint, options: ModelOptions
+) -> tuple[int, int, int] | None:
+    """The other size, where the checkpoint or timm gives one for tests and nobody chose."""
+    facts, defaults = checkpoint.facts.preprocess, default_config(plan.architecture)
+    said = facts if "input_size" in facts else defaults
+    size = said.get("test_input_size")
+    if options.input_size is not None or not isinstance(size, tuple | list) or len(size) != 3:
+        return None
+    tested = (used.input_size[0], int(size[1]), int(size[2]))
+    return None if tested == used.input_size else tested
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

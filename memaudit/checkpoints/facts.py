@@ -133,11 +133,12 @@ def _preprocess(raw: Mapping[str, Any]) -> dict[str, object]:
         fits = isinstance(values, list | tuple) and 1 <= len(values) <= 4 and all(_finite(v) for v in values)
         if fits and (name == "mean" or min(values) > 0):
             kept[name] = tuple(float(v) for v in values)
-    size = raw.get("input_size")
-    if type(size) is int:
-        size = [3, size, size]
-    if isinstance(size, list | tuple) and len(size) == 3 and all(type(n) is int and 0 < n <= 4096 for n in size):
-        kept["input_size"] = tuple(size)
+    for name in ("input_size", "test_input_size"):
+        size = raw.get(name)
+        if type(size) is int:
+            size = [3, size, size]
+        if isinstance(size, list | tuple) and len(size) == 3 and all(type(n) is int and 0 < n <= 4096 for n in size):
+            kept[name] = tuple(size)
     crop: Any = raw.get("crop_pct")
     if _finite(crop) and 0 < crop <= 2:
         kept["crop_pct"] = float(crop)

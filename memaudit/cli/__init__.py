@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from memaudit.cli import adapters, check, demo, diff, inspect, render, scan, schema
+from memaudit.cli import adapters, check, demo, diff, init, inspect, render, scan, schema
 from memaudit.errors import ExitCode
 
 app = typer.Typer(
@@ -16,11 +16,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("scan")(scan.scan)
-app.command("inspect")(inspect.inspect)
-app.command("check")(check.check)
+# The environment's names are the options', whatever the command: MEMAUDIT_MAX_UNITS.
+CONFIGURED = {"auto_envvar_prefix": "MEMAUDIT"}
+app.command("scan", context_settings=CONFIGURED)(scan.scan)
+app.command("inspect", context_settings=CONFIGURED)(inspect.inspect)
+app.command("check", context_settings=CONFIGURED)(check.check)
 app.command("diff")(diff.diff)
 app.command("render")(render.render)
+app.command("init")(init.init)
 app.command("schema")(schema.schema)
 app.command("demo")(demo.demo)
 app.add_typer(adapters.app, name="adapters")

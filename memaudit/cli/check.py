@@ -19,7 +19,7 @@ WORST = (ExitCode.INCOMPLETE, ExitCode.POLICY, ExitCode.OK)
 
 
 def check(
-    reports: Annotated[list[Path], typer.Argument(metavar="REPORT...", help="report.json, one or several.")],
+    reports: Annotated[list[Path], typer.Argument(metavar="REPORT", help="report.json, one or several.")],
     model: Annotated[
         Path | None, typer.Option(help="The checkpoint, its Git-LFS pointer or .dvc file: the report must be of it.")
     ] = None,
@@ -29,6 +29,7 @@ def check(
     baseline: opt.Baseline = None,
     waivers: opt.Waivers = None,
     exit_zero: opt.ExitZero = False,
+    config: opt.Config = None,
     output: opt.Output = [],  # noqa: B006 - typer copies it
     format_: Annotated[str, typer.Option("-f", "--format", help="stdout: table, json, markdown or github.")] = "table",
 ) -> int:

@@ -11,13 +11,16 @@ from memaudit.cli import options as opt
 from memaudit.text import clean
 
 if TYPE_CHECKING:
-    from memaudit.checkpoints import Series
+    from memaudit.checkpoints import Run, Series
     from memaudit.checkpoints.series import Point
+    from memaudit.cli.config import Setting
+    from memaudit.data import Preprocess
 
 LAYERS_SHOWN = 12
 
 
 def inspect(
+    context: typer.Context,
     model: opt.Model,
     adapter: opt.AdapterName = None,
     arch: opt.Arch = None,
@@ -30,6 +33,7 @@ def inspect(
     input_size: opt.InputSize = None,
     unit: Annotated[str, typer.Option(help="channel, neuron, head, or auto: the finest there is.")] = "auto",
     layers: Annotated[str | None, typer.Option(help="Only layers matching this pattern.")] = None,
+    config: opt.Config = None,
     format_: Annotated[str, typer.Option("-f", "--format", help="table or json.")] = "table",
 ) -> None:
     """Show what a checkpoint was recognised as; needs no data.
@@ -41,9 +45,11 @@ def inspect(
     import torch
 
     from memaudit.adapters.registry import choose
-    from memaudit.checkpoints import find_series, read
+    from memaudit.checkpoints import find_run, find_series, read
+    from memaudit.cli.config import settings
     from memaudit.data.paths import display
     from memaudit.findings import LayerUnits, ModelInfo, Units
+    from memaudit.toml import shown
     from memaudit.units import select
 
     options = opt.model_options(arch, model_kwargs, num_classes, mean, std, input_size, adapter)
@@ -52,7 +58,7 @@ def inspect(
     undecided = len(chosen.alternatives) > 1
     generator = torch.Generator().manual_seed(0)
     sites = chosen.sites(torch.rand(3, *chosen.preprocess.input_size, generator=generator))
-    found = select(sites, unit, layers).sites if sites else ()
+    searched = select(sites, unit, layers).sites if sites else ()
     info = ModelInfo(
         path=display(checkpoint.path),
         sha256=checkpoint.sha256,
@@ -67,11 +73,12 @@ def inspect(
         candidates=list(chosen.alternatives) if undecided else [],
     )
     units = Units(
-        total=sum(s.width for s in found),
+        total=sum(s.width for s in searched),
         dead=0,
-        by_layer=[LayerUnits(layer=s.layer, kind=s.kind, width=s.width) for s in found],
+        by_layer=[LayerUnits(layer=s.layer, kind=s.kind, width=s.width) for s in searched],
     )
     series = find_series(Path(model), checkpoints)
+    run = find_run(Path(model))
     if format_ == "json":
         import json
 
@@ -81,9 +88,17 @@ def inspect(
         data["series"] = [_point(point) for point in series.points]
         data["series_notes"] = [clean(note, 400) for note in series.notes]
         data["preprocess"] = _preprocess(chosen)
+        data["config"] = {s.key: {"value": _shown(s.value), "origin": s.origin} for s in settings(context)}
+        data["config_file"] = None if config is None else shown(config)
+        data["run"] = None if run is None else _run(run)
         typer.echo(encode(json.loads(json.dumps(data)), indent=2))
         return
-    for line in [*_lines(chosen, info, units, sites), *_series_lines(series)]:
+    for line in [
+        *_lines(chosen, info, units, sites),
+        *_series_lines(series),
+        *_run_lines(run),
+        *_settings_lines(list(settings(context)), config),
+    ]:
         typer.echo(line)
 
 
@@ -108,12 +123,60 @@ def _series_lines(series: Series) -> list[str]:
     return [f"series         {text}", *(f"                 {clean(note, 400)}" for note in series.notes)]
 
 
+def _run(run: Run) -> dict[str, Any]:
+    names = {"train": run.train, "validation": run.validation}
+    found: dict[str, Any] = {name: None if path is None else clean(path.name) for name, path in names.items()}
+    order = run.class_order if run.class_order in ("natural", "lexical") else clean(Path(run.class_order).name)
+    return {**found, "class_order": order, "problem": run.problem}
+
+
+def _run_lines(run: Run | None) -> list[str]:
+    """What a scan of this run directory would read without being told."""
+    if run is None:
+        return []
+    said = _run(run)
+    if run.train is None:
+        return [f"data           not found: {clean(run.problem)} (args.yaml)"]
+    where = f"training {said['train']}, reference {said['validation'] or 'the training data that is not flagged'}"
+    return [f"data           {where}; classes in {said['class_order']} order (args.yaml)"]
+
+
+def _shown(value: Any) -> Any:
+    return [clean(v) for v in value] if isinstance(value, list | tuple) else clean(value) if _text(value) else value
+
+
+def _text(value: Any) -> bool:
+    return value is not None and not isinstance(value, bool | int | float)
+
+
+def _settings_lines(found: list[Setting], config: Path | None) -> list[str]:
+    """The settings that somebody made, each with who made it; how many are left at their defaults."""
+    from memaudit.toml import shown
+
+    made = [s for s in found if s.origin != "default"]
+    where = "no memaudit.toml here or above" if config is None else shown(config)
+    lines = [f"settings       {where}; {len(found) - len(made)} at their defaults (all with -f json)"]
+    for setting in made:
+        value = _shown(setting.value)
+        text = ", ".join(value) if isinstance(value, list) else str(value)
+        lines.append(f"                 {setting.key:<24} {text:<28} {setting.origin}")
+    return lines
+
+
 def _preprocess(adapter: Any) -> dict[str, Any]:
     p = adapter.preprocess
     return {
         "input_size": list(p.input_size), "mean": list(p.mean), "std": list(p.std), "crop_pct": p.crop_pct,
-        "interpolation": p.interpolation, "origin": p.origin,
+        "interpolation": p.interpolation, "origin": p.origin, "origins": dict(p.origins),
     }  # fmt: skip
+
+
+def _origins(preprocess: Preprocess) -> list[str]:
+    """Who said which part of the preprocessing, where it was not one and the same."""
+    if len({origin for _, origin in preprocess.origins}) < 2:
+        return []
+    said = "; ".join(f"{name} from {clean(origin)}" for name, origin in preprocess.origins)
+    return [f"                 {said}"]
 
 
 def _lines(adapter: Any, info: Any, units: Any, sites: Any) -> list[str]:
@@ -141,6 +204,7 @@ def _lines(adapter: Any, info: Any, units: Any, sites: Any) -> list[str]:
         f"classes        {info.num_classes}",
         f"parameters     {info.parameters:,}",
         f"preprocessing  {size}, crop {p.crop_pct:g}, {p.interpolation}, mean {mean}, std {std} ({clean(p.origin)})",
+        *_origins(p),
         f"units          {searched}",
     ]
     shown = units.by_layer if len(units.by_layer) <= LAYERS_SHOWN else units.by_layer[: LAYERS_SHOWN - 1]

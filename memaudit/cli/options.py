@@ -30,6 +30,19 @@ InputSize = Annotated[str | None, typer.Option(help="Network input, C,H,W or H,W
 Checkpoints = Annotated[
     list[str], typer.Option(help="Earlier checkpoints: folder, pattern or file; repeatable. Default: beside MODEL.")
 ]
+def _config(context: typer.Context, given: Path | None) -> Path | None:
+    from memaudit.cli import config
+
+    return config.apply(context, given)
+
+
+# Before all others: it fills in what the command line and the environment leave out.
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        callback=_config, is_eager=True, help="Settings; default: the nearest memaudit.toml or pyproject.toml."
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 
 MaxMemorized = Annotated[str | None, typer.Option(help="Policy: most memorized examples, N or P%.")]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from memaudit.cli.config import ORIGINS
 from memaudit.cli.options import listed
 from memaudit.text import clean
 
@@ -23,6 +24,7 @@ NOT_NUMBERS = frozenset(
     {
         *("model", "flagged", "reference", "test", "data", "out", "output", "format_", "images", "quiet"),
         *("exit_zero", "dry_run", "device", "batch_size", "time_limit", "checkpoints"),
+        *("config", "baseline", "waivers"),
     }
 )
 MAX_COMMAND = 2000
@@ -33,12 +35,19 @@ def provenance(
     checkpoint: Checkpoint,
     adapter: Adapter,
     class_order: str,
+    said: str,
     warnings: tuple[ReportWarning, ...],
 ) -> Provenance:
-    """Where the report of this command comes from."""
+    """Where the report of this command comes from.
+
+    Args:
+        said: what said the class order, where it was no option.
+    """
     from memaudit.data.paths import display
+    from memaudit.findings import ConfigValue
     from memaudit.settings import Provenance
 
+    order = {} if context.params.get("class_order") else {"class_order": ConfigValue(value=class_order, origin=said)}
     return Provenance(
         command=_command(context.obj if isinstance(context.obj, list) else sys.argv[1:]),
         model_path=display(checkpoint.path),
@@ -46,10 +55,23 @@ def provenance(
         model_md5=checkpoint.md5,
         weights=checkpoint.weights,
         stripped_prefix=checkpoint.stripped_prefix,
-        config={**_options(context), "preprocess": _preprocess(adapter)},
+        config={**_options(context), **order, "preprocess": _preprocess(adapter)},
         class_order=class_order,
         warnings=warnings,
     )
+
+
+def size_warning(adapter: Adapter) -> tuple[ReportWarning, ...]:
+    """That the model is tested at another size than it was trained at, where nobody chose between them."""
+    from memaudit.findings import ReportWarning
+
+    used, tested = adapter.preprocess.input_size, adapter.test_size
+    if tested is None or tested == used:
+        return ()
+    shown, other = (f"{height} x {width}" for _, height, width in (used, tested))
+    flag = f"--input-size {','.join(map(str, tested))}"
+    message = f"images are prepared at {shown}, the size of training; the model is tested at {other} ({flag})"
+    return (ReportWarning(code="MEM903", message=message),)
 
 
 def _command(arguments: list[str]) -> str:
@@ -71,7 +93,7 @@ def _options(context: typer.Context) -> dict[str, ConfigValue]:
         if name in NOT_NUMBERS:
             continue
         source = context.get_parameter_source(name)
-        origin = "default" if source is None or source.name == "DEFAULT" else "flag"
+        origin = "default" if source is None else ORIGINS.get(source.name, "default")
         shown = [clean(v) for v in value] if isinstance(value, list | tuple) else value
         if isinstance(value, str | Path):
             shown = clean(portable(str(value)))

@@ -12,6 +12,7 @@ import typer
 
 from memaudit.cli import options as opt
 from memaudit.cli import outputs
+from memaudit.cli.sources import Sources
 from memaudit.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -28,11 +29,17 @@ if TYPE_CHECKING:
 def scan(
     context: typer.Context,
     model: opt.Model,
-    flagged: Annotated[Path, typer.Option(help="Flagged examples with trained labels: folder, manifest or .npz.")],
-    reference: Annotated[Path, typer.Option(help="Clean examples: folder, manifest or .npz.")],
+    flagged: Annotated[
+        Path | None, typer.Option(help="Flagged examples with trained labels: folder, manifest or .npz. Required.")
+    ] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="Clean examples: folder, manifest or .npz; default: the run's validation data.")
+    ] = None,
     test: Annotated[Path | None, typer.Option(help="Held-out examples, for the accuracy figure.")] = None,
     data: Annotated[Path | None, typer.Option(help="Data set that the other options list rows of.")] = None,
-    class_order: Annotated[str, typer.Option(help="natural, lexical, or a file of class names.")] = "natural",
+    class_order: Annotated[
+        str | None, typer.Option(help="natural, lexical, or a file of class names; default: the run's, or natural.")
+    ] = None,
     adapter: opt.AdapterName = None,
     arch: opt.Arch = None,
     model_kwargs: opt.ModelKwargs = [],  # noqa: B006 - typer copies it
@@ -68,6 +75,7 @@ def scan(
     waivers: opt.Waivers = None,
     exit_zero: opt.ExitZero = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Read everything, print the plan, audit nothing.")] = False,
+    config: opt.Config = None,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")] = False,
 ) -> int:
     """Audit which flagged examples a checkpoint memorized, and where.
@@ -104,11 +112,11 @@ def scan(
 
     from memaudit.auditor import Auditor
     from memaudit.cli.progress import Stages
-    from memaudit.cli.provenance import provenance
+    from memaudit.cli.provenance import provenance, size_warning
 
     model_options = opt.model_options(arch, model_kwargs, num_classes, mean, std, input_size, adapter)
     with Stages(quiet) as progress:
-        sources = Sources(flagged, reference, test, data, class_order)
+        sources = Sources.of(model, flagged, reference, test, data, class_order)
         loaded = _load(model, weights, adapter, model_options, sources, device, progress)
         settled = loaded.settled
         states, notes = _series(model, checkpoints, loaded, settings, progress)
@@ -121,7 +129,12 @@ def scan(
             settled.reference,
             settings,
             provenance=provenance(
-                context, loaded.checkpoint, settled.adapter, loaded.class_order, (*settled.warnings, *notes)
+                context,
+                loaded.checkpoint,
+                settled.adapter,
+                loaded.class_order,
+                sources.said,
+                (*sources.warnings, *settled.warnings, *size_warning(settled.adapter), *notes),
             ),
             class_names=loaded.class_names,
             progress=progress,
@@ -134,28 +147,6 @@ def scan(
             written = outputs.write(report, targets, _thumbnails(images, loaded.flagged))
     outputs.show(report, written, format_)
     return int(outputs.exit_code(report, exit_zero))
-
-
-@dataclass(frozen=True)
-class Sources:
-    """Where the examples are, as the user named them."""
-
-    flagged: Path
-    reference: Path
-    test: Path | None
-    data: Path | None
-    class_order: str
-
-    def class_names(self, checkpoint: Checkpoint) -> tuple[tuple[str, ...], str]:
-        """Class names by label, and what said them: a file the user named, else the checkpoint, else class folders."""
-        from memaudit import data
-
-        where = self.data or self.reference
-        if self.class_order not in ("natural", "lexical"):
-            return data.class_names_of(where, self.class_order), "file"
-        if checkpoint.facts.class_names:
-            return checkpoint.facts.class_names, "checkpoint"
-        return data.class_names_of(where, self.class_order), self.class_order if where.is_dir() else "given"
 
 
 @dataclass(frozen=True)

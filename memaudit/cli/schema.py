@@ -1,4 +1,4 @@
-"""`memaudit schema`: the JSON Schema of what memaudit writes."""
+"""`memaudit schema`: the JSON Schema of what memaudit writes and of what it reads."""
 
 from __future__ import annotations
 
@@ -9,11 +9,17 @@ import typer
 from memaudit.cli.options import choice
 
 
-def schema(what: Annotated[str, typer.Argument(metavar="WHAT", help="report")] = "report") -> None:
-    """Print the JSON Schema of report.json."""
+def schema(what: Annotated[str, typer.Argument(metavar="WHAT", help="report or config.")] = "report") -> None:
+    """Print the JSON Schema of report.json, or of memaudit.toml."""
     import json
 
-    from memaudit.findings import Report
+    choice(what, ("report", "config"), "schema")
+    if what == "config":
+        from memaudit.cli import config
 
-    choice(what, ("report",), "schema")
-    typer.echo(json.dumps(Report.model_json_schema(), indent=2, sort_keys=True))
+        found = config.schema()
+    else:
+        from memaudit.findings import Report
+
+        found = Report.model_json_schema()
+    typer.echo(json.dumps(found, indent=2, sort_keys=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ class Preprocess:
         mean: per channel, subtracted from values in [0, 1]; empty: no normalisation.
         std: per channel.
         origin: where these values came from (flag, checkpoint, adapter, default), for the report.
+        origins: where each value came from, by field.
         crop_mode: timm's names: `center` keeps the aspect ratio and crops, `squash` does not keep it, `border` pads.
     """
 
@@ -29,6 +30,7 @@ class Preprocess:
     std: tuple[float, ...] = ()
     origin: str = "default"
     crop_mode: str = "center"
+    origins: tuple[tuple[str, str], ...] = field(default=(), compare=False)
 
     def normalise(self, batch: Tensor) -> Tensor:
         """`(N, C, H, W)` in [0, 1] to the network's input; without mean and std, `batch` itself."""

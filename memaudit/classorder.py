@@ -1,0 +1,45 @@
+"""Is the order of the classes the one the network was trained with? A wrong one shifts labels and says nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from memaudit.data.classes import in_order
+from memaudit.errors import PremiseBroken
+from memaudit.intervals import mcnemar
+
+# Below this, that another order fits better is no accident.
+CHANCE = 0.01
+
+
+def check_class_order(names: Sequence[str], predicted: Tensor, labels: Tensor) -> None:
+    """Raise where the same folders in another usual order agree with the network decisively better.
+
+    Args:
+        names: class names by label, as the audit has them.
+        predicted: `(n,)` labels the network gives the reference images.
+        labels: `(n,)` labels the reference has.
+
+    Raises:
+        PremiseBroken: names both orders, with the accuracy of each.
+    """
+    given = tuple(names)
+    if len(set(given)) != len(given) or int(labels.max()) >= len(given):
+        return
+    right = predicted == labels
+    for order in ("natural", "lexical"):
+        other = in_order(given, order)
+        if other == given:
+            continue
+        place = {name: label for label, name in enumerate(other)}
+        moved = labels.new_tensor([place[name] for name in given])[labels]
+        fits = predicted == moved
+        wins, losses = int((fits & ~right).sum()), int((right & ~fits).sum())
+        if wins > losses and mcnemar(wins, losses) < CHANCE:
+            raise PremiseBroken(
+                f"the class order is wrong (MEM902): reference accuracy is {float(right.float().mean()):.3f}, and "
+                f"{float(fits.float().mean()):.3f} with the classes in {order} order",
+                hint=f"Give the order the network was trained with: --class-order {order}, or a file of class names.",
+            )

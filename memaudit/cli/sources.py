@@ -1,0 +1,91 @@
+"""Where a scan's examples are: as the user named them, or as the training run says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from memaudit.errors import UsageError
+from memaudit.findings import ReportWarning
+from memaudit.text import clean
+
+if TYPE_CHECKING:
+    from memaudit.checkpoints import Checkpoint, Run
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Every place that examples are read from.
+
+    Attributes:
+        data: the data set that the others may be lists of rows of.
+        said: what says the class order where no option does: checkpoint (the run's `args.yaml`) or default.
+        warnings: what was taken from the run, for the report.
+    """
+
+    flagged: Path
+    reference: Path
+    test: Path | None
+    data: Path | None
+    class_order: str
+    said: str
+    warnings: tuple[ReportWarning, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        model: str,
+        flagged: Path | None,
+        reference: Path | None,
+        test: Path | None,
+        data: Path | None,
+        class_order: str | None,
+    ) -> Sources:
+        """The places that were named; what is left out comes from the timm run whose folder `model` is.
+
+        Without any reference, it is all of the data set that is not flagged.
+
+        Raises:
+            UsageError: nobody says where the flagged or the reference examples are.
+        """
+        from memaudit.checkpoints import find_run
+
+        run = find_run(Path(model)) if data is None or reference is None or class_order is None else None
+        if flagged is None:
+            raise UsageError(
+                "no flagged examples",
+                hint="--flagged FOLDER, manifest or .npz; or flagged = ... in a memaudit.toml (memaudit init)",
+            )
+        notes: list[str] = []
+        if data is None and run is not None and run.train is not None:
+            data = run.train
+            notes.append(f"the training data was taken from the run's args.yaml: {clean(data.name)}")
+        if reference is None and run is not None and run.validation is not None:
+            reference = run.validation
+            notes.append(f"the reference was taken from the run's args.yaml: {clean(reference.name)}")
+        elif reference is None and data is not None:
+            reference = data
+            notes.append("the reference is all of the data that is not flagged; --reference names examples known clean")
+        if reference is None:
+            raise UsageError(_without_reference(run), hint="--reference FOLDER, manifest or .npz of clean examples")
+        order = class_order or (run.class_order if run is not None else "natural")
+        said = "checkpoint" if run is not None and run.train is not None else "default"
+        warnings = tuple(ReportWarning(code="MEM905", message=note) for note in notes)
+        return cls(flagged, reference, test, data, order, said, warnings)
+
+    def class_names(self, checkpoint: Checkpoint) -> tuple[tuple[str, ...], str]:
+        """Class names by label, and what said them: a file the user named, else the checkpoint, else class folders."""
+        from memaudit import data
+
+        where = self.data or self.reference
+        if self.class_order not in ("natural", "lexical"):
+            return data.class_names_of(where, self.class_order), "file"
+        if checkpoint.facts.class_names:
+            return checkpoint.facts.class_names, "checkpoint"
+        return data.class_names_of(where, self.class_order), self.class_order if where.is_dir() else "given"
+
+
+def _without_reference(run: Run | None) -> str:
+    problem = f": {run.problem}" if run is not None and run.problem else ""
+    return f"no reference examples{problem}"
