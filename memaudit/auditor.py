@@ -45,7 +45,7 @@ from memaudit.findings import (
     Stability,
     UnitRef,
 )
-from memaudit.fit import Observation, Support, atypicality, live_units, observe
+from memaudit.fit import Observation, Support, live_units, observe, observe_flagged
 from memaudit.intervals import tidy, wilson
 from memaudit.localize import Population, Proposal, Search, measure_population
 from memaudit.overtime import OverTime
@@ -308,8 +308,7 @@ class Auditor:
 
     def _findings(self) -> Iterator[Finding]:
         self._prepare()
-        supports = self._atypicality()
-        flagged, seen = self.flagged, self.flagged_seen
+        supports, flagged, seen = self.supports, self.flagged, self.flagged_seen
         margins = margin(seen.logits, flagged.labels)
         self.fitted_rows = (margins > 0).nonzero().flatten().tolist()
         fitted = set(self.fitted_rows)
@@ -353,9 +352,9 @@ class Auditor:
             )
         self.space = select(self.all_sites, self.settings.unit, self.settings.layers)
         self._stage("reference", len(self.reference) + len(self.flagged))
-        self.reference_seen = observe(self.evaluator, self.reference, self.space)
-        self.flagged_seen = observe(self.evaluator, self.flagged, self.space)
-        self._drop_non_finite()
+        self._see()
+        if self._drop_non_finite():
+            self._see()  # NaN would stay in the statistics
         self._check_labels()
         self.reference_margins = margin(self.reference_seen.logits, self.reference.labels)
         self.accuracy = float((self.reference_margins > 0).float().mean())
@@ -437,8 +436,16 @@ class Auditor:
         for what in self.over_time.late:
             self.incomplete.append(f"time limit of {self.settings.time_limit:g} s: {what} not done")
 
-    def _drop_non_finite(self) -> None:
-        """Examples whose logits are not finite are left out, and the audit is incomplete."""
+    def _see(self) -> None:
+        """One observing pass over each set."""
+        self.reference_seen = observe(self.evaluator, self.reference, self.space)
+        self.flagged_seen, self.supports, self.calibration = observe_flagged(
+            self.evaluator, self.flagged, self.space, self.reference_seen, self.reference.labels
+        )
+
+    def _drop_non_finite(self) -> bool:
+        """Leave out examples whose logits are not finite: the audit is incomplete. Whether there were any."""
+        dropped = False
         for name in ("flagged", "reference"):
             examples: ExampleSet = getattr(self, name)
             seen: Observation = getattr(self, f"{name}_seen")
@@ -449,9 +456,9 @@ class Auditor:
             self.incomplete.append(f"{lost} {name} examples gave logits that are not finite")
             if int(finite.sum()) < (2 if name == "reference" else 1):
                 raise Incomplete(f"the logits of {lost} of {len(examples)} {name} examples are NaN or infinite")
-            kept = examples.subset(finite.nonzero().flatten().tolist())
-            setattr(self, name, kept)
-            setattr(self, f"{name}_seen", observe(self.evaluator, kept, self.space))  # NaN would stay in the statistics
+            setattr(self, name, examples.subset(finite.nonzero().flatten().tolist()))
+            dropped = True
+        return dropped
 
     def _check_labels(self) -> None:
         classes = self.flagged_seen.logits.shape[1]
@@ -483,13 +490,6 @@ class Auditor:
             )
         if low < 0.5:
             self.warn("MEM104", f"reference accuracy is only {self.accuracy:.3f}: check class order and preprocessing")
-
-    def _atypicality(self) -> Support:
-        own, reference = self.flagged_seen, self.reference_seen
-        support, self.calibration = atypicality(
-            own.features, self.flagged.labels, reference.features, self.reference.labels
-        )
-        return support
 
     def _finding(self, row: int, support: Support, outcome: Outcome, **more: Any) -> Finding:
         example = self.flagged.examples[row]

@@ -26,6 +26,8 @@ CELLS = 2
 FEATURE_WIDTH = 1024
 # Reference examples whose own leave-one-out support the p-value compares with.
 CALIBRATION = 2000
+# Flagged examples whose features are held at a time.
+PART = 1024
 
 
 @dataclass(frozen=True)
@@ -69,11 +71,37 @@ def observe(evaluator: Evaluator, examples: ExampleSet, space: UnitSpace) -> Obs
     features = tuple(torch.cat([f for f, _, _ in seen[n] if f is not None]) for n in voting)
     statistics = []
     for batches in seen:
-        values = torch.stack([s for _, s, _ in batches])
-        weights = torch.tensor([float(n) for _, _, n in batches])
-        mean = (values[:, 2] * weights[:, None]).sum(0) / weights.sum()
-        statistics.append(torch.stack([values[:, 0].amin(0), values[:, 1].amax(0), mean]))
+        sizes = torch.tensor([float(n) for _, _, n in batches])
+        statistics.append(_merged(torch.stack([s for _, s, _ in batches]), sizes))
     return Observation(logits, features, tuple(statistics))
+
+
+def observe_flagged(
+    evaluator: Evaluator, examples: ExampleSet, space: UnitSpace, reference: Observation, reference_labels: Tensor
+) -> tuple[Observation, Support, Tensor]:
+    """Like `observe` and `atypicality`, part by part: the features of many flagged examples are never held together.
+
+    Returns:
+        What was seen, without features; the support of each label; and the reference's own leave-one-out scores.
+    """
+    parts: list[Observation] = []
+    supports: list[Support] = []
+    own = leave_one_out(reference.features, reference_labels)
+    for start in range(0, len(examples), PART):
+        part = examples.subset(range(start, min(start + PART, len(examples))))
+        seen = observe(evaluator, part, space)
+        supports.append(atypicality(seen.features, part.labels, reference.features, reference_labels, own))
+        parts.append(Observation(seen.logits, (), seen.statistics))
+    weights = torch.tensor([float(len(p.logits)) for p in parts])
+    statistics = tuple(_merged(torch.stack(site), weights) for site in zip(*(p.statistics for p in parts), strict=True))
+    support = Support(torch.cat([s.score for s in supports]), torch.cat([s.p_value for s in supports]))
+    return Observation(torch.cat([p.logits for p in parts]), (), statistics), support, own
+
+
+def _merged(values: Tensor, weights: Tensor) -> Tensor:
+    """Least, largest and mean values `(parts, 3, elements)` of parts of these sizes, as those of the whole."""
+    mean = (values[:, 2] * weights[:, None]).sum(0) / weights.sum()
+    return torch.stack([values[:, 0].amin(0), values[:, 1].amax(0), mean])
 
 
 def live_units(space: UnitSpace, *sets: Observation) -> Tensor:
@@ -94,32 +122,45 @@ def voting_sites(space: UnitSpace) -> list[int]:
 
 
 def atypicality(
-    features: Sequence[Tensor], labels: Tensor, reference_features: Sequence[Tensor], reference_labels: Tensor
-) -> tuple[Support, Tensor]:
-    """How little the nearest reference neighbours support each label, and the same for reference examples themselves.
+    features: Sequence[Tensor],
+    labels: Tensor,
+    reference_features: Sequence[Tensor],
+    reference_labels: Tensor,
+    calibration: Tensor,
+) -> Support:
+    """How little the nearest reference neighbours support each label.
 
     Args:
         features: per layer `(N, F)`.
         labels: `(N,)` the labels in question.
         reference_features: per layer `(R, F)`.
         reference_labels: `(R,)`.
-
-    Returns:
-        The support of the examples, and the leave-one-out scores of at most `CALIBRATION` reference examples.
+        calibration: what `leave_one_out` made of the same reference.
     """
-    sample = torch.arange(len(reference_labels))[:: max(1, -(-len(reference_labels) // CALIBRATION))]
-    classes = int(reference_labels.max()) + 1
-    k = max(1, min(NEIGHBOURS, len(reference_labels) // (2 * classes), len(reference_labels) - 1))
-    own, loo = torch.zeros(len(labels)), torch.zeros(len(sample))
+    k, own = _neighbours(reference_labels), torch.zeros(len(labels))
     for query, base in zip(features, reference_features, strict=True):
         centre = base.mean(0)
         keys = F.normalize(base - centre, dim=1)
         own += _share(F.normalize(query - centre, dim=1), labels, keys, reference_labels, k)
-        loo += _share(keys[sample], reference_labels[sample], keys, reference_labels, k, skip=sample)
-    score, calibration = 1 - own / len(features), 1 - loo / len(features)
+    score = 1 - own / len(features)
     # Scores are averages of few votes; the small allowance keeps equal votes equal under float rounding.
     p_value = (calibration[None, :] >= score[:, None] - 1e-6).float().mean(1)
-    return Support(score.clamp(0, 1), p_value), calibration.clamp(0, 1)
+    return Support(score.clamp(0, 1), p_value)
+
+
+def leave_one_out(features: Sequence[Tensor], labels: Tensor) -> Tensor:
+    """The scores of at most `CALIBRATION` reference examples, each among the others: what `p_value` compares with."""
+    sample = torch.arange(len(labels))[:: max(1, -(-len(labels) // CALIBRATION))]
+    k, own = _neighbours(labels), torch.zeros(len(sample))
+    for base in features:
+        keys = F.normalize(base - base.mean(0), dim=1)
+        own += _share(keys[sample], labels[sample], keys, labels, k, skip=sample)
+    return (1 - own / len(features)).clamp(0, 1)
+
+
+def _neighbours(labels: Tensor) -> int:
+    """How many vote: `NEIGHBOURS`, fewer where classes are small."""
+    return max(1, min(NEIGHBOURS, len(labels) // (2 * (int(labels.max()) + 1)), len(labels) - 1))
 
 
 def _share(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from memaudit import fit
 from memaudit.adapters.base import Adapter
 from memaudit.data import Preprocess, from_tensors
 from memaudit.evaluate import Evaluator
@@ -20,8 +21,10 @@ from memaudit.fit import (
     Observation,
     _pooled,
     atypicality,
+    leave_one_out,
     live_units,
     observe,
+    observe_flagged,
     voting_sites,
 )
 from memaudit.units import Site, UnitSpace
@@ -42,7 +45,8 @@ def test_support_is_that_of_brute_force(reference: int, classes: int, k: int) ->
     base, base_labels = clusters(reference, 3, classes, seed=1)
     query, labels = clusters(15, 3, classes, seed=2)
     base_labels[0] = classes - 1  # so that the number of classes is what was asked for
-    found, calibration = atypicality(query, labels, base, base_labels)
+    calibration = leave_one_out(base, base_labels)
+    found = atypicality(query, labels, base, base_labels, calibration)
     own = [0.0] * 15
     loo = [0.0] * reference
     for q, b in zip(query, base, strict=True):
@@ -62,14 +66,15 @@ def test_neighbours_are_at_most_ten_and_half_a_class() -> None:
 
 def test_a_large_reference_is_sampled_for_calibration() -> None:
     base, base_labels = clusters(CALIBRATION + 1, 1, 3, seed=1)
-    found, calibration = atypicality([base[0][:1]], base_labels[:1], base, base_labels)
+    calibration = leave_one_out(base, base_labels)
+    found = atypicality([base[0][:1]], base_labels[:1], base, base_labels, calibration)
     assert len(calibration) == (CALIBRATION + 2) // 2
     assert 0 <= float(found.p_value) <= 1
 
 
 def test_labels_nobody_has_are_wholly_unsupported() -> None:
     base, base_labels = clusters(60, 2, 3, seed=1)
-    found, _ = atypicality([b[:5] for b in base], torch.full((5,), 7), base, base_labels)
+    found = atypicality([b[:5] for b in base], torch.full((5,), 7), base, base_labels, torch.zeros(1))
     assert found.score.tolist() == [1.0] * 5
 
 
@@ -77,12 +82,31 @@ def test_changed_labels_stand_out_in_a_trained_network(trained: Trained) -> None
     evaluator = trained.evaluator()
     flagged = observe(evaluator, trained.flagged, trained.space)
     reference = observe(evaluator, trained.reference, trained.space)
-    found, calibration = atypicality(
-        flagged.features, trained.flagged.labels, reference.features, trained.reference.labels
-    )
+    labels = trained.reference.labels
+    calibration = leave_one_out(reference.features, labels)
+    found = atypicality(flagged.features, trained.flagged.labels, reference.features, labels, calibration)
     assert auroc(found.score.tolist(), calibration.tolist()) > 0.95
     truth = reference.logits.argmax(1) == trained.reference.labels
     assert truth.float().mean() > 0.9
+
+
+def test_flagged_examples_seen_part_by_part_are_those_seen_at_once(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluator, labels = trained.evaluator(), trained.reference.labels
+    reference = observe(evaluator, trained.reference, trained.space)
+    whole = observe(evaluator, trained.flagged, trained.space)
+    calibration = leave_one_out(reference.features, labels)
+    expected = atypicality(whole.features, trained.flagged.labels, reference.features, labels, calibration)
+    monkeypatch.setattr(fit, "PART", 7)
+    seen, found, own = observe_flagged(evaluator, trained.flagged, trained.space, reference, labels)
+    assert not seen.features
+    assert torch.allclose(seen.logits, whole.logits, atol=1e-5)
+    for mine, theirs in zip(seen.statistics, whole.statistics, strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-5)
+    assert torch.equal(own, calibration)
+    assert torch.allclose(found.score, expected.score, atol=1e-6)
+    assert torch.allclose(found.p_value, expected.p_value, atol=1e-6)
 
 
 @pytest.mark.parametrize(

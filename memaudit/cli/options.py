@@ -30,6 +30,8 @@ InputSize = Annotated[str | None, typer.Option(help="Network input, C,H,W or H,W
 Checkpoints = Annotated[
     list[str], typer.Option(help="Earlier checkpoints: folder, pattern or file; repeatable. Default: beside MODEL.")
 ]
+
+
 def _config(context: typer.Context, given: Path | None) -> Path | None:
     from memaudit.cli import config
 

@@ -24,7 +24,7 @@ from memaudit.data.examples import ExampleSet
 from memaudit.data.preprocess import Preprocess
 from memaudit.evaluate import Evaluator, exact_arithmetic, margin
 from memaudit.findings import Example
-from memaudit.fit import atypicality, observe
+from memaudit.fit import atypicality, leave_one_out, observe
 from memaudit.localize import Search, measure_population
 from memaudit.units import UnitSpace, select
 from tests.benchmarks import published
@@ -193,8 +193,9 @@ def atypical(evaluator: Evaluator, space: UnitSpace, flagged: ExampleSet, refere
         reference.subset(range(200, len(reference))),
     )
     seen = observe(evaluator, rest, space)
+    calibration = leave_one_out(seen.features, rest.labels)
     scores = [
-        atypicality(observe(evaluator, s, space).features, s.labels, seen.features, rest.labels)[0].score
+        atypicality(observe(evaluator, s, space).features, s.labels, seen.features, rest.labels, calibration).score
         for s in (own, other)
     ]
     return auroc(scores[0].tolist(), scores[1].tolist())
