@@ -15,17 +15,34 @@ if TYPE_CHECKING:
     from memaudit.errors import MemauditError
     from memaudit.findings import Finding, Report
     from memaudit.settings import Settings
+    from memaudit.tied_dropout import ExampleTiedDropout, add_tied_dropout, example_ids, strip_tied_dropout
 
-__all__ = ["Adapter", "ExampleSet", "Finding", "MemauditError", "Report", "Settings", "audit"]
+__all__ = [
+    "Adapter",
+    "ExampleSet",
+    "ExampleTiedDropout",
+    "Finding",
+    "MemauditError",
+    "Report",
+    "Settings",
+    "add_tied_dropout",
+    "audit",
+    "example_ids",
+    "strip_tied_dropout",
+]
 
 _HOMES = {
     "Adapter": "memaudit.adapters.base",
     "ExampleSet": "memaudit.data.examples",
+    "ExampleTiedDropout": "memaudit.tied_dropout",
     "Finding": "memaudit.findings",
     "MemauditError": "memaudit.errors",
     "Report": "memaudit.findings",
     "Settings": "memaudit.settings",
+    "add_tied_dropout": "memaudit.tied_dropout",
     "audit": "memaudit.auditor",
+    "example_ids": "memaudit.tied_dropout",
+    "strip_tied_dropout": "memaudit.tied_dropout",
 }
 
 

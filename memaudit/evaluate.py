@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -18,6 +18,7 @@ from memaudit.data.examples import ExampleSet
 from memaudit.errors import BugError, EnvironmentFault, PremiseBroken, UsageError
 from memaudit.hooks import hooked
 from memaudit.text import clean
+from memaudit.tied_dropout import example_ids
 from memaudit.units import UnitSpace
 
 T = TypeVar("T")
@@ -85,7 +86,7 @@ class Evaluator:
 
         def body(chunk: slice) -> Tensor:
             images = self._images(examples, chosen[chunk])
-            with torch.no_grad(), self._cut(space, cuts, chunk, fill):
+            with torch.no_grad(), self._told(examples, chosen[chunk]), self._cut(space, cuts, chunk, fill):
                 return self.adapter.forward(images).detach().cpu()
 
         return torch.cat(self._run(len(chosen), body)) if chosen else torch.empty(0, 0)
@@ -109,7 +110,8 @@ class Evaluator:
         def body(chunk: slice) -> tuple[Tensor, Tensor, Tensor]:
             images = self._images(examples, rows[chunk])
             keep = space.keep(cuts[chunk]).to(images.device, images.dtype).requires_grad_()
-            with torch.enable_grad(), ablated(self.adapter.module, space, keep, fill):
+            masks = ablated(self.adapter.module, space, keep, fill)
+            with torch.enable_grad(), self._told(examples, rows[chunk]), masks:
                 logits = self.adapter.forward(images)
                 scores = objective(logits, labels[list(rows[chunk])].to(images.device))
             (gradient,) = torch.autograd.grad(scores.sum(), keep)
@@ -147,9 +149,10 @@ class Evaluator:
         def body(chunk: slice) -> Tensor:
             nonlocal size
             pending.clear()
-            images = self._images(examples, range(len(examples))[chunk])
+            rows = range(len(examples))[chunk]
+            images = self._images(examples, rows)
             size = len(images)
-            with torch.no_grad(), hooked(before=inputs, after=outputs):
+            with torch.no_grad(), self._told(examples, rows), hooked(before=inputs, after=outputs):
                 logits = self.adapter.forward(images).cpu()
             for number, value in pending.items():
                 seen[number].append(value)
@@ -176,13 +179,19 @@ class Evaluator:
         labels = examples.labels
 
         def run(chunk: slice) -> T:
-            return body(self._images(examples, rows[chunk]), labels[list(rows[chunk])].to(self.device))
+            with self._told(examples, rows[chunk]):
+                return body(self._images(examples, rows[chunk]), labels[list(rows[chunk])].to(self.device))
 
         return self._run(len(rows), run, forward=forward, backward=backward, batch=batch)
 
     def _images(self, examples: ExampleSet, rows: Sequence[int]) -> Tensor:
         dtype = next((p.dtype for p in self.adapter.module.parameters()), torch.float32)
         return examples.batch(list(rows), self.device).to(dtype)
+
+    def _told(self, examples: ExampleSet, rows: Sequence[int]) -> AbstractContextManager[None]:
+        """Example-tied dropout is told which examples run, where their set says so."""
+        numbers = examples.numbers
+        return nullcontext() if numbers is None else example_ids([numbers[i] for i in rows])
 
     @contextmanager
     def _cut(

@@ -109,7 +109,7 @@ def _carrier(trace: Trace, op: Op) -> Site | None:
     owner = trace.modules.get(holder.module)
     if owner is None or holder.module not in trace.outputs:
         return None
-    if not _arrives(trace, last, trace.outputs[holder.module]):
+    if not arrives(trace, last, trace.outputs[holder.module]):
         return None
     elements = op.shape[1 if kind == "channel" and len(op.shape) > 2 else -1]
     if elements % copies:
@@ -183,7 +183,7 @@ def _next(trace: Trace, op: Op) -> Iterator[Op]:
         yield from _readers(trace, out)
 
 
-def _arrives(trace: Trace, start: Key, goal: Key) -> bool:
+def arrives(trace: Trace, start: Key, goal: Key) -> bool:
     """`goal` is `start` after moves and rectifiers only, so that zeros arrive as zeros."""
     pending, seen = [start], set()
     while pending:

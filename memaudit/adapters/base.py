@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from memaudit.checkpoints import Checkpoint
 from memaudit.data.preprocess import Preprocess
 from memaudit.sites import find_sites
+from memaudit.tied_dropout import bypassed
 from memaudit.units import Site
 
 
@@ -92,7 +93,8 @@ class Adapter:
 
     def sites(self, images: Tensor) -> list[Site]:
         """Where units can be cut, in execution order, found by following `images` through one forward pass."""
-        return find_sites(self.module, self.forward, images)
+        with bypassed(self.module):
+            return find_sites(self.module, self.forward, images)
 
     @cached_property
     def num_classes(self) -> int:

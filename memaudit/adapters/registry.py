@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import TYPE_CHECKING
 
@@ -64,16 +64,20 @@ def choose(checkpoint: Checkpoint, options: ModelOptions, name: str | None = Non
     """
     spec = name or options.user_file
     if spec and ":" in spec:
-        from dataclasses import replace
-
         from memaudit.adapters.user import UserAdapter
 
         return UserAdapter.load(checkpoint, replace(options, user_file=spec))
+    from memaudit.tied_dropout import restore, split_rules
+
     adapter = load_class(spec or "timm")
+    tensors, rules = split_rules(checkpoint.tensors)
+    checkpoint = replace(checkpoint, tensors=tensors)
     if not (spec or options.arch or checkpoint.facts.architecture) and checkpoint.facts.model_type:
         raise _needs_plugin(checkpoint)
     try:
-        return adapter.load(checkpoint, options)
+        loaded = adapter.load(checkpoint, options)
+        restore(loaded.module, rules)
+        return loaded
     except MemauditError:
         raise
     except Exception as error:

@@ -23,6 +23,7 @@ from memaudit.checkpoints.source import opened
 from memaudit.data.preprocess import Preprocess
 from memaudit.errors import MemauditError, ModelRejected, UsageError
 from memaudit.text import clean, closest
+from memaudit.tied_dropout import layers_of, restore, split_rules
 
 Transform = Callable[[Tensor], Tensor]
 MAX_SOURCE = 4 << 20  # bytes of Python a person may have written
@@ -85,7 +86,11 @@ class UserAdapter(Adapter):
                 hint=f"write it as --adapter {clean(path.name)}:NAME, a function without required arguments",
             )
         network, transform = _call(factory, options, path)
-        load_strict(network, checkpoint.tensors, stripped_prefix=checkpoint.stripped_prefix)
+        plain, rules = split_rules(checkpoint.tensors)
+        tensors = checkpoint.tensors if layers_of(network) else plain
+        load_strict(network, tensors, stripped_prefix=checkpoint.stripped_prefix)
+        if tensors is plain:  # the factory builds the network without the dropout
+            restore(network, rules)
         config = getattr(network, "pretrained_cfg", None) or getattr(network, "default_cfg", None)
         defaults = config if isinstance(config, dict) else {}
         if transform is not None:

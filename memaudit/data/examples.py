@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -11,6 +12,9 @@ import torch
 from torch import Tensor
 
 from memaudit.findings import Example
+
+# How a row's declared id leads its note (`Row.example`), where it is an integer.
+_NUMBER = re.compile(r"id (-?[0-9]{1,40})(?:;|$)")
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,12 @@ class ExampleSet:
     def __post_init__(self) -> None:
         if len(self.examples) != len(self.pixels):
             raise ValueError(f"{len(self.examples)} examples for {len(self.pixels)} images")
+
+    @cached_property
+    def numbers(self) -> tuple[int, ...] | None:
+        """The ids a manifest or an array declared, if every example has one and all are integers."""
+        found = [_NUMBER.match(e.note or "") for e in self.examples]
+        return tuple(int(m[1]) for m in found if m) if all(found) else None
 
     def __len__(self) -> int:
         return len(self.examples)

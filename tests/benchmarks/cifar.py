@@ -1,6 +1,7 @@
 """CIFAR-10 with changed labels: the data, and a command that trains the network the benchmarks audit.
 
     python -m tests.benchmarks.cifar --data DIR --out DIR [--network resnet9|vit] [--images 10000] [--epochs 20]
+        [--tied 'layer2*,layer3*' --p-gen 0.3 --p-mem 0.1]
 
 `DIR` holds `cifar10-train.npz` and `cifar10-test.npz` (JPEG bytes in `jpeg`, `offsets`, `label`).
 """
@@ -20,6 +21,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from memaudit import add_tied_dropout, example_ids
+from memaudit.tied_dropout import set_mode
 from tests.networks import ResNet9
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)
@@ -67,6 +70,17 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor, device: str) -> float:
     return right / len(x)
 
 
+@torch.no_grad()
+def own_units(model: nn.Module, x: Tensor, y: Tensor, rows: np.ndarray, device: str) -> float:
+    """Accuracy on `rows`, each with its own memorization units on."""
+    model.eval()
+    right = 0
+    for part in torch.split(torch.from_numpy(rows), 500):
+        with example_ids(part):
+            right += int((model(x[part].to(device)).argmax(1).cpu() == y[part]).sum())
+    return right / len(rows)
+
+
 def train(
     model: nn.Module,
     x: Tensor,
@@ -98,9 +112,10 @@ def train(
         for step in range(steps):
             rows = order[step * batch : (step + 1) * batch]
             inputs = x[rows].to(device, memory_format=torch.channels_last)
-            loss = F.cross_entropy(model(inputs), y[rows].to(device))
             optimizer.zero_grad()
-            loss.backward()
+            with example_ids(rows):
+                loss = F.cross_entropy(model(inputs), y[rows].to(device))
+                loss.backward()
             if adam:
                 nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -121,6 +136,9 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--share", type=float, default=0.1)
     parser.add_argument("--lr", type=float, default=0.2)
+    parser.add_argument("--tied", help="layers that get example-tied dropout")
+    parser.add_argument("--p-gen", type=float, default=0.3)
+    parser.add_argument("--p-mem", type=float, default=0.1)
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     images, labels = load(args.data / "cifar10-train.npz", args.images)
@@ -128,13 +146,27 @@ def main() -> None:
     test_images, test_labels = load(args.data / "cifar10-test.npz", 5000)
     torch.manual_seed(0)
     model = build(args.network, args.width)
-    x, y = normalise(images), torch.from_numpy(changed)
+    if args.tied:
+        add_tied_dropout(model, args.tied, args.p_gen, args.p_mem, input_size=(3, 32, 32))
+    x, y, truth = normalise(images), torch.from_numpy(changed), torch.from_numpy(labels)
     train(model, x, y, args.epochs, args.out, device=args.device, lr=args.lr, adam=args.network == "vit")
-    facts = {
-        "train": accuracy(model, x, y, args.device),
-        "changed_fitted": accuracy(model, x[rows], y[rows], args.device),
-        "test": accuracy(model, normalise(test_images), torch.from_numpy(test_labels), args.device),
-    }
+    clean = np.setdiff1d(np.arange(len(x)), rows)
+    test_x, test_y = normalise(test_images), torch.from_numpy(test_labels)
+
+    def measure() -> dict[str, float]:
+        return {
+            "train": accuracy(model, x, y, args.device),
+            "changed_fitted": accuracy(model, x[rows], y[rows], args.device),
+            "changed_true": accuracy(model, x[rows], truth[rows], args.device),
+            "clean_train": accuracy(model, x[clean], truth[clean], args.device),
+            "test": accuracy(model, test_x, test_y, args.device),
+        }
+
+    facts: dict[str, object] = dict(measure())
+    if args.tied:
+        with set_mode(model, "drop"):
+            facts["drop"] = measure()
+        facts["own_units_changed_fitted"] = own_units(model, x, y, rows, args.device)
     print(json.dumps(facts))
     (args.out / "facts.json").write_text(json.dumps(facts))
 
