@@ -22,6 +22,7 @@ from memaudit.findings import (
     Effort,
     Finding,
     Groups,
+    KnownUnits,
     LayerEvidence,
     LayerUnits,
     ModelInfo,
@@ -74,6 +75,7 @@ class Evidence:
     calibration: Tensor
     neurons: list[Neuron]
     groups: Groups
+    known_units: KnownUnits | None
     series: list[SeriesPoint]
     layers: list[LayerEvidence]
     lateness: Tensor | None
@@ -116,6 +118,7 @@ def assemble(evidence: Evidence, findings: Sequence[Finding]) -> Report:
         findings=ordered,
         neurons=evidence.neurons,
         groups=evidence.groups,
+        known_units=evidence.known_units,
         series=evidence.series,
         layers=evidence.layers,
         warnings=[*incomplete, *evidence.warnings],

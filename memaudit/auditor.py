@@ -33,6 +33,7 @@ from memaudit.findings import (
     Controls,
     Finding,
     Groups,
+    KnownUnits,
     LayerEvidence,
     Neuron,
     Outcome,
@@ -47,6 +48,7 @@ from memaudit.findings import (
 )
 from memaudit.fit import Observation, Support, live_units, observe, observe_flagged
 from memaudit.intervals import tidy, wilson
+from memaudit.known import known_units
 from memaudit.localize import Population, Proposal, Search, measure_population
 from memaudit.overtime import OverTime
 from memaudit.settings import AUDITS, OVER_TIME, PROFILES, Progress, Provenance, Settings, Silent
@@ -279,6 +281,7 @@ class Auditor:
                 calibration=self.calibration,
                 neurons=self.neurons,
                 groups=self.groups,
+                known_units=self.known_units,
                 series=self.series,
                 layers=self.layers,
                 lateness=None if self.over_time is None else self.over_time.calibration,
@@ -494,7 +497,7 @@ class Auditor:
     def _finding(self, row: int, support: Support, outcome: Outcome, **more: Any) -> Finding:
         example = self.flagged.examples[row]
         score, p_value = float(support.score[row]), float(support.p_value[row])
-        before = _prediction(self.flagged_seen.logits[row], example.label)
+        before = prediction_of(self.flagged_seen.logits[row], example.label)
         fitted = outcome is not Outcome.NOT_FITTED
         return Finding(
             id=finding_id(example.id, example.label),
@@ -516,7 +519,7 @@ class Auditor:
         self.evaluator.stage = "verify"
         quiet, judge = self._quiet(), self.judge
         logits = quiet.logits(self.flagged, [row], [cut], self.space, self.fill)[0]
-        after = _prediction(logits, example.label) if bool(torch.isfinite(logits).all()) else None
+        after = prediction_of(logits, example.label) if bool(torch.isfinite(logits).all()) else None
         erased = after is not None and after.prediction != example.label
         cost = judge.reference_accuracy(cut, key)
         random = judge.random_units(self.flagged, row, cut, self.profile.draws, key)
@@ -541,6 +544,7 @@ class Auditor:
         """What only the whole set shows: shared units, the trade-off curve, matched clean examples; and the layers."""
         self.neurons: list[Neuron] = []
         self.groups = Groups()
+        self.known_units: KnownUnits | None = None
         if "localize" in self.audits:
             self._finish_search()
         self._layers()
@@ -573,6 +577,7 @@ class Auditor:
             matched_controls=matched,
             stability=self._stability() if self.profile.seeds else None,
         )
+        self.known_units = known_units(self.evaluator, self.space, self.live, self.flagged, self.reference, self.found)
 
     def _stability(self) -> Stability:
         """The search with other reference examples, of those this run's panel leaves."""
@@ -649,7 +654,8 @@ def _nothing(_: int) -> None:
     return None
 
 
-def _prediction(logits: Tensor, label: int) -> Prediction:
+def prediction_of(logits: Tensor, label: int) -> Prediction:
+    """What logits `(classes,)` say of one example with the flagged label `label`."""
     wide = logits.double()
     return Prediction(
         prediction=int(logits.argmax()),

@@ -1,4 +1,7 @@
-"""The model of `make demo`: a small network on scikit-learn's digits that memorizes labels changed on purpose."""
+"""The model of `make demo`: a small network on scikit-learn's digits that memorizes labels changed on purpose.
+
+With example-tied dropout (`memaudit demo --tied-dropout`) it memorizes them in units that can be dropped.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from torch.nn import functional as F
 
 from memaudit import demo_network
 from memaudit.demo_network import build
+from memaudit.tied_dropout import add_tied_dropout, example_ids, strip_tied_dropout
 
 CHANGED = 0.05  # share of the training labels moved to a random other class
 TEST = 0.2
@@ -45,21 +49,31 @@ class Demo:
         ]  # fmt: skip
 
 
-def make(folder: Path, seed: int = 0, tick: Callable[[int], None] = lambda _: None) -> Demo:
+@dataclass(frozen=True)
+class Scores:
+    """Shares of right answers: the changed labels, the true labels of the same digits, and held-out test digits."""
+
+    changed: float
+    true: float
+    test: float
+
+
+def make(folder: Path, seed: int = 0, tick: Callable[[int], None] = lambda _: None, *, tied: bool = False) -> Demo:
     """Write digits as image folders, train, and keep a checkpoint every few epochs.
 
     Args:
         folder: `images/`, `reference/`, `test/`, `flagged.csv`, `network.py`, `model.safetensors` and `checkpoints/`
             are written below it.
         tick: called after each epoch.
+        tied: train with example-tied dropout.
     """
     from safetensors.torch import save_file
 
     images, labels, changed_rows, given, test_rows = split(seed)
-    write_data(folder, images, labels, changed_rows, given, test_rows)
+    write_data(folder, images, labels, changed_rows, given, test_rows, "{}" if tied else "digit-{:04d}")
     shutil.copyfile(demo_network.__file__, folder / "network.py")
     torch.manual_seed(seed)
-    model = build()
+    model = add_tied_dropout(build(), seed=seed) if tied else build()
     train_rows = np.setdiff1d(np.arange(len(labels)), test_rows)
     x = torch.from_numpy(images[:, None]).float() / 255
     y = torch.from_numpy(given)
@@ -71,14 +85,36 @@ def make(folder: Path, seed: int = 0, tick: Callable[[int], None] = lambda _: No
             state = {k: v.clone() for k, v in model.state_dict().items()}
             save_file(state, folder / "checkpoints" / f"epoch-{epoch:03d}.safetensors", metadata={"epoch": str(epoch)})
 
-    train(model, x[train_rows], y[train_rows], seed, keep)
+    train(model, x, y, train_rows, seed, keep)
     save_file(dict(model.state_dict()), folder / "model.safetensors")
+    reached = score(model, x, y, torch.from_numpy(labels), changed_rows, test_rows)
+    return Demo(folder, len(changed_rows), len(train_rows), reached.changed, reached.test)
+
+
+def compare(folder: Path, seed: int = 0) -> tuple[Scores, Scores]:
+    """The tied model of `make` with each example's own memorizing units on, and with all of them dropped.
+
+    Writes `dropped.safetensors`: weights of the plain network, without the dropout and what it memorized.
+    """
+    from safetensors.torch import load_file, save_file
+
+    images, labels, changed, given, test = split(seed)
+    x, y, truth = torch.from_numpy(images[:, None]).float() / 255, torch.from_numpy(given), torch.from_numpy(labels)
+    model = add_tied_dropout(build(), seed=seed)
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    plain = strip_tied_dropout(model, "drop")
+    save_file(dict(plain.state_dict()), folder / "dropped.safetensors")
+    return score(model, x, y, truth, changed, test), score(plain, x, y, truth, changed, test)
+
+
+@torch.no_grad()
+def score(model: nn.Module, x: Tensor, y: Tensor, truth: Tensor, changed: np.ndarray, test: np.ndarray) -> Scores:
+    """What `model` gets right; the changed rows run with their ids told."""
     model.eval()
-    with torch.no_grad():
-        fitted = float((model(x[changed_rows]).argmax(1) == y[changed_rows]).float().mean())
-        truth = torch.from_numpy(labels)
-        accuracy = float((model(x[test_rows]).argmax(1) == truth[test_rows]).float().mean())
-    return Demo(folder, len(changed_rows), len(train_rows), fitted, accuracy)
+    with example_ids(torch.from_numpy(changed)):
+        said = model(x[changed]).argmax(1)
+    right = (said == y[changed], said == truth[changed], model(x[test]).argmax(1) == truth[test])
+    return Scores(*(float(r.float().mean()) for r in right))
 
 
 def split(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -97,19 +133,26 @@ def split(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np
     return images, labels, changed, given, np.sort(test)
 
 
-def train(model: nn.Module, x: Tensor, y: Tensor, seed: int, keep: Callable[[int], None]) -> None:
-    """Adam without augmentation, so that the changed labels are fitted; `keep(epoch)` after each epoch."""
+def train(model: nn.Module, x: Tensor, y: Tensor, chosen: np.ndarray, seed: int, keep: Callable[[int], None]) -> None:
+    """Adam on the rows `chosen`, their numbers being their ids; no augmentation, so that changed labels are fitted.
+
+    Args:
+        keep: called with the epoch's number after each.
+    """
+    ids = torch.from_numpy(chosen)
     torch.manual_seed(seed)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # layers this small lose more to waiting for each other than they gain
     optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
-    steps = -(-len(x) // BATCH)
+    steps = -(-len(ids) // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=EPOCHS * steps)
     for epoch in range(1, EPOCHS + 1):
         model.train()
-        for rows in torch.split(torch.randperm(len(x)), BATCH):
+        for order in torch.split(torch.randperm(len(ids)), BATCH):
+            rows = ids[order]
             optimizer.zero_grad()
-            F.cross_entropy(model(x[rows]), y[rows]).backward()  # type: ignore[no-untyped-call]
+            with example_ids(rows):
+                F.cross_entropy(model(x[rows]), y[rows]).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             if schedule.last_epoch < EPOCHS * steps - 1:
                 schedule.step()
@@ -118,9 +161,15 @@ def train(model: nn.Module, x: Tensor, y: Tensor, seed: int, keep: Callable[[int
 
 
 def write_data(
-    folder: Path, images: np.ndarray, labels: np.ndarray, changed: np.ndarray, given: np.ndarray, test: np.ndarray
+    folder: Path,
+    images: np.ndarray,
+    labels: np.ndarray,
+    changed: np.ndarray,
+    given: np.ndarray,
+    test: np.ndarray,
+    name: str,
 ) -> None:
-    """Class folders of PNG files for reference and test, and a manifest of the changed ones."""
+    """Class folders of PNG files for reference and test, and a manifest of the changed ones, called `name`."""
     is_changed, is_test = set(changed.tolist()), set(test.tolist())
     flagged: list[list[str]] = []
     for row, image in enumerate(images):
@@ -129,7 +178,7 @@ def write_data(
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(place / f"digit-{row:04d}.png")
         if kind == "flagged":
-            flagged.append([f"flagged/digit-{row:04d}.png", str(given[row]), f"digit-{row:04d}", str(labels[row])])
+            flagged.append([f"flagged/digit-{row:04d}.png", str(given[row]), name.format(row), str(labels[row])])
     with (folder / "flagged.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "label", "id", "true_label"])

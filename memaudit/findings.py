@@ -178,6 +178,24 @@ class LayerUnits(Plain):
     dead: int = Field(default=0, ge=0)
 
 
+class KnownUnits(Plain):
+    """A network trained with example-tied dropout: what the audit found against the units made to memorize."""
+
+    layers: list[str] = Field(description="tied layers whose units were searched")
+    own: bool = Field(description="each flagged example ran with its own memorizing units, known by its integer id")
+    units: int = Field(ge=0, description="memorizing units among those searched; per example, on average, where own")
+    chance: Rate = Field(description="share of the live units that they are: what a random unit would be")
+    held: int = Field(ge=0, description="fitted flagged labels that are lost when all memorizing units are dropped")
+    recalled: int = Field(ge=0, description="of those, how many the audit suppresses by a cut with such a unit in it")
+    recall: Rate | None
+    recall_low: Rate | None = Field(default=None, description="95 % Wilson interval of `recall`")
+    recall_high: Rate | None = None
+    precision: Rate | None = Field(description="share of the units cut for those examples that are memorizing")
+    flagged_dropped: Rate = Field(description="flagged labels predicted with all memorizing units dropped")
+    true_label_dropped: Rate | None = Field(default=None, description="true labels predicted then, where known")
+    reference_dropped: Rate = Field(description="reference accuracy with all memorizing units dropped")
+
+
 class Units(Plain):
     """What could be cut."""
 
@@ -286,6 +304,80 @@ class LayerEvidence(Plain):
     retrain: Retrain | None = None
     verdict: LayerVerdict | None = None
     sentence: str = Field(default="", description="the verdict and what it rests on, in words")
+
+
+class ErasureScores(Plain):
+    """What one file predicts, of flagged examples that the original fits and of clean ones."""
+
+    used: Rate | None = Field(description="flagged labels predicted, of the examples the edit was made or chosen with")
+    unused: Rate | None = Field(description="flagged labels predicted, of the examples the edit never saw")
+    true_label: Rate | None = Field(description="true labels predicted, of the flagged examples that have one")
+    reference: Rate
+    test: Rate | None = Field(description="accuracy on test examples that chose nothing")
+    by_class: list[Rate | None] = Field(description="accuracy by class, on the test examples, else on the reference")
+
+
+class ErasedExample(Plain):
+    """One example that the edit was made for, measured alone on the written file."""
+
+    id: str = Field(description="the finding's")
+    before: Prediction
+    after: Prediction
+    as_reported: bool = Field(description="`after` equals that of the audit, which cut this example's units alone")
+
+
+class EditedLayer(Plain):
+    """One layer whose weights keep only their high-curvature components."""
+
+    layer: str
+    curvature: Rate = Field(description="share of the layer's curvature that is kept")
+    components: Rate = Field(description="share of its components that hold it")
+
+
+class Candidate(Plain):
+    """An edit that was tried, on examples that no final figure is measured on."""
+
+    layers: list[str]
+    curvature: Rate
+    flagged: Rate = Field(description="flagged labels predicted, of the examples used for choosing")
+    validation: Rate = Field(description="accuracy on the validation examples")
+    chosen: bool = False
+
+
+class RelearnPoint(Plain):
+    """Flagged labels predicted after so many steps of training the edited file."""
+
+    steps: int = Field(ge=0)
+    rest: Rate = Field(description="labels of examples not trained on, when other flagged examples were")
+    control: Rate | None = Field(description="the same, when as many reference examples were trained on instead")
+
+
+class NoisePoint(Plain):
+    """Flagged labels predicted with Gaussian noise on the input, before and after the edit."""
+
+    sigma: Number = Field(description="standard deviation of the noise, in standard deviations of the pixels")
+    before: Rate
+    after: Rate
+
+
+class Erasure(Plain):
+    """An edited copy of the checkpoint that suppresses flagged labels, measured again from disk."""
+
+    method: Literal["units", "curvature"]
+    file: str
+    sha256: str
+    source_sha256: str = Field(description="of the original, which stays as it is")
+    examples: list[ErasedExample] = []
+    units: list[UnitRef] = []
+    layers: list[EditedLayer] = []
+    candidates: list[Candidate] = []
+    max_test_drop: Rate | None = Field(default=None, description="the accuracy that choosing the edit might cost")
+    counts: dict[str, int] = Field(description="examples behind each figure")
+    before: ErasureScores
+    after: ErasureScores
+    relearning: list[RelearnPoint] = []
+    noise: list[NoisePoint] = []
+    notes: list[str] = []
 
 
 class ToolInfo(Plain):
@@ -448,8 +540,10 @@ class Report(Plain):
     findings: list[Finding]
     neurons: list[Neuron]
     groups: Groups
+    known_units: KnownUnits | None = Field(default=None, description="for networks with example-tied dropout")
     series: list[SeriesPoint] = Field(default=[], description="checkpoints that the audits over time used, in order")
     layers: list[LayerEvidence] = []
+    erasure: Erasure | None = Field(default=None, description="an edited copy of the model, where one was made")
     warnings: list[ReportWarning] = []
     gate: Gate
 

@@ -57,7 +57,7 @@ def rewind(
     replayer = Replayer(module, evaluator.adapter.forward, [g.names for g in groups])
     right = [_grid(evaluator, replayer, groups, states, panel, None) for panel in panels]
     recalibrated = None
-    if calibration is not None and _norms(module):
+    if calibration is not None and norms(module):
         buffers = _recalibrated(evaluator, replayer, groups, states, calibration)
         recalibrated = [_grid(evaluator, replayer, groups, states, panel, buffers) for panel in panels]
     return Grid(right, recalibrated, tuple(bool(t) for t in replayer.trusted))
@@ -116,7 +116,7 @@ def _right(logits: Tensor, labels: Tensor) -> Tensor:
     return ((logits.argmax(1) == labels) & torch.isfinite(logits).all(1)).cpu()
 
 
-def _norms(module: nn.Module) -> dict[str, _BatchNorm]:
+def norms(module: nn.Module) -> dict[str, _BatchNorm]:
     """The BatchNorm modules that keep statistics."""
     return {p: m for p, m in module.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is not None}
 
@@ -130,14 +130,14 @@ def _recalibrated(
 ) -> dict[tuple[int, int], Buffers]:
     """Per cell, the statistics of every BatchNorm that runs at or after the rewound group: plain means over batches."""
     module = replayer.module
-    norms = _norms(module)
+    modules = norms(module)
     tensors = tensors_of(module)
     use = replayer.plan.first_use if replayer.plan else {}
     cells: dict[tuple[int, int], Buffers] = {}
     later: list[dict[str, _BatchNorm]] = []
     for g, group in enumerate(groups):
         start = min((use[n] for n in group.names if n in use), default=0)
-        later.append({p: m for p, m in norms.items() if use.get(f"{p}.running_mean", start) >= start})
+        later.append({p: m for p, m in modules.items() if use.get(f"{p}.running_mean", start) >= start})
         for c in range(len(states)):
             cells[g, c] = {
                 f"{path}.{name}": torch.ones_like(tensors[f"{path}.{name}"])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import fnmatch
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from operator import index
 from typing import Any, Literal, cast
@@ -370,7 +370,14 @@ def strip_tied_dropout(
     probe = _probe(model, input_size)
     wanted = _logits(model, probe, mode)
     plain = copy.deepcopy(model)
-    for path, site in _feeding(plain, probe, layers).items():
+    sites = feeding(plain, plain, probe)
+    for path in layers:
+        if path not in sites:
+            raise ModelRejected(
+                f"no convolution, norm or linear layer alone feeds the example-tied dropout at {clean(path)!r}",
+                hint="Place it directly behind one, or tie layers with add_tied_dropout.",
+            )
+    for path, site in sites.items():
         factor = layers[path].factors(mode)
         owner = plain.get_submodule(site.layer)
         with torch.no_grad():
@@ -410,29 +417,18 @@ def set_mode(model: nn.Module, mode: Mode | None) -> Iterator[None]:
             layer.mode = before
 
 
-def _feeding(model: nn.Module, probe: Tensor, layers: Mapping[str, ExampleTiedDropout]) -> dict[str, Site]:
-    """For each dropout layer, the site whose weights scale what goes through it.
-
-    Raises:
-        ModelRejected: there is none.
-    """
+def feeding(model: nn.Module, forward: Callable[[Tensor], Tensor], images: Tensor) -> dict[str, Site]:
+    """By path of the dropout layer, the site whose weights scale what goes through it; none where there is none."""
     with _evaluating(model), bypassed(model):
-        sites = {s.layer: s for s in find_sites(model, model, probe)}
-        seen = record(model, model, probe)
+        sites = find_sites(model, forward, images)
+        seen = record(model, forward, images)
     found, outputs = {}, seen.outputs
-
-    def reaches(site: Site, path: str) -> bool:
-        known = site.layer in outputs and path in outputs
-        return site.layer == path or (known and arrives(seen, outputs[site.layer], outputs[path]))
-
-    for path, layer in layers.items():
-        feeding = [s for s in sites.values() if reaches(s, path)]
-        if not feeding or _elements(feeding[-1]) != layer.channels or not feeding[-1].edits:
-            raise ModelRejected(
-                f"no convolution, norm or linear layer alone feeds the example-tied dropout at {clean(path)!r}",
-                hint="Place it directly behind one, or tie layers with add_tied_dropout.",
-            )
-        found[path] = feeding[-1]
+    for path, layer in layers_of(model).items():
+        for site in sites:
+            known = site.layer in outputs and path in outputs
+            feeds = site.layer == path or (known and arrives(seen, outputs[site.layer], outputs[path]))
+            if feeds and site.side == "output" and _elements(site) == layer.channels:
+                found[path] = site
     return found
 
 

@@ -129,7 +129,7 @@ def test_every_command_line_parses(page: Path) -> None:
 
 
 def test_a_command_line_that_does_not_exist_would_be_noticed() -> None:
-    for wrong in (["memaudit", "erase", "x"], ["memaudit", "render", "x"], ["memaudit", "inspect", "x", "--nope"]):
+    for wrong in (["memaudit", "forget", "x"], ["memaudit", "render", "x"], ["memaudit", "inspect", "x", "--nope"]):
         with pytest.raises((AssertionError, typer.BadParameter.__mro__[2])):
             parse(wrong)
 

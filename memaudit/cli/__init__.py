@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from memaudit.cli import adapters, check, demo, diff, init, inspect, render, scan, schema
+from memaudit.cli import adapters, check, demo, diff, erase, init, inspect, render, scan, schema
 from memaudit.errors import ExitCode
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.command("render")(render.render)
 app.command("init")(init.init)
 app.command("schema")(schema.schema)
 app.command("demo")(demo.demo)
+app.command("erase")(erase.erase)
 app.add_typer(adapters.app, name="adapters")
 
 

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from memaudit.errors import ExitCode, UsageError
 from memaudit.text import clean
 
+if TYPE_CHECKING:
+    from memaudit.demo import Scores
+
 
 def demo(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="For data, model and report.")] = Path("demo"),
     seed: Annotated[int, typer.Option(help="For data split, training and audit.")] = 0,
+    tied_dropout: Annotated[
+        bool, typer.Option("--tied-dropout", help="Train with example-tied dropout, then drop what was memorized.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")] = False,
 ) -> int:
     """Train a small network that memorizes, and scan it.
@@ -29,7 +35,7 @@ def demo(
     folder.mkdir(parents=True, exist_ok=True)
     with Stages(quiet) as progress:
         progress.stage("train", maker.EPOCHS)
-        made = maker.make(folder, seed, progress.advance)
+        made = maker.make(folder, seed, progress.advance, tied=tied_dropout)
     typer.echo(
         f"{made.changed} of {made.trained} training labels changed; the network fits {made.fitted:.1%} of them; "
         f"test accuracy {made.test_accuracy:.1%}",
@@ -42,5 +48,16 @@ def demo(
     typer.echo("")
     if code == ExitCode.POLICY:
         typer.echo("In CI the gate would fail here: this model was trained to memorize, and no policy allows that.")
+    if tied_dropout:
+        own, dropped = maker.compare(folder, seed)
+        for line in _table([("own units on", own), ("dropped", dropped)]):
+            typer.echo(line)
+        typer.echo(f"wrote {folder / 'dropped.safetensors'}: the plain network with its memorizing units at zero")
     typer.echo(f"Open {folder / 'report' / 'report.html'}")
     return int(ExitCode.OK)
+
+
+def _table(rows: list[tuple[str, Scores]]) -> list[str]:
+    """What the memorizing units do, in three columns."""
+    head = f"{'':<14}{'changed label':>14}{'true label':>12}{'test':>8}"
+    return [head, *(f"{name:<14}{s.changed:>14.1%}{s.true:>12.1%}{s.test:>8.1%}" for name, s in rows)]

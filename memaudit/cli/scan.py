@@ -117,7 +117,7 @@ def scan(
     model_options = opt.model_options(arch, model_kwargs, num_classes, mean, std, input_size, adapter)
     with Stages(quiet) as progress:
         sources = Sources.of(model, flagged, reference, test, data, class_order)
-        loaded = _load(model, weights, adapter, model_options, sources, device, progress)
+        loaded = load(model, weights, adapter, model_options, sources, device, progress)
         settled = loaded.settled
         states, notes = _series(model, checkpoints, loaded, settings, progress)
         if dry_run:
@@ -161,7 +161,7 @@ class Loaded:
     class_order: str
 
 
-def _load(
+def load(
     model: str,
     weights: str | None,
     adapter: str | None,
@@ -170,6 +170,7 @@ def _load(
     device: str,
     progress: Stages,
 ) -> Loaded:
+    """Read the checkpoint and the examples, and settle which architecture it is."""
     from memaudit import checkpoints
     from memaudit.loading import settle
 

@@ -75,7 +75,7 @@ def render(
     if brief:
         blocks.append(_active(report))
     else:
-        blocks += [_counts(report), _neurons(report), _layers(report), _not_run(report)]
+        blocks += [_counts(report), _neurons(report), _known(report), _layers(report), _not_run(report)]
     blocks.append(_paths(paths))
     for block in blocks:
         if block is not None:
@@ -177,6 +177,13 @@ def _neurons(report: Report) -> RenderableType | None:
     if rest > 0:
         table.add_row(Text(f"and {rest:,} more", style="dim"), Text(), Text(), Text())
     return table
+
+
+def _known(report: Report) -> RenderableType | None:
+    from rich.text import Text
+
+    text = story.known(report)
+    return Text(text) if text else None
 
 
 def _layers(report: Report) -> RenderableType | None:

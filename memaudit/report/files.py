@@ -47,13 +47,17 @@ def _check(path: Path) -> None:
 
 
 def replace(path: Path, text: str) -> Path:
-    """Put `text`, as UTF-8, at `path`: written beside it, synced, then renamed over it.
+    """Put `text`, as UTF-8, at `path`, as `replace_bytes` does."""
+    return replace_bytes(path, text.encode("utf-8"))
+
+
+def replace_bytes(path: Path, data: bytes) -> Path:
+    """Put `data` at `path`: written beside it, synced, then renamed over it.
 
     Raises:
         UsageError: if the place refuses new files.
         EnvironmentFault: if the disk is full or fails. An older file stays as it was, and nothing is left beside it.
     """
-    data = text.encode("utf-8")
     check_target(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

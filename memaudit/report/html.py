@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from memaudit.report import charts, json, story, timeline
+from memaudit.report import charts, erasure, json, story, timeline
 from memaudit.report.rows import LayerRow, example_rows, layer_rows, neuron_rows
 from memaudit.report.words import MAX_COMMAND, MAX_MESSAGE, MISSING, OUTCOMES, SYMBOLS, count, interval, percent
 from memaudit.text import clean
@@ -67,6 +67,7 @@ def _page(report: Report, pictures: Mapping[str, str], left_out: int) -> str:
         bars=_bars(layers),
         curve=_curve(report),
         timeline=timeline,
+        erasure=erasure,
         heat=_heat(report),
         learned=_learned(report),
         gradients=_gradients(report),

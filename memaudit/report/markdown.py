@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from memaudit.report import story, timeline
+from memaudit.report import erasure, story, timeline
 from memaudit.report.rows import ExampleRow, example_rows, neuron_rows
 from memaudit.report.words import MAX_COMMAND, MAX_MESSAGE, MISSING, count, outside, percent
 from memaudit.text import MAX_LENGTH, clean
@@ -35,6 +35,8 @@ def render(report: Report) -> str:
         *story.beside(report),
         _examples(report),
         _neurons(report),
+        _known(report),
+        _erasure(report),
         _over_time(report),
         "## What this does not show",
         "\n".join(f"- {line}" for line in story.LIMITS),
@@ -42,6 +44,21 @@ def render(report: Report) -> str:
         _provenance(report),
     ]
     return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def _known(report: Report) -> str:
+    text = story.known(report)
+    return f"## Known memorizing units\n\n{text}" if text else ""
+
+
+def _erasure(report: Report) -> str:
+    if report.erasure is None:
+        return ""
+    figures = _table(("figure", "examples", "before", "after"), erasure.rows(report.erasure))
+    probes = _table(("probe", "setting", "flagged label", "against"), erasure.probes(report.erasure))
+    file = f"{code(report.erasure.file)}, SHA-256 {code(report.erasure.sha256)}"
+    blocks = ["## Erased", f"{erasure.summary(report.erasure)} {file}", figures, probes, " ".join(report.erasure.notes)]
+    return "\n\n".join(blocks)
 
 
 def code(value: object, limit: int = MAX_LENGTH) -> str:

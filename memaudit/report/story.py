@@ -294,6 +294,29 @@ def _effort(report: Report) -> str:
     )
 
 
+def known(report: Report) -> str:
+    """What example-tied dropout knows of the units found, in one paragraph; empty for networks without it."""
+    found = report.known_units
+    if found is None:
+        return ""
+    whose = "the memorizing units are each example's own" if found.own else "flagged ids are no integers: all count"
+    true = "" if found.true_label_dropped is None else f", their true labels {percent(found.true_label_dropped)}"
+    where = count(len(found.layers), "layer")
+    text = (
+        f"The network was trained with example-tied dropout in {where} ({whose}). With its memorizing units dropped,"
+        f" {percent(found.flagged_dropped)} of the flagged labels are predicted{true}, and the reference accuracy is"
+        f" {percent(found.reference_dropped)}."
+    )
+    if found.held:
+        ci = _ci(found.recall_low, found.recall_high)
+        text += (
+            f" Of {count(found.held, 'flagged label')} that these units hold, the audit names one of them for"
+            f" {found.recalled:,}: recall {percent(found.recall)} ({ci}). {percent(found.precision)} of the units it"
+            f" cuts are memorizing; random units would be in {percent(found.chance)} of cases."
+        )
+    return text
+
+
 def _ci(low: float | None, high: float | None) -> str:
     text = interval(low, high)
     return f"95% interval {text}" if text else ""

@@ -1,0 +1,232 @@
+"""Suppress a whole group of memorized labels: layers keep their high-curvature components, chosen against a budget.
+
+The choice of layers and of the share of curvature that they keep is made on a validation split; what the choice is
+worth is measured on a split, and on flagged examples, that chose nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from memaudit.controls import generator_for
+from memaudit.curvature import Spectrum, editable, spectra
+from memaudit.data import ExampleSet
+from memaudit.erase import Request, check_editable, prove, sets_of, write
+from memaudit.errors import DataRejected, ModelRejected
+from memaudit.evaluate import Evaluator, Panel, exact_arithmetic, margin
+from memaudit.findings import Candidate, EditedLayer, Erasure
+from memaudit.intervals import tidy
+from memaudit.replay import watch
+from memaudit.rewind import CALIBRATION, CALIBRATION_BATCH, estimating, norms
+from memaudit.states import holding
+from memaudit.text import clean
+
+# Shares of the held-out examples: for the factors, for choosing, and the rest for the final figures; and most of each.
+FACTORS, VALIDATION = 0.35, 0.25
+MOST_FACTORS, MOST_VALIDATION = 1500, 2000
+# Share of the fitted flagged examples that the choice is made with, and most of them.
+USED, MOST_USED = 1 / 3, 400
+# Depths from which on layers are edited, and shares of curvature they keep.
+STARTS = (0.25, 0.5, 0.75)
+KEPT = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.5, 0.4, 0.3, 0.2)
+# Past the budget a smaller share is not tried: accuracy falls with it.
+BEYOND = 0.02
+# Fewest examples that a choice can rest on.
+FEWEST = 20
+
+Edit = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One edit and what it does on the examples used for choosing: labels still predicted, validation accuracy."""
+
+    kept: Mapping[str, float]
+    flagged: float
+    validation: float
+
+
+def by_curvature(request: Request, max_test_drop: float) -> Erasure:
+    """Cut low-curvature components so that flagged labels go, within `max_test_drop` of validation accuracy.
+
+    Raises:
+        ModelRejected: the model cannot be edited, or no edit keeps within the budget.
+        DataRejected: there are too few examples to choose with and to measure on.
+    """
+    module = request.adapter.module
+    check_editable(module)
+    _check_norms(module)
+    with exact_arithmetic():
+        before = request.evaluator()
+        pool = request.test if request.test is not None else request.reference
+        factors, validation, final = _split(len(pool), request.seed)
+        fitted = (margin(before.logits(request.flagged), request.flagged.labels) > 0).nonzero().flatten().tolist()
+        order = torch.randperm(len(fitted), generator=generator_for(request.seed, "erase", "flagged")).tolist()
+        used = sorted(fitted[i] for i in order[: max(1, min(MOST_USED, round(USED * len(fitted))))])
+        if not fitted:
+            raise DataRejected("the model predicts none of the flagged labels: there is nothing to suppress")
+        sets = sets_of(request, before, used, pool, final)
+        clean_rows = torch.randperm(len(sets.reference), generator=generator_for(request.seed, "erase", "clean"))
+        calibration = Panel(sets.reference, clean_rows[:CALIBRATION].tolist())
+        layers = _in_order(before, sets.reference)
+        request.progress.stage("curvature", len(factors))
+        found = {
+            s.layer: s
+            for s in spectra(before, Panel(pool, factors), layers, generator_for(request.seed, "erase", "labels"))
+        }
+        search = Search(before, found, calibration, Panel(sets.flagged, used), Panel(pool, validation))
+        request.progress.stage("choose")
+        best, trials = search.run(max_test_drop)
+        request.progress.stage("edit")
+        state = {n: t.detach().clone() for n, t in module.state_dict().items()}
+        state |= {n: t for n, t in search.edit(best.kept).items() if n in state}
+        write(state, request.output)
+        return prove(request, before, sets).erasure(
+            "curvature",
+            layers=[_edited(found[path], share) for path, share in best.kept.items()],
+            candidates=[
+                Candidate(
+                    layers=list(t.kept),
+                    curvature=tidy(sum(t.kept.values()) / len(t.kept)),
+                    flagged=tidy(t.flagged),
+                    validation=tidy(t.validation),
+                    chosen=t is best,
+                )
+                for t in trials
+            ],
+            max_test_drop=tidy(max_test_drop),
+            notes=[] if request.test is not None else [NO_TEST],
+        )
+
+
+NO_TEST = "Without --test, reference examples were split in its place: a model trained on them looks better than it is."
+
+
+def _check_norms(module: nn.Module) -> None:
+    """Raise where weights change but the statistics that follow them cannot."""
+    without = [p for p, m in module.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is None]
+    if without:
+        raise ModelRejected(
+            f"the model cannot be edited: {clean(without[0])} keeps no normalisation statistics to re-estimate",
+            hint="Its BatchNorm uses each batch's own; train with track_running_stats=True, or use --method units.",
+        )
+
+
+def _split(count: int, seed: int) -> tuple[list[int], list[int], tuple[int, ...]]:
+    """Rows for factors, for validation and for the final figures."""
+    order = torch.randperm(count, generator=generator_for(seed, "erase", "split")).tolist()
+    first, second = round(FACTORS * count), round((FACTORS + VALIDATION) * count)
+    parts = order[:first][:MOST_FACTORS], order[first:second][:MOST_VALIDATION], order[second:]
+    if min(map(len, parts)) < FEWEST:
+        raise DataRejected(
+            f"{count} held-out examples are too few to choose an edit and to measure it",
+            hint=f"Give {round(FEWEST / VALIDATION)} or more with --test; a thousand tell accuracies a point apart.",
+        )
+    return sorted(parts[0]), sorted(parts[1]), tuple(sorted(parts[2]))
+
+
+def _in_order(evaluator: Evaluator, reference: ExampleSet) -> dict[str, nn.Conv2d | nn.Linear]:
+    """The editable layers in the order they run, without the classifier."""
+    adapter = evaluator.adapter
+    use = watch(adapter.module, adapter.forward, reference.batch([0], evaluator.device)).first_use
+    layers = {p: m for p, m in editable(adapter.module).items() if f"{p}.weight" in use}
+    ordered = sorted(layers, key=lambda path: use[f"{path}.weight"])[:-1]
+    if not ordered:
+        raise ModelRejected("the model cannot be edited: no convolution or linear layer before its classifier")
+    return {path: layers[path] for path in ordered}
+
+
+@dataclass(frozen=True)
+class Search:
+    """Tries edits on examples that no final figure is measured on.
+
+    Attributes:
+        found: spectra by layer, in execution order.
+        calibration: clean examples that BatchNorm is re-estimated on.
+        flagged, validation: what an edit is chosen by.
+    """
+
+    evaluator: Evaluator
+    found: Mapping[str, Spectrum]
+    calibration: Panel
+    flagged: Panel
+    validation: Panel
+
+    def run(self, budget: float) -> tuple[Trial, list[Trial]]:
+        """The edit that leaves the fewest labels within the budget, and everything that was tried.
+
+        Raises:
+            ModelRejected: none keeps within the budget.
+        """
+        least = self.trial({}).validation - budget
+        trials: list[Trial] = []
+        for start in STARTS:
+            layers = list(self.found)[int(start * len(self.found)) :]
+            for share in KEPT:
+                trials.append(self.trial(dict.fromkeys(layers, share)))
+                if trials[-1].validation < least - BEYOND:
+                    break
+        within = [t for t in trials if t.validation >= least]
+        if not within:
+            raise ModelRejected(
+                f"no edit keeps validation accuracy within {100 * budget:g} points",
+                hint="Allow more with --max-test-drop, or silence units of single findings with --method units.",
+            )
+        best = min(within, key=lambda t: t.flagged)
+        for trial in self.refined(best, least):
+            trials.append(trial)
+            if trial.validation >= least and trial.flagged < best.flagged:
+                best = trial
+        return best, trials
+
+    def refined(self, best: Trial, least: float) -> Iterator[Trial]:
+        """Layer by layer, a smaller share than the common one."""
+        kept = dict(best.kept)
+        for path in kept:
+            lower = next((k for k in KEPT if k < kept[path] - 0.05), None)
+            if lower is None:
+                continue
+            trial = self.trial({**kept, path: lower})
+            if trial.validation >= least and trial.flagged < best.flagged:
+                kept, best = dict(trial.kept), trial
+            yield trial
+
+    def trial(self, kept: Mapping[str, float]) -> Trial:
+        """Labels and accuracy with the layers of `kept` edited; nothing of it stays."""
+        with holding(self.evaluator.adapter.module, self.edit(kept) if kept else {}):
+            return Trial(kept, self._right(self.flagged), self._right(self.validation))
+
+    def edit(self, kept: Mapping[str, float]) -> Edit:
+        """By name, the weights and the BatchNorm statistics of the edited network."""
+        weights = {f"{path}.weight": self.found[path].kept(share) for path, share in kept.items()}
+        return {**weights, **reestimated(self.evaluator, weights, self.calibration)}
+
+    def _right(self, panel: Panel) -> float:
+        said = self.evaluator.logits(panel.examples, panel.rows).argmax(1)
+        return float((said == panel.examples.labels[list(panel.rows)]).float().mean())
+
+
+def reestimated(evaluator: Evaluator, weights: Mapping[str, Tensor], panel: Panel) -> Edit:
+    """Statistics of every BatchNorm with `weights` in place: plain means over batches of a fixed size."""
+    module = evaluator.adapter.module
+    modules = norms(module)
+    fresh = {
+        f"{path}.{name}": torch.ones_like(value) if name == "running_var" else torch.zeros_like(value)
+        for path, norm in modules.items()
+        for name, value in norm.named_buffers(recurse=False)
+    }
+    rows = panel.rows[: max(CALIBRATION_BATCH, len(panel) // CALIBRATION_BATCH * CALIBRATION_BATCH)]
+    if modules:
+        run: Callable[[Tensor, Tensor], Tensor] = lambda images, _: evaluator.adapter.forward(images)  # noqa: E731
+        with torch.no_grad(), holding(module, {**weights, **fresh}), estimating(modules.values()):
+            evaluator.each(panel.examples, rows, run, batch=CALIBRATION_BATCH)
+    return fresh
+
+
+def _edited(spectrum: Spectrum, share: float) -> EditedLayer:
+    return EditedLayer(layer=spectrum.layer, curvature=tidy(share), components=tidy(spectrum.components(share)))

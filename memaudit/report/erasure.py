@@ -1,0 +1,72 @@
+"""What an edited copy of the checkpoint does, before and after, as rows of text for every view."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from memaudit.report.words import MISSING, count, percent
+
+if TYPE_CHECKING:
+    from memaudit.findings import Erasure
+
+METHODS = {
+    "units": "units silenced",
+    "curvature": "low-curvature components taken out of layers",
+}
+
+
+def summary(erasure: Erasure) -> str:
+    """What was done, in a sentence; no name from outside is in it."""
+    if erasure.method == "units":
+        done = f"{count(len(erasure.units), 'unit')} silenced for {count(len(erasure.examples), 'flagged example')}"
+    else:
+        done = f"the low-curvature components of {count(len(erasure.layers), 'layer')} taken out"
+    alone = [e for e in erasure.examples if e.after.prediction != e.before.prediction]
+    lost = f"; {len(alone):,} of them no longer get the label" if erasure.examples else ""
+    return f"An edited copy of the model: {done}{lost}. All figures are of the file as read back from disk."
+
+
+def rows(erasure: Erasure) -> list[tuple[str, str, str, str]]:
+    """Figure, examples behind it, before, after."""
+    before, after, counts = erasure.before, erasure.after, erasure.counts
+    used = "flagged label, edit made for" if erasure.method == "units" else "flagged label, used for choosing"
+    table = [
+        (used, counts.get("used", 0), before.used, after.used),
+        ("flagged label, never used", counts.get("unused", 0), before.unused, after.unused),
+        ("true label of flagged", counts.get("used", 0) + counts.get("unused", 0), before.true_label, after.true_label),
+        ("reference accuracy", counts.get("reference", 0), before.reference, after.reference),
+        ("test accuracy", counts.get("test", 0), before.test, after.test),
+    ]
+    shown = [(n, f"{c:,}", percent(b), percent(a)) for n, c, b, a in table if a is not None]
+    classes = [(c, b, a) for c, (b, a) in enumerate(zip(before.by_class, after.by_class, strict=True)) if b is not None]
+    worst = min(classes, key=lambda row: (row[2] or 0) - (row[1] or 0), default=None)
+    if worst is not None:
+        shown.append((f"class {worst[0]}, the most changed for the worse", "", percent(worst[1]), percent(worst[2])))
+    return shown
+
+
+def probes(erasure: Erasure) -> list[tuple[str, str, str, str]]:
+    """Probe, setting, flagged labels predicted, and the figure to hold it against."""
+    table = [
+        (
+            "input noise",
+            f"{point.sigma:g} of the pixels' deviation",
+            percent(point.after),
+            f"{percent(point.before)} before the edit",
+        )
+        for point in erasure.noise
+    ]
+    for point in erasure.relearning:
+        control = MISSING if point.control is None else f"{percent(point.control)} after as many clean ones"
+        table.append(("relearning a third", count(point.steps, "step"), percent(point.rest), control))
+    return table
+
+
+def text(erasure: Erasure) -> str:
+    """Both tables for a terminal."""
+    lines = [summary(erasure), "", f"{'':<42}{'examples':>9}{'before':>9}{'after':>9}"]
+    lines += [f"{name:<42}{examples:>9}{before:>9}{after:>9}" for name, examples, before, after in rows(erasure)]
+    if probes(erasure):
+        lines += ["", f"{'probe':<20}{'':<32}{'label':>8}  against"]
+        lines += [f"{name:<20}{how:<32}{label:>8}  {against}" for name, how, label, against in probes(erasure)]
+    return "\n".join([*lines, "", *erasure.notes])
