@@ -112,21 +112,19 @@ def _load(model: str, audited: Report, report: Path, given: Mapping[str, Any], d
     """Model and examples as the audit read them, but for what was said otherwise.
 
     Raises:
-        UsageError: neither the command line nor the report say where the examples are.
+        UsageError: nobody says where the examples are.
         ModelRejected: the checkpoint is not the one that was audited.
     """
-    from memaudit.cli.scan import Sources, load
+    from memaudit.cli.scan import load
+    from memaudit.cli.sources import Sources
 
     use = {**_recorded(audited, report), **given}
-    for name in ("flagged", "reference"):
-        if use.get(name) is None:
-            raise UsageError(f"the report does not say where the {name} examples are", hint=f"Name them with --{name}.")
     model_options = opt.model_options(
         use.get("arch"), use.get("model_kwargs") or [], use.get("num_classes"), use.get("mean"), use.get("std"),
         use.get("input_size"), use.get("adapter"),
     )  # fmt: skip
-    order = use.get("class_order") or "natural"
-    sources = Sources(use["flagged"], use["reference"], use.get("test"), use.get("data"), order)
+    places = [use.get(name) for name in ("flagged", "reference", "test", "data", "class_order")]
+    sources = Sources.of(model, *places)
     loaded = load(model, use.get("weights"), use.get("adapter"), model_options, sources, device, progress)
     if audited.model.sha256 and loaded.checkpoint.sha256 != audited.model.sha256:
         raise ModelRejected(

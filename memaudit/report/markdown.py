@@ -54,8 +54,8 @@ def _known(report: Report) -> str:
 def _erasure(report: Report) -> str:
     if report.erasure is None:
         return ""
-    figures = _table(("figure", "examples", "before", "after"), erasure.rows(report.erasure))
-    probes = _table(("probe", "setting", "flagged label", "against"), erasure.probes(report.erasure))
+    figures = table(("figure", "examples", "before", "after"), erasure.rows(report.erasure))
+    probes = table(("probe", "setting", "flagged label", "against"), erasure.probes(report.erasure))
     file = f"{code(report.erasure.file)}, SHA-256 {code(report.erasure.sha256)}"
     blocks = ["## Erased", f"{erasure.summary(report.erasure)} {file}", figures, probes, " ".join(report.erasure.notes)]
     return "\n\n".join(blocks)
