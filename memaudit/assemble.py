@@ -137,7 +137,7 @@ def _effort(passes: Mapping[str, int]) -> Effort | None:
 def _config(settings: Settings) -> dict[str, ConfigValue]:
     """The settings of a library call, which has no flags."""
     default = Settings()
-    names = ("max_units", "unit", "layers", "ablation", "profile", "seed", "limit", "group_depth")
+    names = ("max_units", "unit", "layers", "ablation", "profile", "dtype", "seed", "limit", "group_depth")
     values = {name: getattr(settings, name) for name in names}
     return {
         k: ConfigValue(value=v, origin="default" if v == getattr(default, k) else "argument") for k, v in values.items()

@@ -51,7 +51,7 @@ from memaudit.intervals import tidy, wilson
 from memaudit.known import known_units
 from memaudit.localize import Population, Proposal, Search, measure_population
 from memaudit.overtime import OverTime
-from memaudit.settings import AUDITS, OVER_TIME, PROFILES, Progress, Provenance, Settings, Silent
+from memaudit.settings import AUDITS, DTYPES, OVER_TIME, PROFILES, Progress, Provenance, Settings, Silent
 from memaudit.states import State
 from memaudit.text import closest
 from memaudit.trajectory import from_memory
@@ -203,6 +203,8 @@ class Auditor:
             raise UsageError(f"no profile {settings.profile!r}", hint="Choose fast, standard or deep.")
         if settings.ablation not in ("zero", "mean"):
             raise UsageError(f"no ablation {settings.ablation!r}", hint="Choose zero or mean.")
+        if settings.dtype not in DTYPES:
+            raise UsageError(f"no dtype {settings.dtype!r}", hint=f"Choose {' or '.join(DTYPES)}.")
         for name in ("max_units", "batch_size", "limit"):
             value = getattr(settings, name)
             if value is not None and value < 1:
@@ -304,7 +306,8 @@ class Auditor:
         device = resolve_device(self.settings.device)
         self.adapter.module.to(device)
         batch = self.settings.batch_size or automatic_batch_size(self.reference.pixels[:1], device)
-        self.evaluator = Evaluator(self.adapter, batch, advance=self.progress.advance)
+        dtype: torch.dtype = getattr(torch, self.settings.dtype)
+        self.evaluator = Evaluator(self.adapter, batch, advance=self.progress.advance, gradient_dtype=dtype)
         with exact_arithmetic():
             yield from self._findings()
             self._finish()

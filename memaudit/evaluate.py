@@ -52,6 +52,7 @@ class Evaluator:
         adapter: the model.
         batch_size: examples a pass; halved for good when memory runs out.
         advance: called with the number of examples after each pass (progress bars).
+        gradient_dtype: what mask gradients are computed in, by autocast; logits that are measured never are.
         passes: examples forwarded and backwarded so far, by stage: `passes["localize forward"]`.
         stage: what `passes` counts under.
     """
@@ -59,12 +60,18 @@ class Evaluator:
     adapter: Adapter
     batch_size: int = 64
     advance: Callable[[int], None] = lambda _: None
+    gradient_dtype: torch.dtype = torch.float32
     passes: Counter[str] = field(default_factory=Counter)
     stage: str = "audit"
 
     @property
     def device(self) -> torch.device:
         return self.adapter.device
+
+    @property
+    def approximate(self) -> bool:
+        """Whether mask gradients, and the logits that come with them, are computed in less than float32."""
+        return self.gradient_dtype.itemsize < torch.float32.itemsize
 
     def logits(
         self,
@@ -112,7 +119,9 @@ class Evaluator:
             keep = space.keep(cuts[chunk]).to(images.device, images.dtype).requires_grad_()
             masks = ablated(self.adapter.module, space, keep, fill)
             with torch.enable_grad(), self._told(examples, rows[chunk]), masks:
-                logits = self.adapter.forward(images)
+                with torch.autocast(images.device.type, self.gradient_dtype, enabled=self.approximate):
+                    logits = self.adapter.forward(images)
+                logits = logits.to(images.dtype)
                 scores = objective(logits, labels[list(rows[chunk])].to(images.device))
             (gradient,) = torch.autograd.grad(scores.sum(), keep)
             return logits.detach().cpu(), scores.detach().cpu(), gradient.cpu()

@@ -118,6 +118,8 @@ class Search:
                 examples, [j.row for j in active], [j.cut for j in active], self.space, margin, self.fill
             )
             margins = values.nan_to_num(nan=torch.inf).tolist()
+            if evaluator.approximate:
+                margins = self._checked(evaluator, examples, active, margins)
             lost = [j for j, m in zip(active, margins, strict=True) if m < 0]
             for job in self._reduced(evaluator, examples, lost):
                 yield Proposal(job.row, tuple(job.cut), erased=True)
@@ -130,6 +132,19 @@ class Search:
                 else:
                     yield Proposal(job.row, tuple(job.cut), erased=False)
             active = going
+
+    def _checked(
+        self, evaluator: Evaluator, examples: ExampleSet, jobs: list[_Job], margins: list[float]
+    ) -> list[float]:
+        """Margins that say "lost", measured again in full precision."""
+        lost = [n for n, m in enumerate(margins) if m < 0]
+        rows = [jobs[n].row for n in lost]
+        logits = evaluator.logits(examples, rows, [jobs[n].cut for n in lost], self.space, self.fill)
+        if lost:
+            exact = margin(logits, examples.labels[rows]).nan_to_num(nan=torch.inf).tolist()
+            for n, value in zip(lost, exact, strict=True):
+                margins[n] = value
+        return margins
 
     def _extend(self, job: _Job, value: float, gradient: Tensor) -> bool:
         """Add units until the linear prediction loses the label, `plan` are added or the budget is spent."""

@@ -33,11 +33,11 @@ class Profile:
     search_rows: int = 512
     panel_rows: int = 512
     at_risk: int = 64
-    at_random: int = 8
+    at_random: int = 4
     sampled: int = 512
     copies: int = 2
     draws: int = 10
-    others: int = 4
+    others: int = 3
     neurons: int = 48
     clean: int = 64
     seeds: int = 0
@@ -62,6 +62,7 @@ PROFILES: Mapping[str, Profile] = {
     ),
 }  # fmt: skip
 
+DTYPES = ("float32", "bfloat16")
 AUDITS = ("localize", "gradients", "rewind", "retrain")
 OVER_TIME = AUDITS[1:]
 
@@ -71,6 +72,7 @@ class Settings:
     """What shapes the numbers; all of it is in the report.
 
     Attributes:
+        dtype: precision of the search's gradients; everything that is reported is measured in float32 all the same.
         audits: of `AUDITS`; None: localize, and the others where there are earlier checkpoints.
         group_depth: parts of a layer group's path; None: as fine as one table holds.
     """
@@ -82,6 +84,7 @@ class Settings:
     profile: str = "standard"
     device: str = "auto"
     batch_size: int | None = None
+    dtype: str = "float32"
     seed: int = 0
     limit: int | None = None
     time_limit: float | None = None

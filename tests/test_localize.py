@@ -15,6 +15,7 @@ import memaudit
 from memaudit.ablate import ablated
 from memaudit.adapters.base import Adapter
 from memaudit.data import ExampleSet, Preprocess, from_tensors
+from memaudit.errors import UsageError
 from memaudit.evaluate import Evaluator, margin
 from memaudit.findings import Outcome
 from memaudit.localize import PLAN, RISK_SOFTNESS, SHORTLIST, Population, Proposal, Search, measure_population
@@ -255,3 +256,34 @@ def test_a_unit_that_stores_one_example_is_found_and_nothing_else(batch_size: in
     assert stored.controls is not None
     assert stored.controls.random.erased == 0
     assert not clean.memorized
+
+
+# ---- half precision -----------------------------------------------------------------------------------------------
+
+
+def test_what_a_search_in_half_precision_proposes_is_erased_in_full(trained: Trained) -> None:
+    exact = trained.evaluator()
+    population = measure_population(exact, trained.space, trained.reference, REFERENCE_ROWS)
+    search = Search(trained.space, torch.ones(trained.space.total, dtype=torch.bool), population, 10)
+    margins = margin(exact.logits(trained.flagged), trained.flagged.labels)
+    rows = (margins > 0).nonzero().flatten().tolist()
+    half = Evaluator(trained.adapter, 64, gradient_dtype=torch.bfloat16)
+    _, rough, _ = half.mask_gradients(trained.flagged, rows, [[]] * len(rows), trained.space, margin)
+    assert not torch.allclose(rough, margins[rows], rtol=1e-4)  # it is rough indeed
+    assert torch.allclose(rough, margins[rows], rtol=0.1, atol=0.2)
+    assert torch.equal(half.logits(trained.flagged), exact.logits(trained.flagged))
+    found = {p.row: p for p in search.run(half, trained.flagged, rows)}
+    twin = {p.row: p for p in search.run(exact, trained.flagged, rows)}
+    for row, proposal in found.items():
+        after = float(
+            margin(exact.logits(trained.flagged, [row], [proposal.cut], trained.space), trained.flagged.labels[[row]])
+        )
+        assert (after < 0) == proposal.erased
+    assert sum(p.erased for p in found.values()) >= sum(p.erased for p in twin.values()) - 1
+    sizes = [sum(len(p.cut) for p in many.values()) for many in (found, twin)]
+    assert abs(sizes[0] - sizes[1]) <= 0.2 * sizes[1]
+
+
+def test_a_precision_nobody_knows_is_refused(trained: Trained) -> None:
+    with pytest.raises(UsageError, match=r"no dtype 'float8'"):
+        memaudit.audit(trained.module, trained.flagged, trained.reference, dtype="float8")

@@ -62,6 +62,9 @@ def scan(
     limit: Annotated[int | None, typer.Option(min=1, help="Audit only the first N; the report is incomplete.")] = None,
     device: opt.Device = "auto",
     batch_size: Annotated[str, typer.Option(help="auto, or examples per pass.")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="float32, or bfloat16 for the search alone: what it finds is measured in float32.")
+    ] = "float32",
     seed: Annotated[int, typer.Option(help="For every random draw.")] = 0,
     time_limit: Annotated[float | None, typer.Option(help="Seconds; then the report is incomplete.")] = None,
     out: Annotated[Path | None, typer.Option(help="Directory of the report; by default reports/<model>.")] = None,
@@ -83,11 +86,12 @@ def scan(
     Writes report.json and report.html, prints the verdict, and ends with 0 (policy met) or 1 (not met).
     """
     from memaudit import gate
-    from memaudit.settings import PROFILES, Settings
+    from memaudit.settings import DTYPES, PROFILES, Settings
 
     opt.choice(unit, ("auto", "channel", "neuron", "head"), "--unit")
     opt.choice(ablation, ("zero", "mean"), "--ablation")
     opt.choice(profile, tuple(PROFILES), "--profile")
+    opt.choice(dtype, DTYPES, "--dtype")
     opt.choice(format_, outputs.FORMATS, "--format")
     opt.choice(images, ("thumbs", "none"), "--images")
     opt.choice(weights, ("raw", "ema"), "--weights")
@@ -99,6 +103,7 @@ def scan(
         profile=profile,
         device=device,
         batch_size=opt.batch_size(batch_size),
+        dtype=dtype,
         seed=seed,
         limit=limit,
         time_limit=opt.positive(time_limit, "--time-limit"),
