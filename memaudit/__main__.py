@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import sys
 import traceback
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
+from memaudit import interrupts
 from memaudit.errors import ExitCode, MemauditError
+from memaudit.interrupts import Terminated
 from memaudit.text import MAX_LENGTH, clean
 
 # Rejected rows and the like: so many are shown, the rest is counted.
@@ -24,17 +24,9 @@ AUDIT_NEEDS = frozenset({"torch", "timm", "numpy", "PIL", "safetensors", "sklear
 _OUTPUT_LOST = frozenset({errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO})
 
 
-class Terminated(BaseException):
-    """SIGTERM, raised where the work is, so that locks and temporary files are cleared away."""
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with one of `ExitCode`."""
-
-    def terminate(number: int, frame: FrameType | None) -> None:
-        raise Terminated
-
-    signal.signal(signal.SIGTERM, terminate)
+    interrupts.install()
     code = run(arguments)
     try:
         sys.stdout.flush()
@@ -59,16 +51,14 @@ def run(arguments: Sequence[str] | None = None) -> int:
             result = command.invoke(context)
         return int(result) if isinstance(result, int) else int(ExitCode.OK)
     except MemauditError as error:
-        _complain(error.message, error.hint, error.details)
+        _complain(error.message, error.hint, (*error.details, *_notes(error)))
         return int(error.exit_code)
     except typer.Exit as finished:
         return finished.exit_code
-    except (KeyboardInterrupt, typer.Abort):
-        _complain("interrupted; nothing was written", "Run the same command again.")
-        return int(ExitCode.INTERRUPTED)
-    except Terminated:
-        _complain("terminated; nothing was written", "Run the same command again.")
-        return int(ExitCode.TERMINATED)
+    except (KeyboardInterrupt, typer.Abort) as stopped:
+        return _stopped("interrupted", stopped, ExitCode.INTERRUPTED)
+    except Terminated as stopped:
+        return _stopped("terminated", stopped, ExitCode.TERMINATED)
     except OSError as error:
         if error.errno not in _OUTPUT_LOST:
             return _report_bug(error)
@@ -85,6 +75,18 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return int(ExitCode.ENVIRONMENT)
     except Exception as error:  # the one place that may catch everything: a bug must never look like a verdict
         return _refuse(error) if isinstance(error, usage_problem) else _report_bug(error)
+
+
+def _stopped(how: str, error: BaseException, code: ExitCode) -> int:
+    """What an interrupted user is told: what is kept, and that the same command goes on from there."""
+    kept = _notes(error)
+    what = "it goes on from there" if kept else "nothing was measured yet"
+    _complain(f"{how}; {'; '.join(kept) or 'nothing was written'}", f"Run the same command again: {what}.")
+    return int(code)
+
+
+def _notes(error: BaseException) -> list[str]:
+    return list(getattr(error, "__notes__", ()))
 
 
 def _refuse(error: Any) -> int:

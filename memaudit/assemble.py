@@ -108,6 +108,7 @@ def assemble(evidence: Evidence, findings: Sequence[Finding]) -> Report:
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(evidence.started)),
             "seconds": round(time.time() - evidence.started, 2),
             "batch_size": evaluator.batch_size,
+            "resumed_batches": evaluator.journal.recorded if evaluator.journal else 0,
         },
         passes=dict(sorted(evaluator.passes.items())),
         effort=_effort(evaluator.passes),

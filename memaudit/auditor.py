@@ -48,9 +48,11 @@ from memaudit.findings import (
 )
 from memaudit.fit import Observation, Support, live_units, observe, observe_flagged
 from memaudit.intervals import tidy, wilson
+from memaudit.journal import Journal, journalled
 from memaudit.known import known_units
 from memaudit.localize import Population, Proposal, Search, measure_population
 from memaudit.overtime import OverTime
+from memaudit.resume import run_of
 from memaudit.settings import AUDITS, DTYPES, OVER_TIME, PROFILES, Progress, Provenance, Settings, Silent
 from memaudit.states import State
 from memaudit.text import closest
@@ -217,6 +219,8 @@ class Auditor:
         self.profile = PROFILES[settings.profile]
         self.warnings: list[ReportWarning] = list(self.provenance.warnings)
         self.incomplete: list[str] = []
+        self.journal: Journal | None = None
+        self.late = False  # the time limit was reached: the same run, resumed, gets further
         self.test = test
         for name, examples in (("flagged", flagged), ("reference", reference)):
             if not len(examples) and examples.unreadable:
@@ -250,6 +254,18 @@ class Auditor:
     def warn(self, code: str, message: str) -> None:
         """Put something a reader must know into the report."""
         self.warnings.append(ReportWarning(code=code, message=message))
+
+    @contextmanager
+    def journalled(self, folder: Path, *, fresh: bool = False) -> Iterator[Journal]:
+        """Keep what is measured in `folder` while the body runs, and go on with what an earlier run kept there.
+
+        Raises:
+            UsageError: what lies there belongs to another run, and `fresh` does not say to throw it away.
+        """
+        sets = {"flagged": self.flagged, "reference": self.reference, "test": self.test}
+        run = run_of(self.adapter, sets, self.states, self.settings, self.provenance)
+        with journalled(folder, run, fresh=fresh) as self.journal:
+            yield self.journal
 
     def run(self) -> Report:
         """All of it, and the report."""
@@ -340,6 +356,7 @@ class Auditor:
                 self.incomplete.append(
                     f"time limit of {self.settings.time_limit:g} s: {left} flagged examples not audited"
                 )
+                self.late = True
                 break
             self.progress.advance()
             self.found[proposal.row] = self._judged(proposal, supports)
@@ -357,6 +374,7 @@ class Auditor:
                 hint="memaudit follows convolutions, linear layers and attention that run as modules of their own.",
             )
         self.space = select(self.all_sites, self.settings.unit, self.settings.layers)
+        self.evaluator.resume(self.journal)  # this process has shown that the premises hold; now measurements begin
         self._stage("reference", len(self.reference) + len(self.flagged))
         self._see()
         if self._drop_non_finite():
@@ -439,6 +457,7 @@ class Auditor:
             return
         self.evaluator.advance = self.progress.advance
         self.layers = self.over_time.evidence(self.audits)
+        self.late = self.late or bool(self.over_time.late)
         for what in self.over_time.late:
             self.incomplete.append(f"time limit of {self.settings.time_limit:g} s: {what} not done")
 

@@ -17,6 +17,8 @@ from memaudit.adapters.base import Adapter
 from memaudit.data.examples import ExampleSet
 from memaudit.errors import BugError, EnvironmentFault, PremiseBroken, UsageError
 from memaudit.hooks import hooked
+from memaudit.interrupts import finishing
+from memaudit.journal import Changing, Journal
 from memaudit.text import clean
 from memaudit.tied_dropout import example_ids
 from memaudit.units import UnitSpace
@@ -55,6 +57,7 @@ class Evaluator:
         gradient_dtype: what mask gradients are computed in, by autocast; logits that are measured never are.
         passes: examples forwarded and backwarded so far, by stage: `passes["localize forward"]`.
         stage: what `passes` counts under.
+        journal: where each batch is recorded, and taken from where it is there already.
     """
 
     adapter: Adapter
@@ -63,6 +66,38 @@ class Evaluator:
     gradient_dtype: torch.dtype = torch.float32
     passes: Counter[str] = field(default_factory=Counter)
     stage: str = "audit"
+    journal: Journal | None = None
+    _advanced: int = 0
+
+    def resume(self, journal: Journal | None) -> None:
+        """Record every batch from now on in `journal`, and go on from those it holds, in batches of the same size."""
+        self.journal = journal
+        if journal is None:
+            return
+        begun = journal.next("batch size")
+        if begun is None:
+            journal.add("batch size", self.batch_size, None)
+        else:
+            self.batch_size = begun.size
+
+    def once(self, name: str, compute: Callable[[], T]) -> T:
+        """`compute()`, recorded as a whole; what it returns, and what its batches change, is done with afterwards.
+
+        Args:
+            compute: returns plain data and tensors; from the journal, tuples come back as lists.
+        """
+        if self.journal is None:
+            return compute()
+        done = self.journal.begin(name)
+        if done is None:
+            passes, advanced = Counter(self.passes), self._advanced
+            value = compute()
+            self.journal.end(name, [value, self.passes - passes, self.batch_size, self._advanced - advanced])
+            return value
+        value, passes, self.batch_size, steps = done
+        self.passes.update(passes)
+        self._advance(steps)
+        return value
 
     @property
     def device(self) -> torch.device:
@@ -155,7 +190,7 @@ class Evaluator:
             target = self.adapter.module.get_submodule(site.layer)
             (inputs if site.side == "input" else outputs).append((target, at(number)))
 
-        def body(chunk: slice) -> Tensor:
+        def body(chunk: slice) -> tuple[Tensor, list[T | None]]:
             nonlocal size
             pending.clear()
             rows = range(len(examples))[chunk]
@@ -163,11 +198,14 @@ class Evaluator:
             size = len(images)
             with torch.no_grad(), self._told(examples, rows), hooked(before=inputs, after=outputs):
                 logits = self.adapter.forward(images).cpu()
-            for number, value in pending.items():
-                seen[number].append(value)
-            return logits
+            return logits, [pending.get(number) for number in range(len(seen))]
 
-        return torch.cat(self._run(len(examples), body)), seen
+        logits, batches = zip(*self._run(len(examples), body), strict=True)
+        for values in batches:
+            for number, value in enumerate(values):
+                if value is not None:
+                    seen[number].append(value)
+        return torch.cat(logits), seen
 
     def each(
         self,
@@ -178,12 +216,14 @@ class Evaluator:
         batch: int | None = None,
         forward: int = 1,
         backward: int = 0,
+        changing: Changing | None = None,
     ) -> list[T]:
         """What `body(images, labels)` makes of each batch of `rows`; a batch that runs out of memory is made again.
 
         Args:
             batch: examples a batch, where the result depends on it.
             forward, backward: passes the body makes over its batch, for the count.
+            changing: what the body changes, if it changes anything.
         """
         labels = examples.labels
 
@@ -191,7 +231,7 @@ class Evaluator:
             with self._told(examples, rows[chunk]):
                 return body(self._images(examples, rows[chunk]), labels[list(rows[chunk])].to(self.device))
 
-        return self._run(len(rows), run, forward=forward, backward=backward, batch=batch)
+        return self._run(len(rows), run, forward=forward, backward=backward, batch=batch, changing=changing)
 
     def _images(self, examples: ExampleSet, rows: Sequence[int]) -> Tensor:
         dtype = next((p.dtype for p in self.adapter.module.parameters()), torch.float32)
@@ -221,6 +261,7 @@ class Evaluator:
         forward: int = 1,
         backward: int = 0,
         batch: int | None = None,
+        changing: Changing | None = None,
     ) -> list[T]:
         """`body` on consecutive slices of `range(count)`; out of memory halves the batch for good and tries again.
 
@@ -230,24 +271,45 @@ class Evaluator:
         results: list[T] = []
         start = 0
         while start < count:
-            chunk = slice(start, min(start + min(self.batch_size, batch or self.batch_size), count))
-            size = chunk.stop - chunk.start
-            full = False
-            try:
-                results.append(body(chunk))
-            except RuntimeError as error:
-                if not _out_of_memory(error):
-                    raise
-                full = True
-            if full:  # outside the except block, so that the traceback no longer holds the batch's tensors
+            size = min(self.batch_size, batch or self.batch_size, count - start)
+            key = f"{self.stage} {start} of {count}"
+            recorded = None if self.journal is None else self.journal.next(key, changing)
+            if recorded is not None:
+                if recorded.size < size:  # memory ran out here
+                    size = self.batch_size = recorded.size
+                results.append(recorded.value)
+            elif not self._measure(slice(start, start + size), body, results, key, changing):
                 self._shrink(size)
                 continue
             self.passes[f"{self.stage} forward"] += size * forward
             if backward:
                 self.passes[f"{self.stage} backward"] += size * backward
-            self.advance(size)
-            start = chunk.stop
+            self._advance(size)
+            start += size
         return results
+
+    def _measure(
+        self, chunk: slice, body: Callable[[slice], T], results: list[T], key: str, changing: Changing | None
+    ) -> bool:
+        """Run one batch and record it; False where it does not fit in memory. An interrupt waits until it is recorded.
+
+        The caller leaves this function before it frees memory, so that no traceback holds the batch's tensors.
+        """
+        with finishing():
+            try:
+                value = body(chunk)
+            except RuntimeError as error:
+                if not _out_of_memory(error):
+                    raise
+                return False
+            if self.journal is not None:
+                self.journal.add(key, chunk.stop - chunk.start, value, changing)
+            results.append(value)
+        return True
+
+    def _advance(self, steps: int) -> None:
+        self._advanced += steps
+        self.advance(steps)
 
     def _shrink(self, size: int) -> None:
         if size <= 1:

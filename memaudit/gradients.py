@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from memaudit.evaluate import Evaluator, Panel
+from memaudit.journal import Changing
 from memaudit.layers import LayerGroup
 from memaudit.states import State, holding
 
@@ -39,11 +40,21 @@ def account(
 
     Each panel's batches hold its own examples alone, so no pass computes a gradient that is not used.
     """
-    module = evaluator.adapter.module
-    with holding(module, state.tensors), differentiable(evaluator) as parameters:
-        sums = {name: _summed(evaluator, panel, list(parameters.values())) for name, panel in panels.items()}
-    place = {name: n for n, name in enumerate(parameters)}
-    return [_account(sums, [place[n] for n in group.names if n in place]) for group in groups]
+
+    def measure() -> list[tuple[dict[str, float], list[tuple[str, str, float]]]]:
+        with holding(evaluator.adapter.module, state.tensors), differentiable(evaluator) as parameters:
+            sums = {name: [torch.zeros_like(p) for p in parameters.values()] for name in panels}
+            changing = _changing(sums)
+            for name, panel in panels.items():
+                _add(evaluator, panel, list(parameters.values()), sums[name], changing)
+        # Products are taken in float64, which not every device has.
+        on_cpu = {name: [t.cpu() for t in total] for name, total in sums.items()}
+        place = {name: n for n, name in enumerate(parameters)}
+        accounts = [_account(on_cpu, [place[n] for n in group.names if n in place]) for group in groups]
+        return [(dict(one.norms), [(a, b, c) for (a, b), c in one.cosines.items()]) for one in accounts]
+
+    found = evaluator.once(f"gradients at {state.label}", measure)
+    return [Account(norms, {(a, b): c for a, b, c in cosines}) for norms, cosines in found]
 
 
 @contextmanager
@@ -60,24 +71,31 @@ def differentiable(evaluator: Evaluator) -> Iterator[dict[str, Tensor]]:
             parameter.requires_grad_(needed)
 
 
-def _summed(evaluator: Evaluator, panel: Panel, parameters: list[Tensor]) -> list[Tensor]:
-    """Gradient of the panel's summed cross-entropy by each parameter."""
+def _add(evaluator: Evaluator, panel: Panel, parameters: list[Tensor], total: list[Tensor], changing: Changing) -> None:
+    """Add the gradient of the panel's summed cross-entropy by each parameter to `total`."""
 
-    def body(images: Tensor, labels: Tensor) -> tuple[Tensor | None, ...]:
+    def gradient_of(images: Tensor, labels: Tensor) -> tuple[Tensor | None, ...]:
         with torch.enable_grad():
             loss = F.cross_entropy(evaluator.adapter.forward(images), labels, reduction="sum")
         return torch.autograd.grad(loss, parameters, allow_unused=True)
 
-    total = [torch.zeros_like(p) for p in parameters]
-
     def add(images: Tensor, labels: Tensor) -> None:
-        for sum_, gradient in zip(total, body(images, labels), strict=True):
+        for sum_, gradient in zip(total, gradient_of(images, labels), strict=True):
             if gradient is not None:
                 sum_.add_(gradient)
 
     with torch.no_grad():
-        evaluator.each(panel.examples, panel.rows, add, backward=1)
-    return [t.cpu() for t in total]  # products are taken in float64, which not every device has
+        evaluator.each(panel.examples, panel.rows, add, backward=1, changing=changing)
+
+
+def _changing(sums: Mapping[str, list[Tensor]]) -> Changing:
+    tensors = {f"{name} {n}": t for name, total in sums.items() for n, t in enumerate(total)}
+
+    def load(values: Mapping[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
+            tensor.copy_(values[name])
+
+    return Changing(lambda: tensors, load)
 
 
 def _account(sums: Mapping[str, list[Tensor]], own: list[int]) -> Account:

@@ -86,15 +86,15 @@ def matched(
     picked = torch.tensor(rows, dtype=torch.int64)
     reference = judge.reference
     pairs = matched_clean(margins[picked], flagged.labels[picked], reference_margins, reference.labels)
-    if not pairs:
-        return None
     never = search.max_units + 1
+    needed = [len(f.units) if f.outcome in ERASED else never for f in findings if f.fitted]
+    if not pairs or not needed:  # a time limit may leave nothing to compare with
+        return None
     counts: dict[int, int] = {}
     for proposal in search.run(judge.evaluator, reference, [r for _, r in pairs]):
         counts[proposal.row] = len(proposal.cut) if proposal.erased else never
         tick(1)
     clean = [counts[r] for _, r in pairs]  # not in the order they finished, which the batch size decides
-    needed = [len(f.units) if f.outcome in ERASED else never for f in findings if f.fitted]
     wins = [sum((c > n) + 0.5 * (c == n) for n in needed) / len(needed) for c in clean]
     low, high = bootstrap(wins, judge.seed)
     return MatchedControls(

@@ -6,7 +6,7 @@ them and this one is redundant for them. Freezing is real here and is proven: ev
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from memaudit.errors import BugError
 from memaudit.evaluate import Evaluator, Panel
+from memaudit.journal import Changing
 from memaudit.layers import LayerGroup, tensors_of
 from memaudit.states import State, digest, holding
 from memaudit.text import clean
@@ -77,23 +78,51 @@ def retrain(
     module = evaluator.adapter.module
     tensors = tensors_of(module)
     outside = [n for n in tensors if n not in set(group.names)]
-    frozen = digest(module, outside)
-    values = {n: start.tensors.get(n, tensors[n]).detach().clone() for n in group.names}
-    history: list[Epoch] = []
-    with holding(module, values), trainable(module, group.names) as parameters:
-        optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
-        for epoch in range(epochs + 1):
-            if epoch:
-                _train(evaluator, group, reference, optimizer, generator)
-            seen = [_right(evaluator, panel) for panel in (flagged, reference, matched)]
-            shares = [float(s.float().mean()) if len(s) else None for s in seen]
-            history.append(Epoch(epoch, shares[0] or 0.0, shares[1] or 0.0, shares[2]))
-            fitted = history[-1].reference >= target - BACK
-            if fitted:
-                break
-        if digest(module, outside) != frozen:
-            raise BugError(f"retraining {clean(group.layer)} changed a tensor outside of it")
-    return Run(tuple(history), seen[0], seen[2] if len(matched) else None, fitted)
+
+    def measure() -> tuple[list[tuple[int, float, float, float | None]], Tensor, Tensor | None, bool]:
+        frozen = digest(module, outside)
+        values = {n: start.tensors.get(n, tensors[n]).detach().clone() for n in group.names}
+        history: list[tuple[int, float, float, float | None]] = []
+        with holding(module, values), trainable(module, group.names) as parameters:
+            optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
+            changing = _changing(values, optimizer)
+            for epoch in range(epochs + 1):
+                if epoch:
+                    _train(evaluator, group, reference, optimizer, generator, changing)
+                seen = [_right(evaluator, panel) for panel in (flagged, reference, matched)]
+                shares = [float(s.float().mean()) if len(s) else None for s in seen]
+                history.append((epoch, shares[0] or 0.0, shares[1] or 0.0, shares[2]))
+                fitted = (shares[1] or 0.0) >= target - BACK
+                if fitted:
+                    break
+            if digest(module, outside) != frozen:
+                raise BugError(f"retraining {clean(group.layer)} changed a tensor outside of it")
+        return history, seen[0], seen[2] if len(matched) else None, fitted
+
+    name = f"retrain {group.layer} {generator.initial_seed()}"
+    history, on_flagged, on_matched, fitted = evaluator.once(name, measure)
+    return Run(tuple(Epoch(*one) for one in history), on_flagged, on_matched, fitted)
+
+
+def _changing(values: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> Changing:
+    """What a training step changes: the group's tensors, and what the optimizer keeps of each parameter."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def save() -> dict[str, Tensor]:
+        kept = {f"{n}:{k}": v for n, p in enumerate(parameters) for k, v in optimizer.state.get(p, {}).items()}
+        return {**{f"value:{name}": value for name, value in values.items()}, **kept}
+
+    def load(saved: Mapping[str, Tensor]) -> None:
+        for name, value in values.items():
+            value.copy_(saved[f"value:{name}"])
+        for name, tensor in saved.items():
+            owner, _, key = name.partition(":")
+            if owner != "value":
+                parameter = parameters[int(owner)]
+                place = "cpu" if key == "step" else parameter.device
+                optimizer.state[parameter][key] = tensor.clone().to(place)
+
+    return Changing(save, load)
 
 
 @contextmanager
@@ -117,6 +146,7 @@ def _train(
     reference: Panel,
     optimizer: torch.optim.Optimizer,
     generator: torch.Generator,
+    changing: Changing,
 ) -> None:
     """One pass over the reference in a new order."""
     order = torch.randperm(len(reference), generator=generator).tolist()
@@ -131,7 +161,8 @@ def _train(
         optimizer.step()
 
     with training(_own_norms(evaluator.adapter.module, group)):
-        evaluator.each(reference.examples, [reference.rows[i] for i in order], step, batch=BATCH, backward=1)
+        rows = [reference.rows[i] for i in order]
+        evaluator.each(reference.examples, rows, step, batch=BATCH, backward=1, changing=changing)
 
 
 def _own_norms(module: nn.Module, group: LayerGroup) -> list[nn.Module]:

@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from memaudit.errors import PremiseBroken
 from memaudit.evaluate import Evaluator, Panel
+from memaudit.journal import Changing
 from memaudit.layers import LayerGroup, tensors_of
 from memaudit.replay import Replayer
 from memaudit.states import State, holding
@@ -58,7 +59,12 @@ def rewind(
     right = [_grid(evaluator, replayer, groups, states, panel, None) for panel in panels]
     recalibrated = None
     if calibration is not None and norms(module):
-        buffers = _recalibrated(evaluator, replayer, groups, states, calibration)
+        count = len(states)
+        flat = evaluator.once(
+            "recalibration",
+            lambda: list(_recalibrated(evaluator, replayer, groups, states, calibration).values()),
+        )
+        buffers = {divmod(number, count): cell for number, cell in enumerate(flat)}
         recalibrated = [_grid(evaluator, replayer, groups, states, panel, buffers) for panel in panels]
     return Grid(right, recalibrated, tuple(bool(t) for t in replayer.trusted))
 
@@ -159,8 +165,16 @@ def _recalibrated(
                     with holding(module, values), estimating(later[g].values()):
                         replayer.run(g, images)
 
+    def load(values: Mapping[str, Tensor]) -> None:
+        for name, tensor in changed().items():
+            tensor.copy_(values[name])
+
+    def changed() -> dict[str, Tensor]:
+        return {f"{g} {c} {name}": tensor for (g, c), cell in cells.items() for name, tensor in cell.items()}
+
     passes = 1 + len(groups) * len(states)
-    evaluator.each(panel.examples, rows, body, batch=CALIBRATION_BATCH, forward=passes)
+    changing = Changing(changed, load)
+    evaluator.each(panel.examples, rows, body, batch=CALIBRATION_BATCH, forward=passes, changing=changing)
     return cells
 
 

@@ -408,13 +408,17 @@ def test_a_reader_that_leaves_and_a_full_disk_are_no_bugs(work: Path) -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_scan_leaves_the_old_report_and_no_lock(work: Path, number: int, code: int) -> None:
-    slow = (work / "network.py").read_text().replace("def forward(self, x: Tensor) -> Tensor:", "{}\n        {}")
-    slow = slow.format("def forward(self, x: Tensor) -> Tensor:", "__import__('time').sleep(0.05)")
-    (work / "network.py").write_text(slow)
+def test_an_interrupted_scan_keeps_what_it_measured_and_goes_on(
+    cli: Command, work: Path, finished: Path, number: int, code: int
+) -> None:
+    network = (work / "network.py").read_text()
+    sleep = "        __import__('time').sleep(float(__import__('os').environ.get('SLEEP', '0')))\n"
+    head = "def forward(self, x: Tensor) -> Tensor:\n"
+    (work / "network.py").write_text(network.replace(head, head + sleep))
     before = tree(work)
     arguments = [sys.executable, "-m", "memaudit", "scan", *MODEL, *NPZ, "--profile", "fast", "--out", "report"]
-    with subprocess.Popen(arguments, cwd=work, stderr=subprocess.PIPE, text=True) as running:
+    slow = {**os.environ, "SLEEP": "0.05"}
+    with subprocess.Popen(arguments, cwd=work, stderr=subprocess.PIPE, text=True, env=slow) as running:
         assert running.stderr is not None
         for line in running.stderr:
             if "localize" in line:
@@ -422,11 +426,16 @@ def test_an_interrupted_scan_leaves_the_old_report_and_no_lock(work: Path, numbe
                 break
         rest = running.stderr.read()
     assert running.returncode == code
-    assert rest.splitlines()[-2:] == [
-        f"error: {'interrupted' if code == 130 else 'terminated'}; nothing was written",
-        "  fix: Run the same command again.",
-    ]
-    assert tree(work) == before
+    how = "interrupted" if code == 130 else "terminated"
+    assert re.search(rf"error: {how}; \d+ batches are kept in report/journal.jsonl\n  fix: Run the same", rest)
+    after = tree(work)
+    assert after.pop("report/journal.jsonl")
+    assert after == before
+    assert cli(*SCAN, "--out", "report").code == ExitCode.POLICY
+    assert set(tree(work)) == set(before)
+    report = read(work / "report/report.json")
+    assert report.volatile["resumed_batches"] > 0
+    assert report.findings == read(finished / "report/report.json").findings
 
 
 def test_help_render_and_schema_load_no_torch(work: Path) -> None:

@@ -75,8 +75,8 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        (folder / ".lock").unlink(missing_ok=True)  # while it is held: who waits for it sees that it is gone
         lock.release()
-        (folder / ".lock").unlink(missing_ok=True)
         _remove_empty(made)
 
 
@@ -89,12 +89,18 @@ def _remove_empty(folders: Sequence[Path]) -> None:
 
 
 def write(report: Report, paths: Sequence[Path], thumbnails: Thumbnails) -> list[Path]:
-    """Write every format; an incomplete report never replaces a complete one, it is written beside it."""
+    """Write every format. An incomplete report never replaces a complete one, it is written beside it; and a complete
+    one takes the place of what was left beside it."""
     from memaudit import report as reports
 
-    if report.status != "complete" and _is_complete(paths[0]):
-        paths = [p.with_name(f"{p.stem}.incomplete{p.suffix}") for p in paths]
-    return [reports.write(report, path, thumbnails=thumbnails) for path in paths]
+    beside = [p.with_name(f"{p.stem}.incomplete{p.suffix}") for p in paths]
+    if report.status != "complete":
+        return reports.write_all(report, beside if _is_complete(paths[0]) else paths, thumbnails)
+    written = reports.write_all(report, paths, thumbnails)
+    for path in beside:
+        if not path.is_dir():
+            path.unlink(missing_ok=True)
+    return written
 
 
 def _is_complete(path: Path) -> bool:

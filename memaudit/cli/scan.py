@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -79,6 +80,7 @@ def scan(
     exit_zero: opt.ExitZero = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Read everything, print the plan, audit nothing.")] = False,
     config: opt.Config = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start anew, whatever an interrupted run has kept.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")] = False,
 ) -> int:
     """Audit which flagged examples a checkpoint memorized, and where.
@@ -120,7 +122,7 @@ def scan(
     from memaudit.cli.provenance import provenance, size_warning
 
     model_options = opt.model_options(arch, model_kwargs, num_classes, mean, std, input_size, adapter)
-    with Stages(quiet) as progress:
+    with Stages(quiet) as progress, nullcontext() if dry_run else outputs.locked(folder):
         sources = Sources.of(model, flagged, reference, test, data, class_order)
         loaded = load(model, weights, adapter, model_options, sources, device, progress)
         settled = loaded.settled
@@ -146,10 +148,14 @@ def scan(
             test=loaded.test,
             states=states,
         )
-        with outputs.locked(folder):
+        with auditor.journalled(folder, fresh=fresh) as journal:
+            if journal.recorded:
+                progress.stage(f"resume after {journal.recorded} batches")
             report = gate.apply(auditor.run(), settings.policy, accepted)
             progress.stage("write report")
             written = outputs.write(report, targets, _thumbnails(images, loaded.flagged))
+            if not auditor.late:
+                journal.discard()
     outputs.show(report, written, format_)
     return int(outputs.exit_code(report, exit_zero))
 

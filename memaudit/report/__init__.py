@@ -5,7 +5,7 @@ Renderers, and what they need (jinja2, rich), are imported when they are first u
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,22 +20,27 @@ Thumbnails = Mapping[str, bytes]
 
 
 def write(report: Report, path: str | Path, thumbnails: Thumbnails | None = None) -> Path:
-    """Render `report` in the format `path`'s suffix names and replace the file in one step.
+    """`write_all` for one file."""
+    return write_all(report, [Path(path)], thumbnails)[0]
+
+
+def write_all(report: Report, paths: Sequence[Path], thumbnails: Thumbnails | None = None) -> list[Path]:
+    """Render `report` in the formats that the suffixes name and replace all files, or none; the first one last.
 
     Args:
         report: what to write.
-        path: the file; missing folders above it are made.
+        paths: the files; missing folders above them are made.
         thumbnails: shown by the HTML page, ignored by every other format.
 
     Raises:
         UsageError: for a suffix no renderer knows, or a path that is a link, a folder or read-only.
-        EnvironmentFault: if the disk is full or fails; an older file stays as it was.
+        EnvironmentFault: if the disk is full or fails; older files stay as they were.
     """
     from memaudit.report import files
 
-    target = Path(path)
-    files.check_target(target)
-    return files.replace(target, render(report, target.suffix, thumbnails))
+    for path in paths:
+        files.check_target(path)
+    return files.replace_all([(path, render(report, path.suffix, thumbnails)) for path in paths])
 
 
 def read(path: str | Path) -> Report:

@@ -1,14 +1,17 @@
-"""A file is replaced whole or not at all."""
+"""Files are replaced whole or not at all, and all of them or none."""
 
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import secrets
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 from memaudit.errors import EnvironmentFault, MemauditError, UsageError
+from memaudit.failpoints import failpoint
 from memaudit.text import clean
 
 # Refusals that the caller's choice of path explains; every other OSError is the machine's.
@@ -47,32 +50,61 @@ def _check(path: Path) -> None:
 
 
 def replace(path: Path, text: str) -> Path:
-    """Put `text`, as UTF-8, at `path`, as `replace_bytes` does."""
-    return replace_bytes(path, text.encode("utf-8"))
+    """`replace_all` for one file."""
+    return replace_all([(path, text)])[0]
 
 
 def replace_bytes(path: Path, data: bytes) -> Path:
-    """Put `data` at `path`: written beside it, synced, then renamed over it.
+    """`replace_all` for one file that is no text."""
+    return replace_all([(path, data)])[0]
+
+
+def replace_all(files: Sequence[tuple[Path, str | bytes]]) -> list[Path]:
+    """Put each text, as UTF-8, at its path: all written beside them and synced, then renamed over them, the first last.
 
     Raises:
-        UsageError: if the place refuses new files.
-        EnvironmentFault: if the disk is full or fails. An older file stays as it was, and nothing is left beside it.
+        UsageError: if a place refuses new files.
+        EnvironmentFault: if the disk is full or fails. Older files stay as they were, and nothing is left beside them.
     """
-    check_target(path)
+    staged: list[tuple[Path, Path]] = []
+    at = Path()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}.tmp")
-        try:
-            _write_synced(partial, data)
-            if path.exists():  # whoever narrowed the old file's permissions meant the new one too
-                partial.chmod(stat.S_IMODE(path.stat().st_mode))
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-        _sync_folder(path.parent)
+        failpoint("publish.start")
+        for at, content in files:
+            data = content.encode("utf-8") if isinstance(content, str) else content
+            staged.append((_stage(at, data, staged), at))
+        failpoint("publish.staged")
+        for partial, at in reversed(staged):
+            os.replace(partial, at)
+            failpoint("publish.renamed")
+        for folder in {path.parent for _, path in staged}:
+            _sync_folder(folder)
+        failpoint("publish.done")
     except OSError as error:
-        raise _explain(path, error) from error
-    return path
+        raise _explain(at, error) from error
+    finally:
+        for partial, _ in staged:
+            partial.unlink(missing_ok=True)
+    return [path for _, path in staged]
+
+
+def _stage(path: Path, data: bytes, others: Sequence[tuple[Path, Path]]) -> Path:
+    """Write `data` to a new file beside `path`; those that a killed process left there are removed."""
+    check_target(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    known = {partial for partial, _ in others}
+    for stale in path.parent.glob(f".{glob.escape(path.name[:100])}.{'?' * 12}.tmp"):
+        if stale not in known:
+            stale.unlink(missing_ok=True)
+    partial = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}.tmp")
+    try:
+        _write_synced(partial, data)
+        if path.exists():  # whoever narrowed the old file's permissions meant the new one too
+            partial.chmod(stat.S_IMODE(path.stat().st_mode))
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    return partial
 
 
 def _writable(path: Path) -> bool:
@@ -81,7 +113,10 @@ def _writable(path: Path) -> bool:
 
 def _write_synced(path: Path, data: bytes) -> None:
     with path.open("xb") as file:
-        file.write(data)
+        file.write(data[: len(data) // 2])
+        file.flush()
+        failpoint("publish.half")
+        file.write(data[len(data) // 2 :])
         file.flush()
         os.fsync(file.fileno())
 
