@@ -5,6 +5,13 @@ Public names are loaded when they are first used, so `import memaudit` never loa
 
 from __future__ import annotations
 
+import sys
+
+if sys.argv[:1] == ["-m"] and not sys.flags.safe_path:
+    # `python -m memaudit` looks for modules in the current directory first, and what is audited may lie there: nothing
+    # in it is ever imported. The installed command does not look there.
+    del sys.path[0]
+
 from importlib import import_module
 from typing import TYPE_CHECKING
 

@@ -450,7 +450,7 @@ def test_help_render_and_schema_load_no_torch(work: Path) -> None:
 # ---- the other commands -----------------------------------------------------------------------------------------
 
 HELP = [
-    *("", "scan", "inspect", "check", "diff", "render", "init", "schema", "demo"),
+    *("", "scan", "inspect", "check", "diff", "render", "convert", "init", "schema", "demo"),
     *("adapters", "adapters list", "adapters test"),
 ]
 

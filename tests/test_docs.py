@@ -115,7 +115,7 @@ def test_every_option_that_help_shows_is_in_the_readme(
     tmp_path: Path, monkeypatch: Any, capsys: Any, name: str
 ) -> None:
     shown = command(tmp_path, monkeypatch, capsys)(*name.split()[1:], "--help").out
-    options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", shown)) - {"--help"}
+    options = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", shown)) - {"--help"}
     section = text().split(f"### `{name}", 1)[1].split("\n### ")[0]
     assert {o for o in options if f"{o}`" not in section and f"{o}," not in section} == set()
 
@@ -137,11 +137,11 @@ def test_a_command_line_that_does_not_exist_would_be_noticed() -> None:
 def test_commands_and_options_in_the_text_exist() -> None:
     """In sentences, such as the one on how a report is drawn again."""
     prose = re.sub(r"```.*?```", "", text(), flags=re.S)
-    known = {option for _, found in commands() for p in found.params for option in p.opts} | {"--help"}
+    known = {option for _, found in commands() for p in found.params for option in p.opts} | {"--help", "--error-json"}
     for span in re.findall(r"`([^`\n]+)`", prose):
         if re.match(r"memaudit [a-z]", span):
             assert span.split()[1] in {name.split()[1] for name, _ in commands()}, span
-        assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", span)) <= known, span
+        assert set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", span)) <= known, span
 
 
 def test_the_exit_codes_are_those_of_the_program() -> None:

@@ -10,8 +10,10 @@ import argparse
 import errno
 import json
 import os
+import pickle
 import sys
 import warnings
+from collections import OrderedDict
 from typing import Any, BinaryIO
 
 import torch
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 
 from memaudit.checkpoints import opcodes
 from memaudit.checkpoints.sandbox import DISK_FULL, REFUSED
-from memaudit.checkpoints.sniff import SAVE_AGAIN
+from memaudit.checkpoints.sniff import LEGACY_MAGIC, SAVE_AGAIN
 from memaudit.checkpoints.tensors import NAMES, write_tensors
 from memaudit.checkpoints.unwrap import unwrap
 from memaudit.errors import MemauditError, ModelRejected
@@ -39,7 +41,7 @@ class Inert:
 
 
 def main() -> None:
-    """Entry point; the one argument is JSON: `name`, `weights`, `size` (bytes), `cpu` (seconds)."""
+    """Entry point; the one argument is JSON: `name`, `weights`, `size` (bytes), `cpu` (seconds), perhaps `trusted`."""
     request = json.loads(sys.argv[1])
     stream = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever prints must not end up in the tensors
@@ -64,10 +66,21 @@ def _run(request: dict[str, Any], stream: BinaryIO) -> None:
         stream: where the safetensors go; nothing is written to it before every check has passed.
     """
     name = request["name"]
+    content = _unrestricted(name) if request.get("trusted") else _weights_only(name)
+    found = unwrap(content, request["weights"], name)
+    tensors = {key: plain(key, value, name, request["size"]) for key, value in found.tensors.items()}
+    if sum(t.numel() * t.itemsize for t in tensors.values()) > 2 * request["size"] + MEMORY_SLACK:
+        raise _too_large(name)
+    write_tensors(tensors, {"about": json.dumps(found.about), "weights": found.weights}, stream)
+    stream.flush()
+
+
+def _weights_only(name: str) -> object:
+    """What torch's own restricted loader makes of stdin, with placeholders for bookkeeping beside the weights."""
     try:
         # torch looks placeholders up by the name the pickle uses.
         with torch.serialization.safe_globals([*((Inert, path) for path in opcodes.INERT), argparse.Namespace]):
-            content = torch.load(sys.stdin.buffer, map_location="cpu", weights_only=True)
+            return torch.load(sys.stdin.buffer, map_location="cpu", weights_only=True)
     except MemoryError as error:
         raise _too_large(name) from error
     except Exception as error:  # torch's own text advises to load without the check, which nobody should read here
@@ -76,12 +89,33 @@ def _run(request: dict[str, Any], stream: BinaryIO) -> None:
         raise ModelRejected(
             f"{name}: torch's weights-only loader refuses it ({type(error).__name__})", hint=SAVE_AGAIN
         ) from error
-    found = unwrap(content, request["weights"], name)
-    tensors = {key: plain(key, value, name, request["size"]) for key, value in found.tensors.items()}
-    if sum(t.numel() * t.itemsize for t in tensors.values()) > 2 * request["size"] + MEMORY_SLACK:
-        raise _too_large(name)
-    write_tensors(tensors, {"about": json.dumps(found.about), "weights": found.weights}, stream)
-    stream.flush()
+
+
+def _unrestricted(name: str) -> object:
+    """What any pickle on stdin makes; networks in it become their tables of tensors."""
+    stream = sys.stdin.buffer
+    head = stream.read(len(LEGACY_MAGIC))
+    stream.seek(0)
+    try:
+        if head.startswith((b"PK", LEGACY_MAGIC)):
+            content = torch.load(stream, map_location="cpu", weights_only=False)
+        else:
+            content = pickle.load(stream)  # noqa: S301 - the user named it, with its digest
+        if isinstance(content, nn.Module):
+            return OrderedDict(content.state_dict())
+        if isinstance(content, dict):
+            return {k: OrderedDict(v.state_dict()) if isinstance(v, nn.Module) else v for k, v in content.items()}
+    except ModuleNotFoundError as error:
+        raise ModelRejected(
+            f"{name} needs the Python package {clean(error.name)!r}", hint="install it beside memaudit and run again"
+        ) from error
+    except MemoryError as error:
+        raise _too_large(name) from error
+    except Exception as error:
+        raise ModelRejected(
+            f"{name} cannot be opened: {type(error).__name__}: {clean(error)}", hint="fetch or save it again"
+        ) from error
+    return content
 
 
 def plain(key: str, value: Tensor, name: str, size: int) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from memaudit.cli import adapters, check, demo, diff, erase, init, inspect, render, scan, schema
+from memaudit.cli import adapters, check, convert, demo, diff, erase, init, inspect, render, scan, schema
 from memaudit.errors import ExitCode
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app.command("inspect", context_settings=CONFIGURED)(inspect.inspect)
 app.command("check", context_settings=CONFIGURED)(check.check)
 app.command("diff")(diff.diff)
 app.command("render")(render.render)
+app.command("convert")(convert.convert)
 app.command("init")(init.init)
 app.command("schema")(schema.schema)
 app.command("demo")(demo.demo)
@@ -34,6 +35,9 @@ app.add_typer(adapters.app, name="adapters")
 def root(
     context: typer.Context,
     version: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True),
+    error_json: str = typer.Option(
+        None, "--error-json", metavar="PATH", help="Also say in PATH, as JSON, how the command ended; for any command."
+    ),
 ) -> None:
     """Find what an image classifier memorized, where it sits, and what taking it out costs."""
     if version:

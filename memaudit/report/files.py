@@ -7,8 +7,9 @@ import glob
 import os
 import secrets
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from memaudit.errors import EnvironmentFault, MemauditError, UsageError
 from memaudit.failpoints import failpoint
@@ -59,6 +60,20 @@ def replace_bytes(path: Path, data: bytes) -> Path:
     return replace_all([(path, data)])[0]
 
 
+def replace_with(path: Path, write: Callable[[BinaryIO], None]) -> Path:
+    """Let `write` fill a new file, and put that at `path` once it is complete.
+
+    Raises:
+        UsageError, EnvironmentFault: as `replace_all`.
+    """
+    try:
+        os.replace(_stage(path, write, []), path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise _explain(path, error) from error
+    return path
+
+
 def replace_all(files: Sequence[tuple[Path, str | bytes]]) -> list[Path]:
     """Put each text, as UTF-8, at its path: all written beside them and synced, then renamed over them, the first last.
 
@@ -72,7 +87,7 @@ def replace_all(files: Sequence[tuple[Path, str | bytes]]) -> list[Path]:
         failpoint("publish.start")
         for at, content in files:
             data = content.encode("utf-8") if isinstance(content, str) else content
-            staged.append((_stage(at, data, staged), at))
+            staged.append((_stage(at, _in_halves(data), staged), at))
         failpoint("publish.staged")
         for partial, at in reversed(staged):
             os.replace(partial, at)
@@ -88,8 +103,8 @@ def replace_all(files: Sequence[tuple[Path, str | bytes]]) -> list[Path]:
     return [path for _, path in staged]
 
 
-def _stage(path: Path, data: bytes, others: Sequence[tuple[Path, Path]]) -> Path:
-    """Write `data` to a new file beside `path`; those that a killed process left there are removed."""
+def _stage(path: Path, write: Callable[[BinaryIO], None], others: Sequence[tuple[Path, Path]]) -> Path:
+    """Write a new file beside `path`; those that a killed process left there are removed."""
     check_target(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     known = {partial for partial, _ in others}
@@ -98,7 +113,10 @@ def _stage(path: Path, data: bytes, others: Sequence[tuple[Path, Path]]) -> Path
             stale.unlink(missing_ok=True)
     partial = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}.tmp")
     try:
-        _write_synced(partial, data)
+        with partial.open("xb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
         if path.exists():  # whoever narrowed the old file's permissions meant the new one too
             partial.chmod(stat.S_IMODE(path.stat().st_mode))
     except BaseException:
@@ -111,14 +129,14 @@ def _writable(path: Path) -> bool:
     return os.access(path, os.W_OK) and bool(path.stat().st_mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH))
 
 
-def _write_synced(path: Path, data: bytes) -> None:
-    with path.open("xb") as file:
+def _in_halves(data: bytes) -> Callable[[BinaryIO], None]:
+    def write(file: BinaryIO) -> None:
         file.write(data[: len(data) // 2])
         file.flush()
         failpoint("publish.half")
         file.write(data[len(data) // 2 :])
-        file.flush()
-        os.fsync(file.fileno())
+
+    return write
 
 
 def _sync_folder(folder: Path) -> None:
