@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from memaudit.data import read
-from memaudit.errors import DataRejected, ExitCode
+from memaudit.errors import DataRejected, ExitCode, UsageError
 from tests.test_data_read import SMALL, animals
 
 __all__ = ["animals"]
@@ -118,6 +118,16 @@ def test_cleanlabs_tables_as_they_come(name: str, text: str, expected: list[int]
     found = read("issues.csv", preprocess=SMALL, num_classes=2, data=data)
     assert [e.index for e in found.examples] == expected
     assert "cleanlab: label score 0." in (found.examples[0].note or "")
+
+
+def test_a_folder_that_datalab_saved_stands_for_its_table(tmp_path: Path, data: Path) -> None:
+    (tmp_path / "lab").mkdir()
+    (tmp_path / "lab" / "datalab.pkl").write_bytes(b"never opened")
+    (tmp_path / "lab" / "issues.csv").write_text("is_label_issue,label_score\n" + "False,0.9\nTrue,0.1\n" * 3)
+    found = read(tmp_path / "lab", preprocess=SMALL, num_classes=2, data=data)
+    assert [e.index for e in found.examples] == [1, 3, 5]
+    with pytest.raises(UsageError, match="--data"):
+        read(tmp_path / "lab", preprocess=SMALL, num_classes=2)
 
 
 def test_cleanlabs_own_output_types(data: Path) -> None:

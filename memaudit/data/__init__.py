@@ -69,7 +69,7 @@ def read(
         DataRejected: the source or one of its rows cannot be audited as given.
         UsageError: an option contradicts the source.
     """
-    path = Path(source)
+    path = _issues(Path(source))
     names = class_names or class_names_of(path if data is None else data, class_order)
     classes = Classes.of(names, num_classes)
     if _is_row_list(path, data):
@@ -100,6 +100,12 @@ def remove_overlap(reference: ExampleSet, flagged: ExampleSet) -> tuple[ExampleS
     keep = [i for i, example in enumerate(reference.examples) if example.id not in ids]
     overlap = len(reference) - len(keep)
     return (reference.subset(keep) if overlap else reference), overlap
+
+
+def _issues(path: Path) -> Path:
+    """`path`, or the table of issues in it where it is a folder that cleanlab's Datalab saved."""
+    table = path / "issues.csv"
+    return table if (path / "datalab.pkl").is_file() and table.is_file() else path
 
 
 def _is_row_list(path: Path, data: str | Path | None) -> bool:
