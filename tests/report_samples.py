@@ -187,6 +187,18 @@ def _layer(name: str, labels: tuple[str, ...], verdict: LayerVerdict, back: floa
     )  # fmt: skip
 
 
+def settled() -> Report:
+    """The small report with one finding waived and one known from a baseline."""
+    gate = Gate(
+        policy={"max_memorized": "0"},
+        waived=[identity("a")],
+        reasons={identity("a"): "a canary (ann, until 2027-01-31)"},
+        known=[identity("c")],
+        baseline="accepted.json",
+    )
+    return small(gate=gate, verdict="pass")
+
+
 def incomplete() -> Report:
     """Nothing memorized among what was seen, but not everything was seen."""
     report = small(

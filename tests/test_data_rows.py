@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from memaudit.data import read
-from memaudit.errors import DataRejected, ExitCode, UsageError
+from memaudit.errors import DataRejected, ExitCode
 from tests.test_data_read import SMALL, animals
 
 __all__ = ["animals"]
@@ -126,7 +126,7 @@ def test_a_folder_that_datalab_saved_stands_for_its_table(tmp_path: Path, data: 
     (tmp_path / "lab" / "issues.csv").write_text("is_label_issue,label_score\n" + "False,0.9\nTrue,0.1\n" * 3)
     found = read(tmp_path / "lab", preprocess=SMALL, num_classes=2, data=data)
     assert [e.index for e in found.examples] == [1, 3, 5]
-    with pytest.raises(UsageError, match="--data"):
+    with pytest.raises(DataRejected, match="line 1"):
         read(tmp_path / "lab", preprocess=SMALL, num_classes=2)
 
 

@@ -32,6 +32,8 @@ ARGUMENTS = [
     "--disable-sync",
 ]
 NAMES = ("chromium", "chromium-browser", "google-chrome")
+ROOT = Path(__file__).parents[1]
+AXE = [folder / "node_modules/axe-core/axe.min.js" for folder in (ROOT / ".venv", ROOT)]
 ROWS = "#examples-table tbody tr:not([hidden])"
 
 Open = Callable[..., "Page"]
@@ -286,6 +288,34 @@ def test_a_notebook_frame_filters_and_follows_links(open_page: Open) -> None:
     frame.locator("#neurons-list a[href^='#ex-']").first.click()
     frame.locator(".here").wait_for()
     assert frame.locator("#shown").inner_text() == "4 examples"
+
+
+@pytest.fixture(scope="module")
+def axe() -> str:
+    """axe-core's own script, which .ci/run installs from npm."""
+    found = next((path for path in AXE if path.is_file()), None)
+    if found is None:
+        _unavailable("no axe-core on this machine: npm install --no-save --prefix .venv axe-core@4")
+    return found.read_text("utf-8")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("sample", ["over_time", "settled"])
+def test_axe_finds_nothing_serious(open_page: Open, axe: str, sample: str, width: int, scheme: str) -> None:
+    page = open_page(getattr(samples, sample)(), width=width, color_scheme=scheme)
+    page.evaluate(axe)
+    found = page.evaluate("axe.run(document, { resultTypes: ['violations'] })")
+    assert len(found["passes"]) + len(found["incomplete"]) > 10
+    faults = [(v["id"], v["impact"], [n["html"][:120] for n in v["nodes"][:3]]) for v in found["violations"]]
+    assert [fault for fault in faults if fault[1] in ("serious", "critical")] == []
+
+
+def test_axe_would_notice(open_page: Open, axe: str) -> None:
+    page = open_page(report.render(samples.small(), ".html").replace("<html lang=\"en\">", "<html>"))
+    page.evaluate(axe)
+    found = page.evaluate("axe.run(document)")
+    assert "html-has-lang" in [v["id"] for v in found["violations"]]
 
 
 def _luminance(color: list[float]) -> float:
