@@ -12,7 +12,7 @@ from memaudit import curvature
 from memaudit.adapters.base import Adapter
 from memaudit.curvature import Spectrum, editable, spectra
 from memaudit.data import Preprocess, from_tensors
-from memaudit.erase_group import Search, reestimated
+from memaudit.erase_group import Search, in_order, reestimated
 from memaudit.evaluate import Evaluator, Panel
 from memaudit.states import digest, holding
 from tests.conftest import Trained
@@ -180,13 +180,16 @@ def test_the_network_is_left_as_it_was(trained: Trained) -> None:
     before = digest(trained.module)
     rows = list(range(100))
     panel = Panel(trained.reference, rows)
-    layers = {p: m for p, m in editable(trained.module).items() if p != "head"}
+    layers, use = in_order(run, trained.reference)
     found = {s.layer: s for s in spectra(run, panel, layers, torch.Generator().manual_seed(0))}
-    search = Search(run, found, panel, Panel(trained.flagged, range(50)), panel)
+    search = Search(run, found, panel, Panel(trained.flagged, range(50)), panel, use)
     trial = search.trial({"three.0": 0.5})
     assert digest(trained.module) == before
     assert trial.flagged < search.trial({}).flagged
     edit = search.edit({"three.0": 0.5})
+    assert list(layers) == ["one.0", "two.0", "three.0"]
+    assert search.later({"two.0": 0.5}) == ["two.1", "three.1"]
+    assert {n.rpartition(".")[0] for n in edit} == {"three.0", "three.1"}
     assert "three.0.weight" in edit
     assert not any(t is p for t in edit.values() for p in trained.module.parameters())
 
