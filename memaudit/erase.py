@@ -48,7 +48,13 @@ PROBED = 512
 UNION_NOTE = (
     "The audit measured each example with its own units cut; this file has the units of all chosen examples cut.",
 )
-COMMON_NOTES = ("Suppressed: the labels are no longer predicted. The probes show how much of them is still there.",)
+# Points of reference accuracy from which on an edit is called costly, and what to do about it.
+COSTLY = 0.05
+CHEAPER = {
+    "units": "Silence fewer with --examples, or suppress the group with --method curvature.",
+    "curvature": "Allow less with --max-test-drop.",
+}
+COMMON_NOTES = ("Suppressed is what this file no longer predicts. The probes show how much of it is still there.",)
 
 
 @dataclass(frozen=True)
@@ -171,6 +177,9 @@ class Proof:
     def erasure(self, method: Literal["units", "curvature"], *, notes: Sequence[str], **more: Any) -> Erasure:
         """All of it as plain data, with what the method says of itself."""
         sets = self.sets
+        cost = self.scores[0].reference - self.scores[1].reference
+        if cost > COSTLY:
+            notes = [*notes, f"Costly: {100 * cost:.1f} points of reference accuracy. {CHEAPER[method]}"]
         counts = {"used": len(sets.used), "unused": len(sets.unused), "reference": len(sets.reference)}
         return Erasure(
             method=method,
