@@ -6,13 +6,14 @@ worth is measured on a split, and on flagged examples, that chose nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from memaudit.batchnorm import CALIBRATION, norms, reestimated
 from memaudit.controls import generator_for
 from memaudit.curvature import Spectrum, editable, spectra
 from memaudit.data import ExampleSet
@@ -22,7 +23,6 @@ from memaudit.evaluate import Evaluator, Panel, exact_arithmetic, margin
 from memaudit.findings import Candidate, EditedLayer, Erasure
 from memaudit.intervals import tidy
 from memaudit.replay import watch
-from memaudit.rewind import CALIBRATION, CALIBRATION_BATCH, estimating, norms
 from memaudit.states import holding
 from memaudit.text import clean
 
@@ -227,29 +227,6 @@ class Search:
     def _right(self, panel: Panel) -> float:
         said = self.evaluator.logits(panel.examples, panel.rows).argmax(1)
         return float((said == panel.examples.labels[list(panel.rows)]).float().mean())
-
-
-def reestimated(
-    evaluator: Evaluator, weights: Mapping[str, Tensor], panel: Panel, paths: Sequence[str] | None = None
-) -> Edit:
-    """Statistics of BatchNorm with `weights` in place: plain means over batches of a fixed size.
-
-    Args:
-        paths: of the modules; by default all.
-    """
-    module = evaluator.adapter.module
-    modules = {p: m for p, m in norms(module).items() if paths is None or p in paths}
-    fresh = {
-        f"{path}.{name}": torch.ones_like(value) if name == "running_var" else torch.zeros_like(value)
-        for path, norm in modules.items()
-        for name, value in norm.named_buffers(recurse=False)
-    }
-    rows = panel.rows[: max(CALIBRATION_BATCH, len(panel) // CALIBRATION_BATCH * CALIBRATION_BATCH)]
-    if modules:
-        run: Callable[[Tensor, Tensor], Tensor] = lambda images, _: evaluator.adapter.forward(images)  # noqa: E731
-        with torch.no_grad(), holding(module, {**weights, **fresh}), estimating(modules.values()):
-            evaluator.each(panel.examples, rows, run, batch=CALIBRATION_BATCH)
-    return fresh
 
 
 def _edited(spectrum: Spectrum, share: float) -> EditedLayer:

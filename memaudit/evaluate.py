@@ -67,6 +67,7 @@ class Evaluator:
     passes: Counter[str] = field(default_factory=Counter)
     stage: str = "audit"
     journal: Journal | None = None
+    _short: bool = field(default=False, init=False)
     _advanced: int = 0
 
     def resume(self, journal: Journal | None) -> None:
@@ -221,7 +222,7 @@ class Evaluator:
         """What `body(images, labels)` makes of each batch of `rows`; a batch that runs out of memory is made again.
 
         Args:
-            batch: examples a batch, where the result depends on it.
+            batch: examples a batch, where the result depends on it; `batch_size` counts only once memory ran out.
             forward, backward: passes the body makes over its batch, for the count.
             changing: what the body changes, if it changes anything.
         """
@@ -271,12 +272,13 @@ class Evaluator:
         results: list[T] = []
         start = 0
         while start < count:
-            size = min(self.batch_size, batch or self.batch_size, count - start)
+            size = min(self._size(batch), count - start)
             key = f"{self.stage} {start} of {count}"
             recorded = None if self.journal is None else self.journal.next(key, changing)
             if recorded is not None:
                 if recorded.size < size:  # memory ran out here
                     size = self.batch_size = recorded.size
+                    self._short = True
                 results.append(recorded.value)
             elif not self._measure(slice(start, start + size), body, results, key, changing):
                 self._shrink(size)
@@ -287,6 +289,11 @@ class Evaluator:
             self._advance(size)
             start += size
         return results
+
+    def _size(self, batch: int | None) -> int:
+        if batch is None:
+            return self.batch_size
+        return min(batch, self.batch_size) if self._short else batch
 
     def _measure(
         self, chunk: slice, body: Callable[[slice], T], results: list[T], key: str, changing: Changing | None
@@ -317,7 +324,7 @@ class Evaluator:
                 f"out of memory on {self.device} with a single example in the batch",
                 hint="Use a machine with more memory, or --device cpu.",
             )
-        self.batch_size = max(1, size // 2)
+        self.batch_size, self._short = max(1, size // 2), True
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

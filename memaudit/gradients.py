@@ -1,7 +1,9 @@
 """Gradient accounting: what flagged and reference examples ask of each layer, at each checkpoint.
 
 After Maini et al. 2023, section 3.1, with what its scripts lack: matched clean examples in the flagged ones' place,
-and evaluation mode, so that a sum over examples is one figure whatever the batches.
+and evaluation mode, so that a sum over examples is one figure whatever the batches. BatchNorm's running averages lag
+behind weights that still move, and every example's gradient asks for the same correction, which hides where flagged
+and reference examples disagree: the statistics are estimated anew for each checkpoint first.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from memaudit.batchnorm import reestimated
 from memaudit.evaluate import Evaluator, Panel
 from memaudit.journal import Changing
 from memaudit.layers import LayerGroup
@@ -34,15 +37,25 @@ class Account:
 
 
 def account(
-    evaluator: Evaluator, groups: Sequence[LayerGroup], state: State, panels: Mapping[str, Panel]
+    evaluator: Evaluator,
+    groups: Sequence[LayerGroup],
+    state: State,
+    panels: Mapping[str, Panel],
+    calibration: Panel | None = None,
 ) -> list[Account]:
     """Every group's account at `state`: one forward and one backward pass for each example of each panel.
 
     Each panel's batches hold its own examples alone, so no pass computes a gradient that is not used.
+
+    Args:
+        calibration: clean examples that BatchNorm's statistics are estimated on.
     """
 
     def measure() -> list[tuple[dict[str, float], list[tuple[str, str, float]]]]:
-        with holding(evaluator.adapter.module, state.tensors), differentiable(evaluator) as parameters:
+        module, fresh = evaluator.adapter.module, {}
+        if calibration is not None:
+            fresh = reestimated(evaluator, state.tensors, calibration)
+        with holding(module, {**state.tensors, **fresh}), differentiable(evaluator) as parameters:
             sums = {name: [torch.zeros_like(p) for p in parameters.values()] for name in panels}
             changing = _changing(sums)
             for name, panel in panels.items():

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from memaudit.batchnorm import CALIBRATION
 from memaudit.controls import generator_for, matched_clean
 from memaudit.data import ExampleSet
 from memaudit.evaluate import Evaluator, Panel
@@ -19,7 +20,7 @@ from memaudit.layers import LayerGroup, layer_groups
 from memaudit.learning import Course, follow, p_values
 from memaudit.replay import watch
 from memaudit.retrain import BATCH, RATE, Run, retrain
-from memaudit.rewind import CALIBRATION, Grid, check_controls, rewind
+from memaudit.rewind import Grid, check_controls, rewind
 from memaudit.settings import Profile
 from memaudit.states import State, unchanged
 from memaudit.verdicts import verdict
@@ -186,9 +187,10 @@ class OverTime:
     def _gradients(self) -> list[list[GradientPoint]]:
         panels = {name: panel for name, panel in self._panels(GRADIENT_ROWS)[0].items() if len(panel)}
         self.stage("gradients", len(self.states) * sum(map(len, panels.values())))
+        calibration = self._calibration()
         found: list[list[GradientPoint]] = [[] for _ in self.groups]
         for state in self.states:
-            accounts = account(self.evaluator, self.groups, state, panels)
+            accounts = account(self.evaluator, self.groups, state, panels, calibration)
             for points, group, one in zip(found, self.groups, accounts, strict=True):
                 points.append(_gradient(state, group, one, {name: len(panel) for name, panel in panels.items()}))
         return found
@@ -197,12 +199,14 @@ class OverTime:
         names = [name for name, panel in self.panels.items() if len(panel)]
         check_controls(self.evaluator, self.groups, self.states, self.panels["reference"])
         panels = [self.panels[name] for name in names]
-        reference = self.panels["reference"]
-        calibration = Panel(reference.examples, reference.rows[:CALIBRATION])
         self.stage("rewind", sum(map(len, panels)))
-        grid = rewind(self.evaluator, self.groups, self.states, panels, calibration)
+        grid = rewind(self.evaluator, self.groups, self.states, panels, self._calibration())
         states = list(enumerate(self.states))
         return [[self._cell(grid, names, g, c, state) for c, state in states] for g in range(len(self.groups))]
+
+    def _calibration(self) -> Panel:
+        reference = self.panels["reference"]
+        return Panel(reference.examples, reference.rows[:CALIBRATION])
 
     def _cell(self, grid: Grid, names: Sequence[str], g: int, c: int, state: State) -> RewindPoint:
         plain = {name: right[g, c] for name, right in zip(names, grid.right, strict=True)}

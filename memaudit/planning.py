@@ -6,13 +6,13 @@ import time
 
 import torch
 
+from memaudit.batchnorm import CALIBRATION
 from memaudit.data import ExampleSet
 from memaudit.evaluate import Evaluator, exact_arithmetic, margin
 from memaudit.groups import CURVE_ROWS
 from memaudit.layers import layer_groups
 from memaudit.overtime import GRADIENT_ROWS
 from memaudit.replay import watch
-from memaudit.rewind import CALIBRATION
 from memaudit.settings import OVER_TIME, PROFILES, Settings
 from memaudit.units import select
 

@@ -6,24 +6,20 @@ checkpoints runs batch by batch, so that what ran before the rewound group is co
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from memaudit.batchnorm import CALIBRATION_BATCH, estimating, norms, whole_batches
 from memaudit.errors import PremiseBroken
 from memaudit.evaluate import Evaluator, Panel
 from memaudit.journal import Changing
 from memaudit.layers import LayerGroup, tensors_of
 from memaudit.replay import Replayer
 from memaudit.states import State, holding
-
-# Reference examples a re-estimation of BatchNorm sees, and how many at a time: the statistics are those of a batch, so
-# the size is fixed, whatever --batch-size says.
-CALIBRATION, CALIBRATION_BATCH = 512, 64
 
 Buffers = dict[str, Tensor]
 
@@ -122,11 +118,6 @@ def _right(logits: Tensor, labels: Tensor) -> Tensor:
     return ((logits.argmax(1) == labels) & torch.isfinite(logits).all(1)).cpu()
 
 
-def norms(module: nn.Module) -> dict[str, _BatchNorm]:
-    """The BatchNorm modules that keep statistics."""
-    return {p: m for p, m in module.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is not None}
-
-
 def _recalibrated(
     evaluator: Evaluator,
     replayer: Replayer,
@@ -153,8 +144,7 @@ def _recalibrated(
                 for name in ("running_mean", "running_var", "num_batches_tracked")
                 if f"{path}.{name}" in tensors
             }
-    # A last batch that is smaller would weigh as much as the others.
-    rows = panel.rows[: max(CALIBRATION_BATCH, len(panel) // CALIBRATION_BATCH * CALIBRATION_BATCH)]
+    rows = whole_batches(panel.rows)
 
     def body(images: Tensor, _: Tensor) -> None:
         with torch.no_grad():
@@ -176,17 +166,3 @@ def _recalibrated(
     changing = Changing(changed, load)
     evaluator.each(panel.examples, rows, body, batch=CALIBRATION_BATCH, forward=passes, changing=changing)
     return cells
-
-
-@contextmanager
-def estimating(norms: Iterable[_BatchNorm]) -> Iterator[None]:
-    """Let BatchNorm modules average their statistics over the batches that run in the body."""
-    modules = list(norms)
-    saved = [(m, m.training, m.momentum) for m in modules]
-    try:
-        for m in modules:
-            m.training, m.momentum = True, None
-        yield
-    finally:
-        for m, training, momentum in saved:
-            m.training, m.momentum = training, momentum

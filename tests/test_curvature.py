@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from memaudit import curvature
 from memaudit.adapters.base import Adapter
+from memaudit.batchnorm import reestimated
 from memaudit.curvature import Spectrum, editable, spectra
 from memaudit.data import Preprocess, from_tensors
-from memaudit.erase_group import Search, in_order, reestimated
+from memaudit.erase_group import Search, in_order
 from memaudit.evaluate import Evaluator, Panel
 from memaudit.states import digest, holding
 from tests.conftest import Trained

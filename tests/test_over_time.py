@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import memaudit
 from memaudit import learning, retrain
+from memaudit.batchnorm import CALIBRATION_BATCH
 from memaudit.errors import BugError, PremiseBroken, UsageError
 from memaudit.evaluate import Panel
 from memaudit.findings import LayerVerdict, Report, Retrain, RetrainEpoch, RewindPoint
@@ -20,7 +21,7 @@ from memaudit.hooks import hook_count
 from memaudit.intervals import bootstrap_runs
 from memaudit.layers import tensors_of
 from memaudit.learning import Course, follow, p_values
-from memaudit.rewind import CALIBRATION_BATCH, check_controls, rewind
+from memaudit.rewind import check_controls, rewind
 from memaudit.states import State, digest, holding
 from memaudit.verdicts import of_retraining, of_rewinding
 from tests.conftest import Trained
@@ -64,6 +65,30 @@ def test_gradient_figures_are_those_of_autograd_on_the_summed_loss(found: Case) 
                 assert one.norms[name] == pytest.approx(float(vector.norm()), rel=2e-3, abs=1e-4)
             cosine = torch.nn.functional.cosine_similarity(vectors["flagged"], vectors["reference"], dim=0)
             assert one.cosines["flagged", "reference"] == pytest.approx(float(cosine), abs=5e-3)
+
+
+def test_statistics_are_estimated_anew_for_each_checkpoint(found: Case) -> None:
+    """Where there is BatchNorm, its buffers are those of a plain loop in training mode; elsewhere nothing changes."""
+    rows = {"flagged": [0, 3, 4], "reference": [1, 2, 5, 6]}
+    panels = {name: Panel(found.examples, r) for name, r in rows.items()}
+    calibration = Panel(found.examples, range(len(found.examples)))
+    state = found.states[0]
+    with left_alone(found.module):
+        accounts = account(found.evaluator(3), found.groups, state, panels, calibration)
+    copy = found.copy_at(state)
+    for module in copy.modules():
+        if isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
+            module.reset_running_stats()
+            module.momentum = None
+            module.train()
+    with torch.no_grad():
+        copy(found.examples.batch(calibration.rows))
+    slow = {name: summed_gradient(copy.eval(), found.examples, r) for name, r in rows.items()}
+    for group, one in zip(found.groups, accounts, strict=True):
+        own = [n for n in group.names if n in slow["flagged"]]
+        for name, gradients in slow.items():
+            norm = float(torch.cat([gradients[n].flatten() for n in own]).norm())
+            assert one.norms[name] == pytest.approx(norm, rel=2e-3, abs=1e-4)
 
 
 def test_each_example_is_run_forward_and_backward_once(found: Case) -> None:

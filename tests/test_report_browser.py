@@ -312,7 +312,7 @@ def test_axe_finds_nothing_serious(open_page: Open, axe: str, sample: str, width
 
 
 def test_axe_would_notice(open_page: Open, axe: str) -> None:
-    page = open_page(report.render(samples.small(), ".html").replace("<html lang=\"en\">", "<html>"))
+    page = open_page(report.render(samples.small(), ".html").replace('<html lang="en">', "<html>"))
     page.evaluate(axe)
     found = page.evaluate("axe.run(document)")
     assert "html-has-lang" in [v["id"] for v in found["violations"]]
