@@ -80,6 +80,11 @@ def digits() -> tuple[Tensor, Tensor]:
 
 @pytest.fixture(scope="session")
 def trained() -> Trained:
+    return train()
+
+
+def train() -> Trained:
+    """Train that network."""
     x, truth = digits()
     generator = torch.Generator().manual_seed(0)
     order = torch.randperm(len(x), generator=generator)

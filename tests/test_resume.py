@@ -31,8 +31,12 @@ COUNTED = "        __import__('os').write(3, b'.')\n"
 
 @pytest.fixture(scope="module")
 def ready(tmp_path_factory: pytest.TempPathFactory, trained: Trained) -> Path:
+    return prepare(tmp_path_factory.mktemp("ready"), trained)
+
+
+def prepare(place: Path, trained: Trained) -> Path:
     """A folder with a network, two earlier states of it, a few examples, and a report that nobody interrupted."""
-    folder = write_work(tmp_path_factory.mktemp("ready"), trained)
+    folder = write_work(place, trained)
     (folder / "states").mkdir()
     x, y = digits()
     with torch.random.fork_rng():
@@ -90,8 +94,8 @@ def report(folder: Path) -> dict[str, object]:
     return data
 
 
-# Each step once, and a few lines spread over the audits; `python -m tests.hostile.kill` takes 50 random moments.
-KILLS = [*failpoints.POINTS, "journal.line:60", "journal.half:200", "journal.state:30"]
+# `python -m tests.hostile.kill` takes every step of `failpoints.POINTS`, and 50 random moments.
+KILLS = ["journal.header", "journal.line:60", "journal.half:200", "journal.state:30", "publish.half", "publish.renamed"]
 
 
 @pytest.mark.parametrize("point", KILLS)

@@ -1,0 +1,216 @@
+"""`python -m tests.hostile.fuzz [--executions N] [--seed S]`: mutated safetensors headers and mutated pickles.
+
+Every mutant of a safetensors file goes through the strict pass and, where that accepts it, through the library too:
+both must read the same. Every mutant of a torch archive goes through the archive checks and the pre-scan, every mutant
+of a pickle through the pre-scan. Nothing may crash, hang or need more memory than the limit. `--atheris` runs the same
+targets under a coverage-guided fuzzer, where `atheris` is installed; it is not part of CI.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import random
+import resource
+import struct
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors.torch import load, save
+
+from memaudit.checkpoints.archive import read_pickle
+from memaudit.checkpoints.opcodes import OPCODES, scan
+from memaudit.checkpoints.source import opened
+from memaudit.checkpoints.tensors import read_tensors
+from memaudit.errors import MemauditError
+
+MEMORY = 2 << 30  # bytes of address space beyond what is mapped when the run begins
+SECONDS = 5.0  # for one mutant
+TOKENS = [
+    *(b'"dtype"', b'"shape"', b'"data_offsets"', b'"F32"', b'"BF16"', b'"BOOL"', b"[]", b"{}", b"null", b"-1", b"1e9"),
+    *(b"18446744073709551615", b'"__metadata__"', b"\\u0000", b"[0,8]", b"[4,12]", b",", b":", b'"w"', b"NaN"),
+]
+PICKLES = [
+    *(b"cos\nsystem\n", b"cbuiltins\neval\n", b"ctorch._utils\n_rebuild_tensor_v2\n", b"R", b"b", b"\x81", b"(", b"t"),
+    *(
+        b"\x85",
+        b"}",
+        b"]",
+        b".",
+        b"Q",
+        b"\x8a\x04\xff\xff\xff\x7f",
+        b"X\xff\xff\xff\x7f",
+        b"h\x00",
+        b"q\x00",
+        b"u",
+        b"s",
+    ),
+]
+
+
+def mutate(content: bytes, draw: random.Random, tokens: list[bytes], first: int, last: int) -> bytes:
+    """`content` with one to four changes between `first` and `last`: bits, bytes, cuts, repeats, tokens, lengths."""
+    data = bytearray(content)
+    for _ in range(draw.randint(1, 4)):
+        where = draw.randrange(first, max(first + 1, min(last, len(data))))
+        how = draw.randrange(7)
+        if how == 0 and where < len(data):
+            data[where] ^= 1 << draw.randrange(8)
+        elif how == 1 and where < len(data):
+            data[where] = draw.randrange(256)
+        elif how == 2:
+            del data[where : where + draw.randint(1, 8)]
+        elif how == 3:
+            data[where:where] = data[where : where + draw.randint(1, 32)]
+        elif how == 4:
+            data[where:where] = draw.choice(tokens)
+        elif how == 5:
+            token = draw.choice(tokens)
+            data[where : where + len(token)] = token
+        elif draw.random() < 0.1:
+            del data[where:]
+    return bytes(data)
+
+
+def _refused(refusal: MemauditError) -> str:
+    if not refusal.message.isprintable() or not refusal.hint.isprintable():
+        raise ValueError(f"a refusal that is not printable: {refusal.message!r}")
+    return "refused"
+
+
+def header(content: bytes, path: Path) -> str:
+    """What became of one safetensors file; raises where the two readers disagree."""
+    path.write_bytes(content)
+    try:
+        with opened(path) as source:
+            tensors, metadata, _ = read_tensors(source)
+    except MemauditError as refusal:
+        return _refused(refusal)
+    theirs = load(content)  # SafetensorError here: we accepted what the library does not
+    assert theirs.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        other = theirs[name]
+        assert (other.dtype, other.shape) == (tensor.dtype, tensor.shape), name
+        assert (
+            other.contiguous().view(-1).view(torch.uint8).equal(tensor.contiguous().view(-1).view(torch.uint8))
+            or not other.numel()
+        )
+    with safetensors.safe_open(path, "pt") as file:
+        assert (file.metadata() or {}) == metadata
+    return "accepted"
+
+
+def archive(content: bytes, path: Path) -> str:
+    """What became of one torch archive at the checks before the child."""
+    path.write_bytes(content)
+    try:
+        with opened(path) as source:
+            scan(read_pickle(source), source.name)
+    except MemauditError as refusal:
+        return _refused(refusal)
+    return "accepted"
+
+
+def stream(content: bytes, path: Path) -> str:
+    """What became of one pickle at the pre-scan; what it accepts holds nothing but the instructions it lists."""
+    import pickletools
+
+    try:
+        scan(content, path.name)
+    except MemauditError as refusal:
+        return _refused(refusal)
+    assert {opcode.name for opcode, _, _ in pickletools.genops(content)} <= OPCODES
+    return "accepted"
+
+
+def seeds() -> dict[str, tuple[bytes, Callable[[bytes, Path], str], list[bytes], int, int]]:
+    """By target: a sound file, the target, what mutants are spiced with, and the bytes that are changed."""
+    weights = {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.ones(3, dtype=torch.bfloat16), "n": torch.tensor(3)}
+    plain = save(weights, {"format": "pt"})
+    (length,) = struct.unpack("<Q", plain[:8])
+    packed = io.BytesIO()
+    torch.save({"state_dict": weights, "epoch": 3}, packed)
+    whole = packed.getvalue()
+    import zipfile
+
+    with zipfile.ZipFile(packed) as file:
+        pickle = file.read(next(n for n in file.namelist() if n.endswith("data.pkl")))
+    return {
+        "safetensors header": (plain, header, TOKENS, 0, 8 + length),
+        "torch archive": (whole, archive, PICKLES, 0, len(whole)),
+        "pickle": (pickle, stream, PICKLES, 0, len(pickle)),
+    }
+
+
+def run(target: str, executions: int, seed: int, folder: Path) -> Counter[str]:
+    """So many mutants of one target; prints and saves the first one that breaks a promise.
+
+    Raises:
+        Exception: whatever the broken promise raised.
+    """
+    content, test, tokens, first, last = seeds()[target]
+    draw, found = random.Random(seed), Counter[str]()
+    path = folder / ("x.safetensors" if target.startswith("safe") else "x.pt")
+    for number in range(executions):
+        mutant = mutate(content, draw, tokens, first, last)
+        start = time.monotonic()
+        try:
+            found[test(mutant, path)] += 1
+        except BaseException:
+            Path(f"finding-{number}.bin").write_bytes(mutant)
+            raise
+        if time.process_time() and time.monotonic() - start > SECONDS:
+            found["slow"] += 1
+    return found
+
+
+def fuzz_with_atheris(target: str) -> None:
+    """Coverage-guided, until stopped or something is found; arguments after `--` go to libFuzzer."""
+    import atheris  # type: ignore[import-not-found]
+
+    _, test, *_ = seeds()[target]
+    folder = Path(tempfile.mkdtemp())
+    path = folder / ("x.safetensors" if target.startswith("safe") else "x.pt")
+    atheris.instrument_all()
+    atheris.Setup([sys.argv[0], *sys.argv[sys.argv.index("--") + 1 :]] if "--" in sys.argv else sys.argv[:1],
+                  lambda data: test(data, path))  # fmt: skip
+    atheris.Fuzz()
+
+
+def main() -> None:
+    """Run all targets and print what became of the mutants."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--executions", type=int, default=200_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--target", choices=list(seeds()))
+    parser.add_argument("--atheris", action="store_true")
+    options, _ = parser.parse_known_args()
+    if options.atheris:
+        fuzz_with_atheris(options.target or "safetensors header")
+        return
+    if Path("/proc/self/statm").exists():
+        mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (mapped + MEMORY, mapped + MEMORY))
+    for target in [options.target] if options.target else seeds():
+        start = time.monotonic()
+        with tempfile.TemporaryDirectory() as folder:
+            found = run(target, options.executions, options.seed, Path(folder))
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+        figures = {
+            "executions": options.executions,
+            **found,
+            "seconds": round(time.monotonic() - start),
+            "peak_mib": peak,
+        }
+        print(json.dumps({"target": target, **figures}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
