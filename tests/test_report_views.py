@@ -214,6 +214,28 @@ def test_sarif_suppresses_what_was_waived() -> None:
     assert "suppressions" not in second
 
 
+def test_what_a_team_accepted_is_told_apart_in_every_view() -> None:
+    sample = samples.settled()
+    words_ = "Of the memorized examples, 1 waived and 1 known from the baseline accepted.json; 0 left."
+    for text in (console.render(sample), report.render(sample, ".md"), report.render(sample, ".html")):
+        assert words_ in " ".join(text.split())
+    waived, known = json.loads(report.render(sample, ".sarif"))["runs"][0]["results"]
+    assert [r["suppressions"][0]["justification"] for r in (waived, known)] == [
+        "a canary (ann, until 2027-01-31)",
+        "known from the baseline",
+    ]
+    assert [r["baselineState"] for r in (waived, known)] == ["new", "unchanged"]
+    cases = ElementTree.fromstring(report.render(sample, ".xml")).iter("skipped")
+    assert [case.get("message") for case in cases] == [
+        "memorized, waived: a canary (ann, until 2027-01-31)",
+        "memorized, known from the baseline",
+    ]
+    assert github.render(sample).count("::") == 2
+    page = report.render(sample, ".html")
+    assert '<option value="known">known from the baseline (1)</option>' in page
+    assert '<option value="active">memorized, not accepted (0)</option>' in page
+
+
 def test_sarif_without_a_manifest_points_at_the_example() -> None:
     small = samples.small()
     example = small.findings[0].example.model_copy(update={"line": None, "source": "cat/a b%.png"})

@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 from memaudit.report import charts, erasure, json, story, timeline
 from memaudit.report.rows import LayerRow, example_rows, layer_rows, neuron_rows
-from memaudit.report.words import MAX_COMMAND, MAX_MESSAGE, MISSING, OUTCOMES, SYMBOLS, count, interval, percent
+from memaudit.report.words import (
+    ACCEPTED,
+    MAX_COMMAND,
+    MAX_MESSAGE,
+    MISSING,
+    OUTCOMES,
+    SYMBOLS,
+    count,
+    interval,
+    percent,
+)
 from memaudit.text import clean
 
 if TYPE_CHECKING:
@@ -60,6 +70,7 @@ def _page(report: Report, pictures: Mapping[str, str], left_out: int) -> str:
         story=story,
         words={outcome: (*OUTCOMES[outcome], SYMBOLS[outcome]) for outcome in OUTCOMES},
         rows=example_rows(report, frozenset(row.anchor for row in neurons)),
+        accepted_words=ACCEPTED,
         pictures=pictures,
         pictures_left_out=left_out,
         neurons=neurons,

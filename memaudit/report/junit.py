@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 from memaudit.report import story
-from memaudit.report.words import OUTCOMES, accepted, count, label
+from memaudit.report.words import ACCEPTED, OUTCOMES, accepted, count, label
 from memaudit.text import clean
 
 if TYPE_CHECKING:
@@ -51,7 +51,8 @@ def _example(suite: Element, report: Report, finding: Finding, settled: str) -> 
         return
     if settled:
         reason = clean(report.gate.reasons.get(finding.id, ""), 600)
-        SubElement(case, "skipped", message=f"memorized, {settled}: {reason}" if reason else f"memorized, {settled}")
+        word = f"memorized, {ACCEPTED[settled]}"
+        SubElement(case, "skipped", message=f"{word}: {reason}" if reason else word)
     elif report.verdict == "pass":
         allowed = "allowed by the policy" if report.status == "complete" else "verdict open"
         SubElement(case, "skipped", message=f"memorized, {allowed}")

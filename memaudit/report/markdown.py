@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from memaudit.report import erasure, story, timeline
 from memaudit.report.rows import ExampleRow, example_rows, neuron_rows
-from memaudit.report.words import MAX_COMMAND, MAX_MESSAGE, MISSING, count, outside, percent
+from memaudit.report.words import ACCEPTED, MAX_COMMAND, MAX_MESSAGE, MISSING, count, outside, percent
 from memaudit.text import MAX_LENGTH, clean
 
 if TYPE_CHECKING:
@@ -116,12 +116,14 @@ def _examples(report: Report) -> str:
 
 def _example(row: ExampleRow) -> list[str]:
     outcome = f"{row.word}, memorized" if row.memorized else row.word
+    if row.accepted:
+        outcome += f", {ACCEPTED[row.accepted]}" + (f" {code(row.reason)}" if row.reason else "")
     change = f"{code(row.before)} → {code(row.after)}" if row.after else code(row.before)
     return [
         code(row.short_id),
         code(row.source),
         code(row.label),
-        f"{outcome}, {row.accepted}" + (f" {code(row.reason)}" if row.reason else "") if row.accepted else outcome,
+        outcome,
         change,
         _units([unit.text for unit in row.units]),
         f"{row.cost_text} {row.cost_detail}".strip(),

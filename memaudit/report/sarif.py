@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from memaudit.report import json, story
-from memaudit.report.words import MAX_MESSAGE, OUTCOMES, accepted, count, label
+from memaudit.report.words import ACCEPTED, MAX_MESSAGE, OUTCOMES, accepted, count, label
 from memaudit.text import clean
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def _result(report: Report, finding: Finding, settled: str, known: frozenset[str
         result["baselineState"] = "unchanged" if finding.id in known else "new"
     if settled:
         suppression = {"kind": "external", "status": "accepted"}
-        reason = "known from the baseline" if settled == "known" else report.gate.reasons.get(finding.id, "")
+        reason = ACCEPTED["known"] if settled == "known" else report.gate.reasons.get(finding.id, "")
         if reason:
             suppression["justification"] = clean(reason, MAX_MESSAGE)
         result["suppressions"] = [suppression]

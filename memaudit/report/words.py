@@ -74,6 +74,10 @@ def label(report: Report, index: int) -> str:
     return clean(names[index]) if index < len(names) else str(index)
 
 
+# What is said of a memorized example that does not count.
+ACCEPTED = {"": "", "waived": "waived", "known": "known from the baseline"}
+
+
 def accepted(report: Report) -> dict[str, str]:
     """Why a memorized finding does not count, by its id: `waived`, or `known` from the baseline."""
     return dict.fromkeys(report.gate.known, "known") | dict.fromkeys(report.gate.waived, "waived")
