@@ -23,6 +23,8 @@ DETAILS_SHOWN = 20
 # What check, diff and render do without.
 AUDIT_NEEDS = frozenset({"torch", "timm", "numpy", "PIL", "safetensors", "sklearn", "filelock"})
 ERROR_JSON = "--error-json"
+# What torch's allocator says on the CPU, in a plain RuntimeError.
+_ALLOCATOR = "can't allocate memory"
 # What a full disk or a reader that has gone says when standard output is written.
 _OUTPUT_LOST = frozenset({errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO})
 
@@ -99,7 +101,7 @@ def _failure(error: Exception) -> Failure:
     if isinstance(error, MemauditError):
         details = (*error.details, *_notes(error))
         return Failure(error.exit_code, type(error).__name__, error.message, error.hint, details)
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or _ALLOCATOR in str(error):
         hint = "Give fewer examples, or use a machine with more memory."
         return Failure(ExitCode.ENVIRONMENT, "EnvironmentFault", "out of memory", hint)
     if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in AUDIT_NEEDS:

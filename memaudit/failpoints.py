@@ -1,6 +1,6 @@
 """Steps at which tests stop this process, or fill its disk: what must survive is tried where it could break.
 
-`MEMAUDIT_FAILPOINT=name`, `name:3` (the third time it is passed) or `name:3:full` (as if the disk were full there).
+`_MEMAUDIT_FAILPOINT=name`, `name:3` (the third time it is passed) or `name:3:full` (as if the disk were full there).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import signal
 from collections import Counter
 
-VARIABLE = "MEMAUDIT_FAILPOINT"
+VARIABLE = "_MEMAUDIT_FAILPOINT"  # not among the names that stand for options
 # In the order a scan passes them.
 POINTS = (
     *("journal.create", "journal.header", "journal.half", "journal.line", "journal.state"),

@@ -175,6 +175,16 @@ def test_a_place_that_cannot_be_written_is_refused_first(cli: Command, tmp_path:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9")],
+)
+def test_memory_that_runs_out_anywhere_is_no_bug(error: Exception) -> None:
+    from memaudit.__main__ import _failure
+
+    assert (_failure(error).exit_code, _failure(error).message) == (5, "out of memory")
+
+
 # ---- the current directory ------------------------------------------------------------------------------------------
 
 
