@@ -51,10 +51,16 @@ def account(
         calibration: clean examples that BatchNorm's statistics are estimated on.
     """
 
+    fresh: dict[str, Tensor] = {}
+    if calibration is not None:
+        # A loop of its own: a resumed run puts back what the loop that was cut short has changed, and no other.
+        found = evaluator.once(
+            f"statistics at {state.label}", lambda: reestimated(evaluator, state.tensors, calibration)
+        )
+        fresh = {name: value.to(evaluator.device) for name, value in found.items()}
+
     def measure() -> list[tuple[dict[str, float], list[tuple[str, str, float]]]]:
-        module, fresh = evaluator.adapter.module, {}
-        if calibration is not None:
-            fresh = reestimated(evaluator, state.tensors, calibration)
+        module = evaluator.adapter.module
         with holding(module, {**state.tensors, **fresh}), differentiable(evaluator) as parameters:
             sums = {name: [torch.zeros_like(p) for p in parameters.values()] for name in panels}
             changing = _changing(sums)
@@ -66,8 +72,8 @@ def account(
         accounts = [_account(on_cpu, [place[n] for n in group.names if n in place]) for group in groups]
         return [(dict(one.norms), [(a, b, c) for (a, b), c in one.cosines.items()]) for one in accounts]
 
-    found = evaluator.once(f"gradients at {state.label}", measure)
-    return [Account(norms, {(a, b): c for a, b, c in cosines}) for norms, cosines in found]
+    measured = evaluator.once(f"gradients at {state.label}", measure)
+    return [Account(norms, {(a, b): c for a, b, c in cosines}) for norms, cosines in measured]
 
 
 @contextmanager

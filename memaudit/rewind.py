@@ -60,7 +60,10 @@ def rewind(
             "recalibration",
             lambda: list(_recalibrated(evaluator, replayer, groups, states, calibration).values()),
         )
-        buffers = {divmod(number, count): cell for number, cell in enumerate(flat)}
+        buffers = {
+            divmod(number, count): {n: t.to(evaluator.device) for n, t in cell.items()}
+            for number, cell in enumerate(flat)
+        }
         recalibrated = [_grid(evaluator, replayer, groups, states, panel, buffers) for panel in panels]
     return Grid(right, recalibrated, tuple(bool(t) for t in replayer.trusted))
 

@@ -95,7 +95,15 @@ def report(folder: Path) -> dict[str, object]:
 
 
 # `python -m tests.hostile.kill` takes every step of `failpoints.POINTS`, and 50 random moments.
-KILLS = ["journal.header", "journal.line:60", "journal.half:200", "journal.state:30", "publish.half", "publish.renamed"]
+KILLS = [
+    "journal.header",
+    "journal.line:60",
+    "journal.half:200",
+    "journal.state:6",
+    "journal.state:30",
+    "publish.half",
+    "publish.renamed",
+]
 
 
 @pytest.mark.parametrize("point", KILLS)
