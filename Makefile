@@ -2,7 +2,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint samples clean
 
 demo: $(VENV)/.installed
 	$(BIN)/memaudit demo demo
@@ -14,6 +14,10 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+
+# The sample report that the README shows.
+samples: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.benchmarks.samples
 
 $(VENV)/bin/python:
 	python3 -m venv $(VENV)

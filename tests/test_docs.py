@@ -149,6 +149,11 @@ def test_the_exit_codes_are_those_of_the_program() -> None:
     assert [int(code) for row in rows for code in row.split(",")] == [int(code) for code in ExitCode]
 
 
+def test_the_warnings_are_those_of_the_program() -> None:
+    source = "".join(p.read_text("utf-8") for p in (ROOT / "memaudit").rglob("*.py"))
+    assert re.findall(r"^\| (MEM\d{3}) \|", after("warnings"), re.M) == sorted(set(re.findall(r"MEM\d{3}", source)))
+
+
 def test_the_limits_are_those_of_the_program() -> None:
     page = " ".join(text().split())
     assert f"at most {ATYPICAL_P * 100:g} % of the reference examples are as badly supported" in page
