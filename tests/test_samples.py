@@ -26,6 +26,10 @@ def texts(value: Any) -> Iterator[str]:
         yield value
 
 
+def test_there_is_the_demos() -> None:
+    assert "sample-digits" in [path.parent.name for path in SAMPLES]
+
+
 @pytest.mark.parametrize("path", SAMPLES, ids=[p.parent.name for p in SAMPLES])
 def test_a_sample_is_a_complete_report_of_this_schema(path: Path) -> None:
     found = report.read(path)
