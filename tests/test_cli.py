@@ -297,7 +297,7 @@ build = Mixing
 # what is wrong, how to make it so, arguments after `scan`, exit code, what stderr says
 REFUSED: list[tuple[str, Change, tuple[str, ...], int, str]] = [
     ("unknown option", nothing, (*MODEL, *NPZ, "--max-unit", "3"), 2, "No such option: --max-unit"),
-    ("no flagged", nothing, (*MODEL, "--reference", "reference.npz"), 2, "Missing option '--flagged'"),
+    ("no flagged", nothing, (*MODEL, "--reference", "reference.npz"), 2, "error: no flagged examples"),
     ("no such choice", nothing, (*MODEL, *NPZ, "--profile", "quick"), 2, "--profile 'quick' is not one of: fast,"),
     ("no such format", nothing, (*MODEL, *NPZ, "-f", "yaml"), 2, "--format 'yaml' is not one of: table, json"),
     ("no such suffix", nothing, (*MODEL, *NPZ, "-o", "x.htm"), 2, "no report format '.htm'; closest: '.html'"),

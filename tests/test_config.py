@@ -120,7 +120,6 @@ def test_settings_of_other_commands_may_stand_in_file_and_environment(
 ) -> None:
     (tmp_path / "memaudit.toml").write_text("max-units = 3\nmean = [0.5, 0.5]\nmodel-kwargs = { drop_rate = 0.1 }\n")
     monkeypatch.setenv("MEMAUDIT_BATCH_SIZE", "8")
-    monkeypatch.setenv("MEMAUDIT_FAILPOINT", "nowhere")
     assert check(cli) == 1
 
 

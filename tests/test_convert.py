@@ -165,7 +165,8 @@ def test_success_and_usage_errors_are_told_too(cli: Command, tmp_path: Path) -> 
     assert json.loads((tmp_path / "e.json").read_text()) == {"schema_version": 1, "exit_code": 0, "error": None}
     assert cli("scan", "--bogus", "--error-json", "e.json").code == 2
     told = json.loads((tmp_path / "e.json").read_text())
-    assert (told["exit_code"], told["error"]["message"]) == (2, "No such option: --bogus")
+    assert told["exit_code"] == 2
+    assert told["error"]["message"].startswith("No such option: --bogus")  # some releases of typer add what is near
 
 
 @pytest.mark.parametrize("words", [("schema", "--error-json"), ("schema", "--error-json", ".")])

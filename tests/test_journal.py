@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from memaudit import failpoints
+from memaudit import failpoints, interrupts
 from memaudit.errors import EnvironmentFault, UsageError
 from memaudit.journal import FILE, Changing, Journal, decode, encode, journalled
 
@@ -244,14 +244,13 @@ def test_the_journal_and_its_states_are_removed_together(tmp_path: Path) -> None
 def signals() -> Iterator[None]:
     before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
     yield
+    interrupts.install()  # forgets what came, or every later test of this process would end by it
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
 @pytest.mark.usefixtures("signals")
 def test_a_signal_waits_for_the_batch(capfd: pytest.CaptureFixture[str]) -> None:
-    from memaudit import interrupts
-
     interrupts.install()
     steps = []
     with pytest.raises(KeyboardInterrupt), interrupts.finishing():

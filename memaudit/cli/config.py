@@ -18,7 +18,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import typer
 from typer.models import OptionInfo
 
-from memaudit import failpoints, toml
+from memaudit import toml
 from memaudit.errors import UsageError
 from memaudit.text import clean, closest
 
@@ -195,7 +195,7 @@ def _path(value: str, base: Path) -> str:
 def _check_environment(context: typer.Context) -> None:
     """Raise for a variable that looks like ours and names no option: it would silently do nothing."""
     known = {_variable(p.name or "") for p in context.command.params}
-    known |= {_variable(name) for name in (*parameters(), *NOT_IN_FILES)} | {failpoints.VARIABLE}
+    known |= {_variable(name) for name in (*parameters(), *NOT_IN_FILES)}
     for name in sorted(os.environ):
         if name.startswith(f"{PREFIX}_") and name not in known:
             raise UsageError(
