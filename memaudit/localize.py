@@ -150,7 +150,7 @@ class Search:
         """Add units until the linear prediction loses the label, `plan` are added or the budget is spent."""
         added = 0
         while value >= 0 and added < self.plan and len(job.cut) < self.max_units:
-            unit = self._best(gradient, job.cut)
+            unit = self.best(gradient, job.cut)
             if unit is None:
                 break
             value -= float(gradient[unit])
@@ -159,7 +159,7 @@ class Search:
         job.needed = job.cut[-1] if added == 1 else None
         return added > 0
 
-    def _best(self, gradient: Tensor, cut: list[int]) -> int | None:
+    def best(self, gradient: Tensor, cut: list[int]) -> int | None:
         """The live unit that takes most of the flagged margin for the reference it puts at risk."""
         allowed = gradient.masked_fill(~self.candidates, -torch.inf)
         allowed[cut] = -torch.inf

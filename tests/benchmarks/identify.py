@@ -3,7 +3,9 @@
     python -m tests.benchmarks.identify [PATTERN]     (all of timm: about 15 minutes on one core)
 
 Prints per number of classes how many architectures were identified alone, among several, wrongly or not at all, then
-each group that cannot be told apart.
+each group that cannot be told apart. Two networks of equal tensors count as one where they compute the same; how many
+would be alone if equal printed modules (`repr`) were enough stands beside it, for some settings that change what is
+computed (window sizes, pooling, numbers of heads) are not printed.
 """
 
 from __future__ import annotations
@@ -39,6 +41,12 @@ def outcome(architecture: str, classes: int | None) -> tuple[str, list[Candidate
     return ("alone" if len(candidates) == 1 else "among"), candidates
 
 
+def printed_alike(candidates: list[Candidate]) -> bool:
+    """Whether the candidates' modules print alike."""
+    networks = (build(c.architecture, c.kwargs, device="meta") for c in candidates)
+    return len({repr(network) for network in networks}) == 1
+
+
 def main() -> None:
     torch.set_num_threads(1)
     architectures = timm.list_models(sys.argv[1] if len(sys.argv) > 1 else "")
@@ -47,6 +55,7 @@ def main() -> None:
     for classes in CLASSES:
         started = time.perf_counter()
         counts: Counter[str] = Counter()
+        alike = 0
         slowest = (0.0, "")
         for architecture in architectures:
             before = time.perf_counter()
@@ -57,13 +66,14 @@ def main() -> None:
             counts["no classifier, refused" if result == "headless" and expected else result] += 1
             if result in ("wrong", "missed") or (result == "headless" and not expected):
                 print(f"{result}: {architecture} -> {[c.architecture for c in candidates]}")
+            alike += bool(candidates) and printed_alike(candidates)
             if result == "among":
                 groups.add(tuple(sorted(tuple(sorted(c.same)) for c in candidates)))
         known = len(architectures) - counts["no classifier, refused"]
         print(
-            f"classes {classes or 'default'}: {dict(counts)}; alone {counts['alone'] / max(known, 1):.1%} of {known}; ",
-            end="",
+            f"classes {classes or 'default'}: {dict(counts)}; of {known}: alone {counts['alone'] / max(known, 1):.1%}"
         )
+        print(f"  {alike} ({alike / max(known, 1):.1%}) where equal printed modules count as one; ", end="")
         seconds = time.perf_counter() - started
         print(f"{seconds / len(architectures):.2f} s each, slowest {slowest[0]:.1f} s ({slowest[1]})", flush=True)
     for group in sorted(groups):
