@@ -70,7 +70,7 @@ def checkpoints() -> Iterator[Case]:
             code = 2 if error is UsageError else 3
             yield Case("weights", name, lambda w, c=content: torch.save(c, w / "bad.pt"), on_model("bad.pt"), (code,))
     changed: list[tuple[str, Callable[[dict[str, Tensor]], Any], int]] = [
-        ("a weight is missing", lambda s: dict(list(s.items())[1:]), 3),
+        ("a weight is missing", lambda s: {k: v for k, v in s.items() if k != "one.0.weight"}, 3),
         ("a weight too many", lambda s: {**s, "extra.weight": torch.ones(2)}, 3),
         ("int8 into float", lambda s: {k: v.to(torch.int8) for k, v in s.items()}, 3),
         ("complex into float", lambda s: {k: v.to(torch.complex64) for k, v in s.items()}, 3),
