@@ -221,6 +221,18 @@ def test_twins_that_compute_differently_are_offered(tmp_path: Path) -> None:
     assert same == [False, True]
 
 
+def test_networks_that_differ_in_what_no_module_shows_are_variants(tmp_path: Path) -> None:
+    path = saved(tmp_path, network("swinv2_tiny_window16_256", num_classes=7))
+    variants = choose(read(path), ModelOptions())
+    assert variants.variants
+    assert set(variants.alternatives) == {"swinv2_tiny_window8_256", "swinv2_tiny_window16_256"}
+    said = choose(read(path), ModelOptions(arch="swinv2_tiny_window16_256"))
+    assert (said.architecture, said.variants) == ("swinv2_tiny_window16_256", False)
+    twins = choose(read(saved(tmp_path, network("resnet18", num_classes=7))), ModelOptions())
+    assert len(twins.alternatives) == 2
+    assert not twins.variants
+
+
 def test_equal_networks_for_other_means_are_one_but_named_unless_the_mean_is_said(tmp_path: Path) -> None:
     original = network("deit_tiny_patch16_224", num_classes=3)
     checkpoint = read(saved(tmp_path, original))

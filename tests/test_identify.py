@@ -199,3 +199,14 @@ def test_another_timm_gets_its_own_index_once(monkeypatch: pytest.MonkeyPatch, t
     assert index.load_index(lambda *progress: told.append(progress)) == first
     assert len(told) == 1
     assert [p.name for p in tmp_path.iterdir()] == [f"timm_index-{index.FORMAT}-99.0.json.gz"]
+
+
+def test_settings_that_no_module_shows_make_variants_that_stay_candidates() -> None:
+    """Two window sizes, the same modules and tensors, other logits: one network to look at, two to choose from."""
+    tensors = build("swinv2_tiny_window8_256", {"num_classes": 7}, device="meta").state_dict()
+    found = identify(tensors)
+    assert {c.architecture for c in found} == {"swinv2_tiny_window8_256", "swinv2_tiny_window16_256"}
+    assert len({c.printed for c in found}) == 1
+    twins = identify(build("resnet18", {"num_classes": 7}, device="meta").state_dict())
+    assert len(twins) > 1
+    assert len({c.printed for c in twins}) == len(twins)

@@ -40,9 +40,11 @@ class Adapter:
         reason: why this adapter took the checkpoint, in a few words.
         alternatives: architectures that fit the same tensors but compute differently, this one included; more than
             one asks the caller to choose by reference accuracy.
+        variants: whether the alternatives have the same modules and differ only in settings that no module shows.
         test_size: `(C, H, W)` the model is tested at, where that is known, differs and the user chose no size.
     """
 
+    variants: bool = False
     test_size: tuple[int, int, int] | None = None
     name: ClassVar[str] = ""
 

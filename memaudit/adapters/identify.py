@@ -34,11 +34,14 @@ class Candidate:
         architecture: the registry name that stands for all of `same`.
         kwargs: for `timm.create_model`: `num_classes`, and `in_chans` or `img_size` where they are not the default.
         same: the registry names, this one first, that compute the same from these tensors.
+        printed: the network's modules as `repr` prints them: candidates that print alike are variants of one network
+            that differ in settings no module shows (window sizes, pooling, numbers of heads).
     """
 
     architecture: str
     kwargs: Kwargs
     same: tuple[str, ...] = ()
+    printed: str = ""
 
 
 def identify(tensors: Mapping[str, Tensor], entries: Collection[Entry] | None = None) -> list[Candidate]:
@@ -62,7 +65,10 @@ def identify(tensors: Mapping[str, Tensor], entries: Collection[Entry] | None = 
     groups: dict[str, list[_Match]] = {}
     for match in own:
         groups.setdefault(signature(_comparable(match, own[0], tensors)), []).append(match)
-    return [Candidate(g[0].architecture, g[0].kwargs, tuple(m.architecture for m in g)) for g in groups.values()]
+    return [
+        Candidate(g[0].architecture, g[0].kwargs, tuple(m.architecture for m in g), repr(g[0].network))
+        for g in groups.values()
+    ]
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ class _Plan:
     kwargs: Mapping[str, object]
     reason: str
     alternatives: tuple[str, ...] = ()
+    variants: bool = False
     fed_differently: tuple[str, ...] = ()
 
 
@@ -86,7 +87,7 @@ class TimmAdapter(Adapter):
             reason=plan.reason,
             alternatives=plan.alternatives,
         )
-        adapter.fed_differently = plan.fed_differently
+        adapter.fed_differently, adapter.variants = plan.fed_differently, plan.variants
         adapter.test_size = _test_size(adapter.preprocess, plan, checkpoint, options)
         return adapter
 
@@ -136,6 +137,7 @@ def _plan(checkpoint: Checkpoint, options: ModelOptions) -> _Plan:
         {**first.kwargs, **options.model_kwargs},
         "names and shapes of its tensors",
         tuple(candidate.architecture for candidate in candidates),
+        len(candidates) > 1 and len({candidate.printed for candidate in candidates}) == 1,
         _fed_differently(first, checkpoint, options),
     )
 

@@ -55,7 +55,7 @@ def inspect(
     options = opt.model_options(arch, model_kwargs, num_classes, mean, std, input_size, adapter)
     checkpoint = read(model, weights=weights)  # type: ignore[arg-type]
     chosen = choose(checkpoint, options, adapter)
-    undecided = len(chosen.alternatives) > 1
+    several = len(chosen.alternatives) > 1
     generator = torch.Generator().manual_seed(0)
     sites = chosen.sites(torch.rand(3, *chosen.preprocess.input_size, generator=generator))
     searched = select(sites, unit, layers).sites if sites else ()
@@ -63,14 +63,14 @@ def inspect(
         path=display(checkpoint.path),
         sha256=checkpoint.sha256,
         md5=checkpoint.md5,
-        architecture=None if undecided else chosen.architecture,
+        architecture=None if several and not chosen.variants else chosen.architecture,
         adapter=chosen.name or "module",
         num_classes=chosen.num_classes,
         parameters=chosen.parameters,
         weights=checkpoint.weights,
         stripped_prefix=checkpoint.stripped_prefix,
         dtype="float32",
-        candidates=list(chosen.alternatives) if undecided else [],
+        candidates=list(chosen.alternatives) if several else [],
     )
     units = Units(
         total=sum(s.width for s in searched),
@@ -189,11 +189,14 @@ def _lines(adapter: Any, info: Any, units: Any, sites: Any) -> list[str]:
         f"sha256         {info.sha256}",
         f"adapter        {info.adapter}: {clean(adapter.reason)}",
     ]
-    if info.candidates:
+    if info.architecture is None:
         lines.append("architecture   undecided; these fit the tensors equally and compute differently:")
         lines += [f"                 --arch {clean(c)}" for c in info.candidates]
     else:
         lines.append(f"architecture   {clean(info.architecture)}")
+        if info.candidates:
+            lines.append("variants       the same modules with other settings; scan decides, or --arch does:")
+            lines += [f"                 {clean(c)}" for c in info.candidates]
     size, mean, std = "x".join(map(str, p.input_size)), opt.listed(p.mean), opt.listed(p.std)
     if units.by_layer:
         found = ", ".join(f"{n:,} of kind {k}" for k, n in kinds.items())

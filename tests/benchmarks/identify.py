@@ -41,12 +41,6 @@ def outcome(architecture: str, classes: int | None) -> tuple[str, list[Candidate
     return ("alone" if len(candidates) == 1 else "among"), candidates
 
 
-def printed_alike(candidates: list[Candidate]) -> bool:
-    """Whether the candidates' modules print alike."""
-    networks = (build(c.architecture, c.kwargs, device="meta") for c in candidates)
-    return len({repr(network) for network in networks}) == 1
-
-
 def main() -> None:
     torch.set_num_threads(1)
     architectures = timm.list_models(sys.argv[1] if len(sys.argv) > 1 else "")
@@ -66,7 +60,7 @@ def main() -> None:
             counts["no classifier, refused" if result == "headless" and expected else result] += 1
             if result in ("wrong", "missed") or (result == "headless" and not expected):
                 print(f"{result}: {architecture} -> {[c.architecture for c in candidates]}")
-            alike += bool(candidates) and printed_alike(candidates)
+            alike += len({c.printed for c in candidates}) == 1
             if result == "among":
                 groups.add(tuple(sorted(tuple(sorted(c.same)) for c in candidates)))
         known = len(architectures) - counts["no classifier, refused"]
