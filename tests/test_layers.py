@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from statistics import median
 
 import pytest
 
@@ -68,6 +67,7 @@ def test_help_is_there_at_once() -> None:
 
     seconds("-m", "memaudit", "--help")  # compiles
     start = time.monotonic()
-    cost = median(seconds("-m", "memaudit", "--help") - seconds("-c", "pass") for _ in range(5))
+    # Other work only ever adds: the least of each is what the program itself takes.
+    cost = min(seconds("-m", "memaudit", "--help") for _ in range(5)) - min(seconds("-c", "pass") for _ in range(5))
     assert cost < 0.3
     assert time.monotonic() - start < 30
