@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memaudit.errors import UsageError
-from memaudit.findings import ReportWarning
 from memaudit.text import clean
 
 if TYPE_CHECKING:
     from memaudit.checkpoints import Checkpoint, Run
+    from memaudit.findings import ReportWarning
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,8 @@ class Sources:
             raise UsageError(_without_reference(run), hint="--reference FOLDER, manifest or .npz of clean examples")
         order = class_order or (run.class_order if run is not None else "natural")
         said = "checkpoint" if run is not None and run.train is not None else "default"
+        from memaudit.findings import ReportWarning
+
         warnings = tuple(ReportWarning(code="MEM905", message=note) for note in notes)
         return cls(flagged, reference, test, data, order, said, warnings)
 
