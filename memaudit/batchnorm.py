@@ -42,6 +42,20 @@ def estimating(norms: Iterable[_BatchNorm]) -> Iterator[None]:
             m.training, m.momentum = training, momentum
 
 
+@contextmanager
+def of_the_batch(norms: Iterable[_BatchNorm]) -> Iterator[None]:
+    """Let BatchNorm modules use each batch's own statistics, as in training, and keep none of them."""
+    modules = list(norms)
+    saved = [(m, m.training, m.track_running_stats) for m in modules]
+    try:
+        for m in modules:
+            m.training, m.track_running_stats = True, False
+        yield
+    finally:
+        for m, training, tracking in saved:
+            m.training, m.track_running_stats = training, tracking
+
+
 def reestimated(
     evaluator: Evaluator, weights: Mapping[str, Tensor], panel: Panel, paths: Collection[str] | None = None
 ) -> dict[str, Tensor]:

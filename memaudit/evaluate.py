@@ -234,6 +234,43 @@ class Evaluator:
 
         return self._run(len(rows), run, forward=forward, backward=backward, batch=batch, changing=changing)
 
+    def mixed(
+        self,
+        panels: Sequence[Panel],
+        body: Callable[[Tensor, Tensor, Tensor], T],
+        *,
+        batch: int,
+        backward: int = 0,
+        changing: Changing | None = None,
+    ) -> list[T]:
+        """What `body(images, labels, origin)` makes of each batch; every batch holds its share of every panel.
+
+        Args:
+            body: `origin` `(batch,)` says which panel each example is of.
+            batch, backward, changing: as in `each`.
+        """
+        order = sorted(
+            ((place + 0.5) / len(panel), number, row)
+            for number, panel in enumerate(panels)
+            for place, row in enumerate(panel.rows)
+        )
+
+        def run(chunk: slice) -> T:
+            parts = [
+                (number, panel.examples, rows)
+                for number, panel in enumerate(panels)
+                if (rows := [row for _, origin, row in order[chunk] if origin == number])
+            ]
+            images = torch.cat([self._images(examples, rows) for _, examples, rows in parts])
+            labels = torch.cat([examples.labels[rows] for _, examples, rows in parts])
+            origin = torch.cat([torch.full((len(rows),), number) for number, _, rows in parts])
+            ids = [examples.numbers[i] for _, examples, rows in parts if examples.numbers for i in rows]
+            told = example_ids(ids) if len(ids) == len(images) else nullcontext()
+            with told:
+                return body(images, labels.to(self.device), origin.to(self.device))
+
+        return self._run(len(order), run, backward=backward, batch=batch, changing=changing)
+
     def _images(self, examples: ExampleSet, rows: Sequence[int]) -> Tensor:
         dtype = next((p.dtype for p in self.adapter.module.parameters()), torch.float32)
         return examples.batch(list(rows), self.device).to(dtype)

@@ -230,9 +230,10 @@ class SeriesPoint(Plain):
 
 
 class GradientPoint(Plain):
-    """What one layer group's gradient was at one checkpoint, in evaluation mode.
+    """What one layer group's gradient was at one checkpoint; BatchNorm by the batch, dropout off.
 
-    Norms are of the gradient of the summed loss, over the root of the group's parameter count.
+    Norms are of the gradient of the summed loss of all flagged examples (of all reference ones, of clean ones matched
+    to the flagged), over the root of the group's parameter count.
     """
 
     checkpoint: str

@@ -1,9 +1,9 @@
 """Gradient accounting: what flagged and reference examples ask of each layer, at each checkpoint.
 
-After Maini et al. 2023, section 3.1, with what its scripts lack: matched clean examples in the flagged ones' place,
-and evaluation mode, so that a sum over examples is one figure whatever the batches. BatchNorm's running averages lag
-behind weights that still move, and every example's gradient asks for the same correction, which hides where flagged
-and reference examples disagree: the statistics are estimated anew for each checkpoint first.
+After Maini et al. 2023, section 3.1, with what its scripts lack: matched clean examples in the flagged ones' place.
+BatchNorm uses the statistics of the batch, as it did in training: with running averages every example's gradient also
+asks for larger weights, which normalisation by the batch takes out, and that hides where flagged and reference examples
+disagree. Batches are of a fixed size then, each with its share of flagged and reference examples.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from memaudit.batchnorm import reestimated
+from memaudit.batchnorm import CALIBRATION_BATCH, norms, of_the_batch
 from memaudit.evaluate import Evaluator, Panel
 from memaudit.journal import Changing
 from memaudit.layers import LayerGroup
 from memaudit.states import State, holding
+
+# A group's gradient below this share of the whole network's is float32's rounding, and has no direction.
+ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,8 @@ class Account:
     """One layer group at one checkpoint.
 
     Attributes:
-        norms: by panel, the norm of the gradient of the summed loss.
+        norms: by panel, the norm of the gradient of the summed loss; zero where it is no more than rounding (a bias
+            that BatchNorm takes out again).
         cosines: by pair of panels, the cosine between their gradients; absent where one of them is zero.
     """
 
@@ -37,43 +41,47 @@ class Account:
 
 
 def account(
-    evaluator: Evaluator,
-    groups: Sequence[LayerGroup],
-    state: State,
-    panels: Mapping[str, Panel],
-    calibration: Panel | None = None,
+    evaluator: Evaluator, groups: Sequence[LayerGroup], state: State, panels: Mapping[str, Panel]
 ) -> list[Account]:
-    """Every group's account at `state`: one forward and one backward pass for each example of each panel.
+    """Every group's account at `state`: each example of each panel runs forward once.
 
-    Each panel's batches hold its own examples alone, so no pass computes a gradient that is not used.
+    With BatchNorm flagged and matched examples run among one half each of the reference: two backward passes a batch.
+    Without it batches hold one panel alone, so that no pass computes a gradient that is not used.
 
     Args:
-        calibration: clean examples that BatchNorm's statistics are estimated on.
+        panels: `reference` and what is held against it.
     """
-
-    fresh: dict[str, Tensor] = {}
-    if calibration is not None:
-        # A loop of its own: a resumed run puts back what the loop that was cut short has changed, and no other.
-        found = evaluator.once(
-            f"statistics at {state.label}", lambda: reestimated(evaluator, state.tensors, calibration)
-        )
-        fresh = {name: value.to(evaluator.device) for name, value in found.items()}
 
     def measure() -> list[tuple[dict[str, float], list[tuple[str, str, float]]]]:
         module = evaluator.adapter.module
-        with holding(module, {**state.tensors, **fresh}), differentiable(evaluator) as parameters:
+        with holding(module, state.tensors), differentiable(evaluator) as parameters:
             sums = {name: [torch.zeros_like(p) for p in parameters.values()] for name in panels}
             changing = _changing(sums)
-            for name, panel in panels.items():
-                _add(evaluator, panel, list(parameters.values()), sums[name], changing)
+            own = list(norms(module).values())
+            with of_the_batch(own):
+                for together in _together(panels) if own else [{name: panel} for name, panel in panels.items()]:
+                    _add(evaluator, together, list(parameters.values()), sums, changing, mixed=bool(own))
         # Products are taken in float64, which not every device has.
         on_cpu = {name: [t.cpu() for t in total] for name, total in sums.items()}
         place = {name: n for n, name in enumerate(parameters)}
-        accounts = [_account(on_cpu, [place[n] for n in group.names if n in place]) for group in groups]
+        floor = {name: ROUNDING * sum(float(t.double().square().sum()) for t in on_cpu[name]) ** 0.5 for name in panels}
+        accounts = [_account(on_cpu, [place[n] for n in group.names if n in place], floor) for group in groups]
         return [(dict(one.norms), [(a, b, c) for (a, b), c in one.cosines.items()]) for one in accounts]
 
     measured = evaluator.once(f"gradients at {state.label}", measure)
     return [Account(norms, {(a, b): c for a, b, c in cosines}) for norms, cosines in measured]
+
+
+def _together(panels: Mapping[str, Panel]) -> list[dict[str, Panel]]:
+    """Every other panel with its part of the reference."""
+    reference = panels["reference"]
+    others = [name for name, panel in panels.items() if name != "reference" and len(panel)]
+    if not others:
+        return [dict(panels)]
+    return [
+        {name: panels[name], "reference": Panel(reference.examples, reference.rows[n :: len(others)])}
+        for n, name in enumerate(others)
+    ]
 
 
 @contextmanager
@@ -90,21 +98,38 @@ def differentiable(evaluator: Evaluator) -> Iterator[dict[str, Tensor]]:
             parameter.requires_grad_(needed)
 
 
-def _add(evaluator: Evaluator, panel: Panel, parameters: list[Tensor], total: list[Tensor], changing: Changing) -> None:
-    """Add the gradient of the panel's summed cross-entropy by each parameter to `total`."""
+def _add(
+    evaluator: Evaluator,
+    panels: Mapping[str, Panel],
+    parameters: list[Tensor],
+    sums: Mapping[str, list[Tensor]],
+    changing: Changing,
+    *,
+    mixed: bool,
+) -> None:
+    """Add the gradient of each panel's summed cross-entropy by each parameter to `sums`."""
+    names = list(panels)
 
-    def gradient_of(images: Tensor, labels: Tensor) -> tuple[Tensor | None, ...]:
+    def add(images: Tensor, labels: Tensor, origin: Tensor) -> None:
         with torch.enable_grad():
-            loss = F.cross_entropy(evaluator.adapter.forward(images), labels, reduction="sum")
-        return torch.autograd.grad(loss, parameters, allow_unused=True)
+            losses = F.cross_entropy(evaluator.adapter.forward(images), labels, reduction="none")
+            sides = {number: losses[origin == number].sum() for number in origin.unique().tolist()}
+        for number, loss in sides.items():
+            again = number != max(sides)
+            gradients = torch.autograd.grad(loss, parameters, retain_graph=again, allow_unused=True)
+            for total, gradient in zip(sums[names[number]], gradients, strict=True):
+                if gradient is not None:
+                    total.add_(gradient)
 
-    def add(images: Tensor, labels: Tensor) -> None:
-        for sum_, gradient in zip(total, gradient_of(images, labels), strict=True):
-            if gradient is not None:
-                sum_.add_(gradient)
-
+    size = _batch(sum(map(len, panels.values()))) if mixed else evaluator.batch_size
     with torch.no_grad():
-        evaluator.each(panel.examples, panel.rows, add, backward=1, changing=changing)
+        evaluator.mixed(list(panels.values()), add, batch=size, backward=len(panels), changing=changing)
+
+
+def _batch(count: int) -> int:
+    """The smallest batch from `CALIBRATION_BATCH` on whose last one is not a fraction of the others."""
+    sizes = range(CALIBRATION_BATCH, max(count, CALIBRATION_BATCH + 1))
+    return next((s for s in sizes if count % s == 0 or count % s >= CALIBRATION_BATCH // 2), count)
 
 
 def _changing(sums: Mapping[str, list[Tensor]]) -> Changing:
@@ -117,14 +142,14 @@ def _changing(sums: Mapping[str, list[Tensor]]) -> Changing:
     return Changing(lambda: tensors, load)
 
 
-def _account(sums: Mapping[str, list[Tensor]], own: list[int]) -> Account:
+def _account(sums: Mapping[str, list[Tensor]], own: list[int], floor: Mapping[str, float]) -> Account:
     names = list(sums)
     dots = {
         (a, b): sum(float((sums[a][i].double() * sums[b][i].double()).sum()) for i in own)
         for n, a in enumerate(names)
         for b in names[n:]
     }
-    norms = {a: max(0.0, dots[a, a]) ** 0.5 for a in names}
+    norms = {a: norm if (norm := max(0.0, dots[a, a]) ** 0.5) > floor[a] else 0.0 for a in names}
     cosines = {
         (a, b): max(-1.0, min(1.0, dots[a, b] / (norms[a] * norms[b])))
         for (a, b) in dots

@@ -65,30 +65,30 @@ class OverTime:
         self.groups: tuple[LayerGroup, ...] = tuple(
             g for g in layer_groups(module, plan.first_use, depth=self.depth, layers=self.layers) if g.parameters
         )
-        self.panels, others = self._panels(1)
+        self.panels, others = self._panels()
         self.training = Panel(self.reference, self._drawn(others, self.profile.retrain_rows, "retrain"))
 
-    def _panels(self, factor: int) -> tuple[dict[str, Panel], list[int]]:
-        """Fitted flagged examples, clean ones matched to them and other reference examples; and all of those others.
-
-        Args:
-            factor: times the profile's number of examples.
-        """
+    def _panels(self) -> tuple[dict[str, Panel], list[int]]:
+        """Fitted flagged examples, clean ones matched to them and other reference examples; and all of those others."""
         fitted = (self.flagged_margins > 0).nonzero().flatten().tolist()
-        rows = self._drawn(fitted, factor * self.profile.flagged_rows, "flagged")
-        pairs = matched_clean(
-            self.flagged_margins[rows], self.flagged.labels[rows], self.reference_margins, self.reference.labels
-        )
-        matched = sorted(row for _, row in pairs)
+        rows = self._drawn(fitted, self.profile.flagged_rows, "flagged")
+        matched = self._matched_with(rows)
         others = sorted(set(range(len(self.reference))) - set(matched))
         if not others:  # every reference example is some flagged one's match
             matched, others = [], list(range(len(self.reference)))
         panels = {
             "flagged": Panel(self.flagged, rows),
             "matched": Panel(self.reference, matched),
-            "reference": Panel(self.reference, self._drawn(others, factor * self.profile.reference_rows, "reference")),
+            "reference": Panel(self.reference, self._drawn(others, self.profile.reference_rows, "reference")),
         }
         return panels, others
+
+    def _matched_with(self, rows: Sequence[int]) -> list[int]:
+        """The clean examples matched to flagged `rows`."""
+        pairs = matched_clean(
+            self.flagged_margins[rows], self.flagged.labels[rows], self.reference_margins, self.reference.labels
+        )
+        return sorted(row for _, row in pairs)
 
     def _drawn(self, rows: Sequence[int], most: int, purpose: str) -> list[int]:
         order = torch.randperm(len(rows), generator=generator_for(self.seed, "over time", purpose)).tolist()
@@ -185,12 +185,19 @@ class OverTime:
         return False
 
     def _gradients(self) -> list[list[GradientPoint]]:
-        panels = {name: panel for name, panel in self._panels(GRADIENT_ROWS)[0].items() if len(panel)}
+        """All flagged examples and the whole reference count, whether they came to be fitted or not."""
+        flagged = self._drawn(range(len(self.flagged)), GRADIENT_ROWS * self.profile.flagged_rows, "flagged")
+        reference = self._drawn(range(len(self.reference)), GRADIENT_ROWS * self.profile.reference_rows, "reference")
+        every = {
+            "flagged": Panel(self.flagged, flagged),
+            "matched": Panel(self.reference, self._matched_with(flagged)),
+            "reference": Panel(self.reference, reference),
+        }
+        panels = {name: panel for name, panel in every.items() if len(panel)}
         self.stage("gradients", len(self.states) * sum(map(len, panels.values())))
-        calibration = self._calibration()
         found: list[list[GradientPoint]] = [[] for _ in self.groups]
         for state in self.states:
-            accounts = account(self.evaluator, self.groups, state, panels, calibration)
+            accounts = account(self.evaluator, self.groups, state, panels)
             for points, group, one in zip(found, self.groups, accounts, strict=True):
                 points.append(_gradient(state, group, one, {name: len(panel) for name, panel in panels.items()}))
         return found

@@ -8,7 +8,7 @@ import torch
 
 from memaudit.batchnorm import CALIBRATION
 from memaudit.data import ExampleSet
-from memaudit.evaluate import Evaluator, exact_arithmetic, margin
+from memaudit.evaluate import BACKWARD, Evaluator, exact_arithmetic, margin
 from memaudit.groups import CURVE_ROWS
 from memaudit.layers import layer_groups
 from memaudit.overtime import GRADIENT_ROWS
@@ -42,11 +42,11 @@ def plan(evaluator: Evaluator, flagged: ExampleSet, reference: ExampleSet, setti
     expected = round(len(flagged) * fitted)
     panel = min(profile.panel_rows, TYPICAL_AT_RISK + profile.at_random)
     observed = len(flagged) + len(reference)
-    search = expected * (2 * 2.5 + TYPICAL_UNITS)
+    search = expected * (2 * (1 + BACKWARD) + TYPICAL_UNITS)
     verify = expected * (1 + panel + profile.draws + 2 * profile.copies + profile.others)
     group = min(profile.clean, expected) * 10 + 5 * 2 * CURVE_ROWS + profile.neurons * panel
     over_time = _over_time(evaluator, reference, settings, states, expected) if states > 1 else 0
-    local = 2.5 * (profile.search_rows + profile.panel_rows) + search + verify + group
+    local = (1 + BACKWARD) * (profile.search_rows + profile.panel_rows) + search + verify + group
     if settings.audits is not None and "localize" not in settings.audits:
         local = 0
     passes = round(observed + local + over_time)
@@ -74,7 +74,7 @@ def _over_time(evaluator: Evaluator, reference: ExampleSet, settings: Settings, 
     audits = OVER_TIME if settings.audits is None else settings.audits
     total = float(states * rows)
     if "gradients" in audits:
-        total += 2.5 * states * GRADIENT_ROWS * rows
+        total += (1 + 2 * BACKWARD) * states * GRADIENT_ROWS * rows
     if "rewind" in audits:
         total += 0.5 * groups * states * (2 * rows + CALIBRATION)
     if "retrain" in audits:

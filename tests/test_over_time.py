@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import memaudit
 from memaudit import learning, retrain
-from memaudit.batchnorm import CALIBRATION_BATCH
+from memaudit.batchnorm import CALIBRATION_BATCH, norms
 from memaudit.errors import BugError, PremiseBroken, UsageError
 from memaudit.evaluate import Panel
 from memaudit.findings import LayerVerdict, Report, Retrain, RetrainEpoch, RewindPoint
@@ -25,7 +25,7 @@ from memaudit.rewind import check_controls, rewind
 from memaudit.states import State, digest, holding
 from memaudit.verdicts import of_retraining, of_rewinding
 from tests.conftest import Trained
-from tests.timeline import Case, case, right, summed_gradient
+from tests.timeline import Case, case, right, summed_gradients
 
 NAMES = ["resnet", "vit", "tied"]
 
@@ -52,55 +52,57 @@ def left_alone(module: nn.Module) -> Iterator[None]:
 
 
 def test_gradient_figures_are_those_of_autograd_on_the_summed_loss(found: Case) -> None:
-    rows = {"flagged": [0, 3, 4, 8], "reference": [1, 2, 5, 6, 7, 9, 10]}
+    rows = {"flagged": [0, 3, 4, 8], "matched": [11, 12, 15], "reference": [1, 2, 5, 6, 7, 9, 10]}
     panels = {name: Panel(found.examples, r) for name, r in rows.items()}
     for state in found.states[:2]:
         with left_alone(found.module):
             accounts = account(found.evaluator(3), found.groups, state, panels)
-        slow = {name: summed_gradient(found.copy_at(state), found.examples, r) for name, r in rows.items()}
+        copy = found.copy_at(state)
+        if norms(copy):  # by the batch: flagged examples among one half of the reference, matched ones among the other
+            first = [*rows["flagged"], *rows["reference"][::2]]
+            second = [*rows["matched"], *rows["reference"][1::2]]
+            slow = summed_gradients(copy.train(), found.examples, [first, second], rows)
+        else:
+            alone = [[row] for own in rows.values() for row in own]
+            slow = summed_gradients(copy, found.examples, alone, rows)
         for group, one in zip(found.groups, accounts, strict=True):
             own = [n for n in group.names if n in slow["flagged"]]
             vectors = {name: torch.cat([g[n].flatten() for n in own]) for name, g in slow.items()}
             for name, vector in vectors.items():
                 assert one.norms[name] == pytest.approx(float(vector.norm()), rel=2e-3, abs=1e-4)
-            cosine = torch.nn.functional.cosine_similarity(vectors["flagged"], vectors["reference"], dim=0)
-            assert one.cosines["flagged", "reference"] == pytest.approx(float(cosine), abs=5e-3)
+            for name in ("flagged", "matched"):
+                if vectors[name].norm() < 1e-9:  # a bias before BatchNorm
+                    assert (name, "reference") not in one.cosines
+                    continue
+                cosine = torch.nn.functional.cosine_similarity(vectors[name], vectors["reference"], dim=0)
+                assert one.cosines[name, "reference"] == pytest.approx(float(cosine), abs=5e-3)
 
 
-def test_statistics_are_estimated_anew_for_each_checkpoint(found: Case) -> None:
-    """Where there is BatchNorm, its buffers are those of a plain loop in training mode; elsewhere nothing changes."""
-    rows = {"flagged": [0, 3, 4], "reference": [1, 2, 5, 6]}
+def test_batches_of_a_fixed_size_hold_their_share_of_every_panel() -> None:
+    """With BatchNorm, 30 flagged and 120 reference examples make two batches of 75, each with 15 flagged."""
+    found = case("resnet", examples=150)
+    rows = {"flagged": list(range(0, 150, 5)), "reference": [n for n in range(150) if n % 5]}
     panels = {name: Panel(found.examples, r) for name, r in rows.items()}
-    calibration = Panel(found.examples, range(len(found.examples)))
-    state = found.states[0]
-    with left_alone(found.module):
-        accounts = account(found.evaluator(3), found.groups, state, panels, calibration)
-    copy = found.copy_at(state)
-    for module in copy.modules():
-        if isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
-            module.reset_running_stats()
-            module.momentum = None
-            module.train()
-    with torch.no_grad():
-        copy(found.examples.batch(calibration.rows))
-    slow = {name: summed_gradient(copy.eval(), found.examples, r) for name, r in rows.items()}
+    accounts = account(found.evaluator(7), found.groups, found.states[0], panels)
+    halves = [[*rows["flagged"][:15], *rows["reference"][:60]], [*rows["flagged"][15:], *rows["reference"][60:]]]
+    slow = summed_gradients(found.copy_at(found.states[0]).train(), found.examples, halves, rows)
     for group, one in zip(found.groups, accounts, strict=True):
-        own = [n for n in group.names if n in slow["flagged"]]
         for name, gradients in slow.items():
-            norm = float(torch.cat([gradients[n].flatten() for n in own]).norm())
+            norm = float(torch.cat([gradients[n].flatten() for n in group.names if n in gradients]).norm())
             assert one.norms[name] == pytest.approx(norm, rel=2e-3, abs=1e-4)
 
 
-def test_each_example_is_run_forward_and_backward_once(found: Case) -> None:
+def test_each_example_runs_forward_once_and_no_batch_backward_more_than_twice(found: Case) -> None:
     evaluator = found.evaluator()
-    account(evaluator, found.groups, found.states[0], {"flagged": Panel(found.examples, range(12))})
-    assert evaluator.passes == {"audit forward": 12, "audit backward": 12}
+    panels = {"flagged": Panel(found.examples, range(6)), "reference": Panel(found.examples, range(6, 20))}
+    account(evaluator, found.groups, found.states[0], panels)
+    assert evaluator.passes == {"audit forward": 20, "audit backward": 40 if norms(found.module) else 20}
 
 
 def test_no_direction_is_claimed_where_there_is_no_gradient(found: Case) -> None:
-    panels = {"a": found.panel, "b": Panel(found.examples, [])}
+    panels = {"flagged": Panel(found.examples, []), "reference": found.panel}
     accounts = account(found.evaluator(), found.groups, found.states[0], panels)
-    assert all(one.norms["b"] == 0 and not one.cosines for one in accounts)
+    assert all(one.norms["flagged"] == 0 and not one.cosines for one in accounts)
 
 
 # ---- rewinding ------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -88,12 +89,15 @@ def right(module: nn.Module, examples: ExampleSet, batch: int) -> Tensor:
     return torch.cat(parts).argmax(1) == examples.labels
 
 
-def summed_gradient(module: nn.Module, examples: ExampleSet, rows: list[int]) -> dict[str, Tensor]:
-    """Gradient of the loss summed over `rows`, one example at a time, in float64."""
-    copy = deepcopy(module).double().requires_grad_(True)
-    total: Tensor | float = 0.0
-    for row in rows:
-        total = total + F.cross_entropy(copy(examples.batch([row]).double()), examples.labels[[row]], reduction="sum")
-    assert isinstance(total, Tensor)
-    total.backward()
-    return {n: p.grad if p.grad is not None else torch.zeros_like(p) for n, p in copy.named_parameters()}
+def summed_gradients(
+    module: nn.Module, examples: ExampleSet, batches: list[list[int]], rows: Mapping[str, list[int]]
+) -> dict[str, dict[str, Tensor]]:
+    """Per set of `rows` the gradient of its summed loss in float64, each batch run anew for each set."""
+    found = {}
+    for name, own in rows.items():
+        copy = deepcopy(module).double().requires_grad_(True)
+        for batch in batches:
+            losses = F.cross_entropy(copy(examples.batch(batch).double()), examples.labels[batch], reduction="none")
+            losses[[row in own for row in batch]].sum().backward()
+        found[name] = {n: p.grad if p.grad is not None else torch.zeros_like(p) for n, p in copy.named_parameters()}
+    return found
