@@ -23,6 +23,15 @@ def norms(module: nn.Module) -> dict[str, _BatchNorm]:
     return {p: m for p, m in module.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is not None}
 
 
+def unset(modules: Mapping[str, _BatchNorm]) -> dict[str, Tensor]:
+    """Statistics of no batch at all, by buffer."""
+    return {
+        f"{path}.{name}": torch.ones_like(value) if name == "running_var" else torch.zeros_like(value)
+        for path, module in modules.items()
+        for name, value in module.named_buffers(recurse=False)
+    }
+
+
 def whole_batches(rows: Sequence[int]) -> Sequence[int]:
     """`rows` without a last batch that is smaller: it would weigh as much as the others."""
     return rows[: max(CALIBRATION_BATCH, len(rows) // CALIBRATION_BATCH * CALIBRATION_BATCH)]
@@ -66,11 +75,7 @@ def reestimated(
     """
     module = evaluator.adapter.module
     modules = {p: m for p, m in norms(module).items() if paths is None or p in paths}
-    fresh = {
-        f"{path}.{name}": torch.ones_like(value) if name == "running_var" else torch.zeros_like(value)
-        for path, norm in modules.items()
-        for name, value in norm.named_buffers(recurse=False)
-    }
+    fresh = unset(modules)
 
     def run(images: Tensor, _: Tensor) -> None:
         evaluator.adapter.forward(images)

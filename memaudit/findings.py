@@ -2,9 +2,8 @@
 
 Every model forbids unknown keys and non-finite numbers; a figure that could not be computed is `None` and a
 warning says why. The keys are a contract: add, never rename, and raise `SCHEMA_VERSION` with a line below.
+Annotations are not postponed here: pydantic would compile each one again at every start.
 """
-
-from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path

@@ -113,7 +113,7 @@ def _add(
     def add(images: Tensor, labels: Tensor, origin: Tensor) -> None:
         with torch.enable_grad():
             losses = F.cross_entropy(evaluator.adapter.forward(images), labels, reduction="none")
-            sides = {number: losses[origin == number].sum() for number in origin.unique().tolist()}
+            sides = {number: losses[origin == number].sum() for number in sorted(set(origin.tolist()))}
         for number, loss in sides.items():
             again = number != max(sides)
             gradients = torch.autograd.grad(loss, parameters, retain_graph=again, allow_unused=True)

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from memaudit.batchnorm import CALIBRATION_BATCH, estimating, norms, whole_batches
+from memaudit.batchnorm import CALIBRATION_BATCH, estimating, norms, unset, whole_batches
 from memaudit.errors import PremiseBroken
 from memaudit.evaluate import Evaluator, Panel
 from memaudit.journal import Changing
-from memaudit.layers import LayerGroup, tensors_of
+from memaudit.layers import LayerGroup
 from memaudit.replay import Replayer
 from memaudit.states import State, holding
 
@@ -131,7 +131,6 @@ def _recalibrated(
     """Per cell, the statistics of every BatchNorm that runs at or after the rewound group: plain means over batches."""
     module = replayer.module
     modules = norms(module)
-    tensors = tensors_of(module)
     use = replayer.plan.first_use if replayer.plan else {}
     cells: dict[tuple[int, int], Buffers] = {}
     later: list[dict[str, _BatchNorm]] = []
@@ -139,14 +138,7 @@ def _recalibrated(
         start = min((use[n] for n in group.names if n in use), default=0)
         later.append({p: m for p, m in modules.items() if use.get(f"{p}.running_mean", start) >= start})
         for c in range(len(states)):
-            cells[g, c] = {
-                f"{path}.{name}": torch.ones_like(tensors[f"{path}.{name}"])
-                if name == "running_var"
-                else torch.zeros_like(tensors[f"{path}.{name}"])
-                for path in later[g]
-                for name in ("running_mean", "running_var", "num_batches_tracked")
-                if f"{path}.{name}" in tensors
-            }
+            cells[g, c] = unset(later[g])
     rows = whole_batches(panel.rows)
 
     def body(images: Tensor, _: Tensor) -> None:

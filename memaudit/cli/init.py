@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -74,6 +73,8 @@ def init(
     ci: Annotated[str, typer.Option(help="github, gitlab or none: for which CI to write a job.")] = "github",
 ) -> None:
     """Write a commented memaudit.toml and a CI job; replaces nothing."""
+    from importlib.metadata import version
+
     from memaudit.report.files import check_target, replace
 
     choice(ci, (*WORKFLOWS, "none"), "--ci")
