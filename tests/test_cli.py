@@ -579,6 +579,25 @@ def test_a_bare_timm_file_is_audited_without_a_name(
     assert report.config["preprocess"].origin == "flags, timm's training values for test_resnet"
 
 
+def test_a_model_tested_at_another_size_is_a_warning_until_the_user_chooses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_timm(tmp_path, "test_resnet")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "test_resnet.safetensors").rename(tmp_path / "model/model.safetensors")
+    sizes = {"input_size": [3, 32, 32], "test_input_size": [3, 48, 48]}
+    config = {"architecture": "test_resnet", "num_classes": 3, "pretrained_cfg": sizes}
+    (tmp_path / "model/config.json").write_text(json.dumps(config))
+    cli = command(tmp_path, monkeypatch, capsys)
+    assert cli("scan", "model", *NPZ, *FAST).code in (0, 1)
+    (warning,) = [w for w in read(tmp_path / "reports/model/report.json").warnings if w.code == "MEM903"]
+    assert warning.message == (
+        "images are prepared at 32 x 32, the size of training; the model is tested at 48 x 48 (--input-size 3,48,48)"
+    )
+    assert cli("scan", "model", *NPZ, *FAST, *SMALL).code in (0, 1)
+    assert not [w for w in read(tmp_path / "reports/model/report.json").warnings if w.code == "MEM903"]
+
+
 def test_twins_are_told_apart_by_the_reference(
     twin: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
