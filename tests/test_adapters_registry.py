@@ -20,7 +20,7 @@ from memaudit.errors import ModelRejected, UsageError
 PLUGIN = """
 from torch import nn
 from memaudit.adapters.base import Adapter
-from memaudit.data.preprocess import Preprocess
+from memaudit.images.preprocess import Preprocess
 
 class A(Adapter):
     name = "good"

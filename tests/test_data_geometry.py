@@ -7,9 +7,9 @@ import pytest
 from timm.data import create_transform
 
 from memaudit.data import Preprocess
-from memaudit.data.decode import as_array
-from memaudit.data.geometry import fit
-from memaudit.data.rejections import RowError
+from memaudit.images import RowError
+from memaudit.images.geometry import fit
+from memaudit.images.worker import as_array
 from tests.test_data_read import picture
 
 SIZES = [(40, 40), (57, 40), (40, 57), (33, 91), (8, 8), (7, 300), (31, 32), (32, 32), (1, 5), (64, 63)]

@@ -1,4 +1,4 @@
-"""One image file: every rule of `memaudit.data.images`, and every way to break it."""
+"""One image file: every rule of `memaudit.images`, and every way to break it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ import pytest
 from PIL import Image, ImageFile
 
 from memaudit.data import Preprocess, read
-from memaudit.data.images import Unreadable, decode, load
-from memaudit.data.rejections import RowError
+from memaudit.data.decode import decode_all
 from memaudit.errors import DataRejected, ExitCode
+from memaudit.images import RowError, Unreadable
+from memaudit.images.decoding import decode
 from tests.test_data_read import SMALL, picture, write
 
 # `decode` is called directly here; `read` keeps these off stderr, which the last test checks.
@@ -271,8 +272,8 @@ def test_a_host_program_that_loads_truncated_images_changes_nothing(
 def test_a_fifo_is_refused_without_waiting(tmp_path: Path) -> None:
     write(tmp_path / "set/a/good.png")
     os.mkfifo(tmp_path / "set/a/pipe.png")
-    with pytest.raises(Unreadable, match="not a regular file"):
-        load(tmp_path / "set/a/pipe.png", 3)
+    _, (outcome,) = decode_all([tmp_path / "set/a/pipe.png"], SMALL, "set")
+    assert "not a regular file" in str(outcome)
     with pytest.raises(DataRejected, match=r"'a/pipe\.png' is not a regular file"):
         read(tmp_path / "set", preprocess=SMALL, num_classes=1)
 

@@ -296,7 +296,7 @@ def test_any_bytes_are_rows_or_one_printable_error(content: bytes, suffix: str, 
 @quick
 @given(label=st.text(max_size=12) | st.from_regex(r"-?[0-9_.]{1,11}") | st.sampled_from(CLASSES.names))
 def test_a_label_is_an_index_a_declared_name_or_an_error(label: str) -> None:
-    from memaudit.data.rejections import RowError
+    from memaudit.images import RowError
 
     try:
         value = CLASSES.label(label)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from memaudit.checkpoints import Checkpoint
-from memaudit.data.preprocess import Preprocess
+from memaudit.images.preprocess import Preprocess
 from memaudit.sites import find_sites
 from memaudit.tied_dropout import bypassed
 from memaudit.units import Site

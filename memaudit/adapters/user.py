@@ -20,8 +20,8 @@ from memaudit.adapters.preprocessing import resolve
 from memaudit.checkpoints import Checkpoint
 from memaudit.checkpoints.load import load_strict
 from memaudit.checkpoints.source import opened
-from memaudit.data.preprocess import Preprocess
 from memaudit.errors import MemauditError, ModelRejected, UsageError
+from memaudit.images.preprocess import Preprocess
 from memaudit.text import clean, closest
 from memaudit.tied_dropout import layers_of, restore, split_rules
 

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
+from memaudit import isolated
 from memaudit.checkpoints import opcodes
 from memaudit.checkpoints.sandbox import DISK_FULL, REFUSED
 from memaudit.checkpoints.sniff import LEGACY_MAGIC, SAVE_AGAIN
@@ -47,7 +48,8 @@ def main() -> None:
     os.dup2(2, 1)  # whatever prints must not end up in the tensors
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    _limit(request["size"], request["cpu"])
+    isolated.limit(3 * request["size"] + MEMORY_SLACK, output=2 * request["size"] + MEMORY_SLACK)
+    isolated.limit_time(request["cpu"])
     try:
         _run(request, stream)
     except MemauditError as error:
@@ -141,29 +143,6 @@ def plain(key: str, value: Tensor, name: str, size: int) -> Tensor:
             hint="do not trust this file",
         )
     return Tensor.contiguous(Tensor.detach(value).resolve_conj().resolve_neg())
-
-
-def _limit(size: int, cpu: float) -> None:
-    """Cap memory, processor time and output of this process, where the system can."""
-    try:
-        import resource
-    except ImportError:  # Windows: the scan of the instructions is then the only guard besides the wall clock
-        return
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    seconds = int(used.ru_utime + used.ru_stime + cpu) + 1
-    limits = {
-        resource.RLIMIT_CORE: 0,
-        resource.RLIMIT_CPU: seconds,
-        resource.RLIMIT_FSIZE: 2 * size + MEMORY_SLACK,
-    }
-    if os.path.exists("/proc/self/statm"):
-        with open("/proc/self/statm") as statm:
-            mapped = int(statm.read().split()[0]) * resource.getpagesize()
-        limits[resource.RLIMIT_AS] = mapped + 3 * size + MEMORY_SLACK
-    for kind, value in limits.items():
-        _, hard = resource.getrlimit(kind)
-        if hard == resource.RLIM_INFINITY or value < hard:
-            resource.setrlimit(kind, (value, value))
 
 
 def _too_large(name: str) -> ModelRejected:

@@ -6,12 +6,11 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from memaudit import isolated
 from memaudit.checkpoints.archive import MAX_PICKLE, read_pickle
 from memaudit.checkpoints.opcodes import scan, scan_legacy
 from memaudit.checkpoints.sniff import Kind
@@ -31,9 +30,6 @@ TRUSTED_EXTRA, TRUSTED_CPU = 1 << 30, 120.0
 MAX_ERROR = 1 << 16  # bytes of a refusal the child may write
 # How the child ends when it did not succeed and did not crash (Python itself uses 1 and 2).
 REFUSED, DISK_FULL = 10, 11
-# -I keeps the current directory, PYTHON* variables and the user's packages out; the fallback finds this very memaudit.
-_START = "import sys; sys.path.append({root!r}); from memaudit.checkpoints.child import main; main()"
-_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TMPDIR", "SYSTEMROOT", "HOME")
 
 
 @dataclass(frozen=True)
@@ -124,17 +120,14 @@ def _run_child(source: Source, request: dict[str, object], output: BinaryIO) -> 
         request: see `child.main`.
         output: becomes its stdout: an unnamed file, so nothing is left behind whatever happens.
     """
-    root = str(Path(__file__).resolve().parents[2])
-    environment = {k: os.environ[k] for k in _ENVIRONMENT if k in os.environ}
-    environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     os.lseek(source.descriptor, 0, os.SEEK_SET)
     try:
         done = subprocess.run(  # noqa: S603 - this interpreter, our own module, the file only as data on stdin
-            [sys.executable, "-I", "-c", _START.format(root=root), json.dumps(request)],
+            isolated.command("memaudit.checkpoints.child", request),
             stdin=source.descriptor,
             stdout=output,
             stderr=subprocess.DEVNULL,
-            env=environment,
+            env=isolated.environment(),
             timeout=WALL_BASE + WALL_PER_BYTE * source.size,
             check=False,
         )

@@ -19,12 +19,12 @@ from memaudit.data.listing import Listing
 from memaudit.data.manifest import SUFFIXES as MANIFESTS
 from memaudit.data.manifest import is_manifest, list_manifest
 from memaudit.data.paths import display
-from memaudit.data.preprocess import Preprocess
 from memaudit.data.rows import SUFFIXES as ROW_LISTS
 from memaudit.data.rows import select
 from memaudit.data.tensors import from_tensors
 from memaudit.data.thumbnails import thumbnails
 from memaudit.errors import DataRejected, UsageError
+from memaudit.images.preprocess import Preprocess
 
 __all__ = [
     "ExampleSet",

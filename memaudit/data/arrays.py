@@ -12,9 +12,9 @@ from memaudit.data.decode import Progress
 from memaudit.data.examples import ExampleSet
 from memaudit.data.npz import read_npz
 from memaudit.data.paths import display
-from memaudit.data.preprocess import Preprocess
 from memaudit.data.tensors import Labels, TensorListing, list_tensors
 from memaudit.errors import DataRejected
+from memaudit.images.preprocess import Preprocess
 
 _NAMES = ("x", "y", "id", "true_label")
 

@@ -13,14 +13,15 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from memaudit.data.classes import Classes
-from memaudit.data.decode import Progress, as_array, check_memory
+from memaudit.data.decode import Progress, check_memory
 from memaudit.data.examples import ExampleSet
-from memaudit.data.geometry import check_preprocess, fit
-from memaudit.data.images import Unreadable, to_channels
-from memaudit.data.preprocess import Preprocess
-from memaudit.data.rejections import RowError
 from memaudit.data.tensors import as_tensor, list_tensors, tensor_id
 from memaudit.errors import DataRejected
+from memaudit.images import RowError, Unreadable
+from memaudit.images.decoding import to_channels
+from memaudit.images.geometry import check_preprocess, fit
+from memaudit.images.preprocess import Preprocess
+from memaudit.images.worker import as_array
 
 
 def from_dataset(

@@ -1,29 +1,30 @@
-"""Decode many images into one tensor, with a bounded pool of threads (Pillow decodes without the interpreter lock)."""
+"""Decode many images into one tensor: a bounded pool of threads, each with a decoding process of its own."""
 
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 import torch
-from PIL import Image, ImageFile
 from torch import Tensor
 
-from memaudit.data.geometry import check_preprocess, fit
-from memaudit.data.images import Unreadable, load
-from memaudit.data.preprocess import Preprocess
-from memaudit.data.rejections import RowError
+from memaudit.data.examples import content_id
+from memaudit.data.paths import open_regular
 from memaudit.errors import DataRejected, UsageError
+from memaudit.images import RowError, Unreadable
+from memaudit.images.geometry import check_preprocess
+from memaudit.images.preprocess import Preprocess
+from memaudit.images.workers import Workers
+from memaudit.text import clean
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]
 
+# 40 megapixels of 16-bit RGB, uncompressed, and room for metadata.
+MAX_BYTES = 256 * 2**20
 # Each thread may hold one 40-megapixel image and its file, so this also bounds memory.
 MAX_THREADS = 8
 # Images submitted at a time: what an interrupt waits for.
@@ -52,33 +53,40 @@ def decode_all(
     pixels = torch.empty((len(files), channels, height, width), dtype=torch.uint8)
     rows = pixels.numpy()
 
-    def decode_one(index: int) -> str | Unreadable | RowError:
-        try:
-            identity, image = load(files[index], channels)
-            rows[index] = as_array(fit(image, preprocess))
-        except (Unreadable, RowError) as reason:
-            return reason
-        return identity
+    with Workers(preprocess) as workers:
 
-    return pixels, in_threads(decode_one, len(files), progress)
+        def decode_one(index: int) -> str | Unreadable | RowError:
+            try:
+                content = _read(files[index])
+                rows[index] = workers.decode(content, files[index].suffix)
+            except (Unreadable, RowError) as reason:
+                return reason
+            return content_id(content)
+
+        return pixels, in_threads(decode_one, len(files), progress)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with open_regular(path) as file:
+            content = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise Unreadable(f"cannot be opened ({clean(error.strerror or error)})") from None
+    if len(content) > MAX_BYTES:
+        raise RowError(f"larger than {MAX_BYTES >> 20} MiB; no image within 40 megapixels needs that")
+    return content
 
 
 def in_threads(work: Callable[[int], T], count: int, progress: Progress | None) -> list[T]:
     """`work(0) ... work(count - 1)`, in order, on a few threads; `progress(done, count)` is called on this one."""
     results: list[T] = []
-    with _strict_pillow(), ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
         for start in range(0, count, WINDOW):
             for result in pool.map(work, range(start, min(start + WINDOW, count))):
                 results.append(result)
                 if progress:
                     progress(len(results), count)
     return results
-
-
-def as_array(image: Image.Image) -> np.ndarray:
-    """`image` as uint8 `(C, H, W)`."""
-    array = np.asarray(image)
-    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
 
 def check_memory(count: int, bytes_per_image: int, source: str) -> None:
@@ -93,16 +101,3 @@ def check_memory(count: int, bytes_per_image: int, source: str) -> None:
             f"{source}: {count} images need {size:.1f} GiB at the network's input size, the limit is {budget:.1f} GiB",
             hint=f"name a smaller set, or take at most {MEMORY_BUDGET // bytes_per_image} of it with --limit",
         )
-
-
-@contextmanager
-def _strict_pillow() -> Iterator[None]:
-    """Truncated files are errors whatever the host program set, and Pillow's own remarks stay off stderr."""
-    lenient = ImageFile.LOAD_TRUNCATED_IMAGES
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = lenient

@@ -8,10 +8,6 @@ from memaudit.errors import DataRejected
 SHOWN = 20
 
 
-class RowError(ValueError):
-    """Why one row cannot be audited; the reader that catches it knows the line."""
-
-
 class Rejections:
     """What is wrong with the rows of one source.
 

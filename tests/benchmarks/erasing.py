@@ -26,9 +26,9 @@ from memaudit.adapters.base import Adapter
 from memaudit.batchnorm import norms, reestimated
 from memaudit.curvature import Spectrum, spectra
 from memaudit.data.examples import ExampleSet
-from memaudit.data.preprocess import Preprocess
 from memaudit.erase_group import Search, in_order
 from memaudit.evaluate import Evaluator, Panel, exact_arithmetic, margin
+from memaudit.images.preprocess import Preprocess
 from memaudit.retrain import trainable, training
 from memaudit.states import holding
 from tests.benchmarks.cifar import MEAN, STD, build, change_labels, load

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from memaudit.ablate import ablated, edited
 from memaudit.adapters.base import Adapter
 from memaudit.data.examples import ExampleSet
-from memaudit.data.preprocess import Preprocess
 from memaudit.errors import MemauditError
 from memaudit.evaluate import Evaluator, exact_arithmetic, margin
 from memaudit.findings import Example
+from memaudit.images.preprocess import Preprocess
 from memaudit.localize import Search, measure_population
 from memaudit.units import UnitSpace, select
 

@@ -21,10 +21,10 @@ from safetensors.torch import load_file
 from memaudit.adapters.base import Adapter
 from memaudit.controls import Judge
 from memaudit.data.examples import ExampleSet
-from memaudit.data.preprocess import Preprocess
 from memaudit.evaluate import Evaluator, exact_arithmetic, margin
 from memaudit.findings import Example
 from memaudit.fit import atypicality, leave_one_out, observe
+from memaudit.images.preprocess import Preprocess
 from memaudit.localize import Search, measure_population
 from memaudit.units import UnitSpace, select
 from tests.benchmarks import published

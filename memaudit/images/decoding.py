@@ -11,19 +11,14 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 from PIL import BmpImagePlugin, Image, ImageOps, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
 
-from memaudit.data.examples import content_id
-from memaudit.data.geometry import MAX_PIXELS
-from memaudit.data.paths import open_regular
-from memaudit.data.rejections import RowError
+from memaudit.images import RowError, Unreadable
+from memaudit.images.geometry import MAX_PIXELS
 from memaudit.text import clean
 
-# 40 megapixels of 16-bit RGB, uncompressed, and room for metadata.
-MAX_BYTES = 256 * 2**20
 # Progressive files have about 10 scans; each of hundreds costs a pass over all of a large image's coefficients.
 MAX_SCANS = 50
 
@@ -49,29 +44,13 @@ SUFFIXES = {
 }
 
 
-class Unreadable(Exception):
-    """This image cannot be decoded; the audit goes on without it and is incomplete."""
-
-
-def load(path: Path, channels: int) -> tuple[str, Image.Image]:
-    """The content id of the file `path` and its decoded image, upright, with 1 (`L`) or 3 (`RGB`) channels.
+def decode(content: bytes, suffix: str, channels: int) -> Image.Image:
+    """The image in `content`, a file whose name ends in `suffix`: upright, with 1 (`L`) or 3 (`RGB`) channels.
 
     Raises:
         Unreadable: it cannot be decoded.
         RowError: it is larger than an image may be.
     """
-    try:
-        with open_regular(path) as file:
-            content = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise Unreadable(f"cannot be opened ({clean(error.strerror or error)})") from None
-    if len(content) > MAX_BYTES:
-        raise RowError(f"larger than {MAX_BYTES >> 20} MiB; no image within 40 megapixels needs that")
-    return content_id(content), decode(content, path.suffix, channels)
-
-
-def decode(content: bytes, suffix: str, channels: int) -> Image.Image:
-    """The image in `content`, a file whose name ends in `suffix`; raises as `load` does."""
     image_format = sniff(content)
     if SUFFIXES.get(suffix.lower()) != image_format:
         raise Unreadable(f"holds {image_format} but is named '{clean(suffix)}'; rename it")
@@ -88,7 +67,9 @@ def decode(content: bytes, suffix: str, channels: int) -> Image.Image:
         return to_channels(ImageOps.exif_transpose(image), channels)
     except (Unreadable, RowError):
         raise
-    except Exception as error:  # what Pillow raises on hostile bytes is an open list: struct.error, MemoryError, ...
+    except MemoryError:
+        raise Unreadable(f"decoding this {image_format} takes more memory than its size justifies") from None
+    except Exception as error:  # what Pillow raises on hostile bytes is an open list: struct.error, SyntaxError, ...
         raise Unreadable(f"{image_format} cannot be decoded ({clean(error, 120)})") from None
 
 

@@ -6,9 +6,9 @@ import math
 
 from PIL import Image
 
-from memaudit.data.preprocess import Preprocess
-from memaudit.data.rejections import RowError
 from memaudit.errors import UsageError
+from memaudit.images import RowError
+from memaudit.images.preprocess import Preprocess
 
 MAX_PIXELS = 40_000_000
 
