@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from memaudit.adapters.base import Adapter
-from memaudit.data import ExampleSet
+from memaudit.data import ExampleSet, finding_id
 from memaudit.evaluate import BACKWARD, Evaluator
 from memaudit.findings import (
     ConfigValue,
@@ -28,6 +28,7 @@ from memaudit.findings import (
     ModelInfo,
     Neuron,
     Outcome,
+    Prediction,
     Report,
     ReportWarning,
     SeriesPoint,
@@ -38,7 +39,7 @@ from memaudit.findings import (
 from memaudit.groups import ERASED
 from memaudit.intervals import bootstrap, tidy, wilson
 from memaudit.settings import Provenance, Settings
-from memaudit.units import UnitSpace
+from memaudit.units import Site, UnitSpace
 
 # Stages of the localization, by what they serve.
 SEARCHING = ("population", "localize")
@@ -125,6 +126,62 @@ def assemble(evidence: Evidence, findings: Sequence[Finding]) -> Report:
         warnings=[*incomplete, *evidence.warnings],
         gate=gate,
     )
+
+
+def skeleton(
+    adapter: Adapter,
+    settings: Settings,
+    provenance: Provenance,
+    flagged: ExampleSet,
+    reference: ExampleSet,
+    class_names: Sequence[str],
+) -> Report:
+    """A report with every name of the real one (examples, labels, layers) and no figure.
+
+    It can be rendered before anything long begins: a name that a renderer trips over must not cost a night.
+    """
+    sites = tuple(Site(name, "channel", 1) for name, _ in adapter.module.named_modules() if name)
+    space = UnitSpace(sites)
+    classes = adapter.num_classes or int(max(flagged.labels.max(), reference.labels.max())) + 1
+    nothing = Evidence(
+        adapter=adapter,
+        settings=settings,
+        provenance=provenance,
+        evaluator=Evaluator(adapter),
+        flagged=flagged,
+        reference=reference,
+        test=None,
+        fitted=0.0,
+        accuracy=0.0,
+        test_accuracy=None,
+        num_classes=classes,
+        class_names=class_names,
+        space=space,
+        live=torch.ones(space.total, dtype=torch.bool),
+        calibration=torch.zeros(1),
+        neurons=[Neuron(layer=s.layer, index=0, kind=s.kind, erases=[], reference_accuracy_after=None) for s in sites],
+        groups=Groups(),
+        known_units=None,
+        series=[],
+        layers=[],
+        lateness=None,
+        warnings=provenance.warnings,
+        incomplete=["nothing is measured yet"],
+        started=time.time(),
+    )
+    findings = [
+        Finding(
+            id=finding_id(example.id, example.label),
+            example=example,
+            outcome=Outcome.NOT_FITTED,
+            fitted=False,
+            memorized=False,
+            atypicality=None,
+            before=Prediction(prediction=example.label, margin=0.0, confidence=0.0),
+        )
+        for example in flagged.examples
+    ]
+    return assemble(nothing, findings)
 
 
 def _effort(passes: Mapping[str, int]) -> Effort | None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from memaudit import groups
 from memaudit.adapters.base import Adapter
-from memaudit.assemble import Evidence, assemble
+from memaudit.assemble import Evidence, assemble, skeleton
 from memaudit.classorder import check_class_order
 from memaudit.controls import Judge, generator_for
 from memaudit.cost import settle
@@ -266,6 +266,11 @@ class Auditor:
         run = run_of(self.adapter, sets, self.states, self.settings, self.provenance)
         with journalled(folder, run, fresh=fresh) as self.journal:
             yield self.journal
+
+    def skeleton(self) -> Report:
+        """What can be said before anything is measured: every name, no figure."""
+        names = self.class_names or self.reference.class_names
+        return skeleton(self.adapter, self.settings, self.provenance, self.flagged, self.reference, names)
 
     def run(self) -> Report:
         """All of it, and the report."""

@@ -598,6 +598,26 @@ def test_a_model_tested_at_another_size_is_a_warning_until_the_user_chooses(
     assert not [w for w in read(tmp_path / "reports/model/report.json").warnings if w.code == "MEM903"]
 
 
+def test_what_would_stop_the_report_at_the_end_stops_it_before_the_audit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every name is in the rehearsed report; a renderer that trips over one ends the scan before it has measured."""
+    cli = command(write_timm(tmp_path, "test_resnet", epochs=1), monkeypatch, capsys)
+    seen: list[Report] = []
+
+    def trip(skeleton: Report, *_: object) -> bytes:
+        seen.append(skeleton)
+        raise RuntimeError("a name no renderer has met")
+
+    monkeypatch.setattr("memaudit.report.render", trip)
+    assert cli("scan", "test_resnet.safetensors", *SMALL, *NPZ, *FAST).code == ExitCode.BUG
+    (skeleton,) = seen
+    assert [f.example.index for f in skeleton.findings] == list(range(6))
+    assert {"conv1", "layer1.0.bn1"} <= {layer.layer for layer in skeleton.units.by_layer}
+    assert (skeleton.status, skeleton.passes) == ("incomplete", {})
+    assert not (tmp_path / "reports").exists()
+
+
 def test_twins_are_told_apart_by_the_reference(
     twin: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -88,6 +88,14 @@ def _remove_empty(folders: Sequence[Path]) -> None:
             return
 
 
+def rehearse(skeleton: Report, paths: Sequence[Path]) -> None:
+    """Render every format once, into nothing: what would stop the report at the end stops it before the audit."""
+    from memaudit import report as reports
+
+    for suffix in dict.fromkeys(path.suffix for path in paths):
+        reports.render(skeleton, suffix)
+
+
 def write(report: Report, paths: Sequence[Path], thumbnails: Thumbnails) -> list[Path]:
     """Write every format. An incomplete report never replaces a complete one, it is written beside it; and a complete
     one takes the place of what was left beside it."""

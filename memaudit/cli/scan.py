@@ -148,6 +148,7 @@ def scan(
             test=loaded.test,
             states=states,
         )
+        outputs.rehearse(auditor.skeleton(), targets)
         with auditor.journalled(folder, fresh=fresh) as journal:
             if journal.recorded:
                 progress.stage(f"resume after {journal.recorded} batches")
