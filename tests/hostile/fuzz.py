@@ -1,9 +1,11 @@
 """`python -m tests.hostile.fuzz [--executions N] [--seed S]`: mutated safetensors headers and mutated pickles.
 
 Every mutant of a safetensors file goes through the strict pass and, where that accepts it, through the library too:
-both must read the same. Every mutant of a torch archive goes through the archive checks and the pre-scan, every mutant
-of a pickle through the pre-scan. Nothing may crash, hang or need more memory than the limit. `--atheris` runs the same
-targets under a coverage-guided fuzzer, where `atheris` is installed; it is not part of CI.
+both must read the same. Every mutant of a torch archive, and every archive around a mutated pickle, goes through the
+checks and the pre-scan; what they accept is opened by the child's own code, in a fork with the child's limits, and what
+that hands over must be what `torch.load(weights_only=True)` reads. Nothing may crash, hang or need more memory than the
+limit. `--atheris` runs the same targets under a coverage-guided fuzzer, where `atheris` is installed; it is not part of
+CI.
 """
 
 from __future__ import annotations
@@ -11,26 +13,34 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
+import pickletools
 import random
 import resource
+import signal
 import struct
 import sys
 import tempfile
 import time
+import zipfile
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import torch
 from safetensors.torch import load, save
 
+from memaudit.checkpoints import child, sandbox
 from memaudit.checkpoints.archive import read_pickle
 from memaudit.checkpoints.opcodes import OPCODES, scan
 from memaudit.checkpoints.source import opened
 from memaudit.checkpoints.tensors import read_tensors
 from memaudit.errors import MemauditError
 
+WEIGHTS = {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.ones(3, dtype=torch.bfloat16), "n": torch.tensor(3)}
 MEMORY = 2 << 30  # bytes of address space beyond what is mapped when the run begins
 SECONDS = 5.0  # for one mutant
 TOKENS = [
@@ -108,39 +118,95 @@ def header(content: bytes, path: Path) -> str:
 
 
 def archive(content: bytes, path: Path) -> str:
-    """What became of one torch archive at the checks before the child."""
+    """What became of one torch archive: refused by the checks, refused by the child, or read as torch reads it."""
     path.write_bytes(content)
     try:
         with opened(path) as source:
-            scan(read_pickle(source), source.name)
+            count = scan(read_pickle(source), source.name)
     except MemauditError as refusal:
         return _refused(refusal)
+    cpu = sandbox.CPU_BASE + sandbox.CPU_PER_BYTE * len(content) + sandbox.CPU_PER_OPCODE * count
+    request = {"name": path.name, "weights": None, "size": len(content), "cpu": cpu}
+    handed = path.with_suffix(".handed")
+    status = _in_fork(request, path, handed)
+    if status == sandbox.REFUSED:
+        return "refused by the child"
+    if status != 0:
+        raise RuntimeError(f"the child ended with {status}")
+    ours, theirs = load(handed.read_bytes()), _tables(torch.load(path, map_location="cpu", weights_only=True))
+    if not any(_same(ours, table) for table in theirs):
+        raise RuntimeError("the child hands over other tensors than torch reads")
     return "accepted"
+
+
+def _in_fork(request: dict[str, object], path: Path, handed: Path) -> int:
+    """The exit status of `child.main` in a fork of this process, negative for the signal that ended it."""
+    number = os.fork()
+    if number == 0:
+        code = 1
+        try:
+            os.dup2(os.open(path, os.O_RDONLY), 0)
+            os.dup2(os.open(handed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), 1)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            sys.stdin, sys.argv = os.fdopen(0), ["", json.dumps(request)]
+            child.main()
+            code = 0
+        except SystemExit as left:
+            code = left.code if isinstance(left.code, int) else 1
+        finally:
+            os._exit(code)
+    end = time.monotonic() + 10 * SECONDS
+    while time.monotonic() < end:
+        found, status = os.waitpid(number, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.0005)
+    os.kill(number, signal.SIGKILL)
+    os.waitpid(number, 0)
+    raise RuntimeError("the child hangs")
+
+
+def _tables(content: Any) -> list[dict[str, torch.Tensor]]:
+    """Every dictionary of tensors in `content`, itself included."""
+    if not isinstance(content, dict):
+        return []
+    own = {k: v for k, v in content.items() if isinstance(v, torch.Tensor)}
+    return [own, *(table for value in content.values() for table in _tables(value))]
+
+
+def _same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
+    def bits(tensor: torch.Tensor) -> bytes:
+        return tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+
+    return ours.keys() == theirs.keys() and all(
+        (ours[k].dtype, ours[k].shape, bits(ours[k])) == (v.dtype, v.shape, bits(v)) for k, v in theirs.items()
+    )
 
 
 def stream(content: bytes, path: Path) -> str:
-    """What became of one pickle at the pre-scan; what it accepts holds nothing but the instructions it lists."""
-    import pickletools
+    """What became of an archive that is sound but for its pickle."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(_archive())) as old, zipfile.ZipFile(packed, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, content if name.endswith("data.pkl") else old.read(name))
+    became = archive(packed.getvalue(), path)
+    if became == "accepted":
+        assert {opcode.name for opcode, _, _ in pickletools.genops(content)} <= OPCODES
+    return became
 
-    try:
-        scan(content, path.name)
-    except MemauditError as refusal:
-        return _refused(refusal)
-    assert {opcode.name for opcode, _, _ in pickletools.genops(content)} <= OPCODES
-    return "accepted"
+
+@cache
+def _archive() -> bytes:
+    packed = io.BytesIO()
+    torch.save({"state_dict": WEIGHTS, "epoch": 3}, packed)
+    return packed.getvalue()
 
 
 def seeds() -> dict[str, tuple[bytes, Callable[[bytes, Path], str], list[bytes], int, int]]:
     """By target: a sound file, the target, what mutants are spiced with, and the bytes that are changed."""
-    weights = {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.ones(3, dtype=torch.bfloat16), "n": torch.tensor(3)}
-    plain = save(weights, {"format": "pt"})
+    plain, whole = save(WEIGHTS, {"format": "pt"}), _archive()
     (length,) = struct.unpack("<Q", plain[:8])
-    packed = io.BytesIO()
-    torch.save({"state_dict": weights, "epoch": 3}, packed)
-    whole = packed.getvalue()
-    import zipfile
-
-    with zipfile.ZipFile(packed) as file:
+    with zipfile.ZipFile(io.BytesIO(whole)) as file:
         pickle = file.read(next(n for n in file.namelist() if n.endswith("data.pkl")))
     return {
         "safetensors header": (plain, header, TOKENS, 0, 8 + length),
@@ -192,6 +258,7 @@ def main() -> None:
     parser.add_argument("--target", choices=list(seeds()))
     parser.add_argument("--atheris", action="store_true")
     options, _ = parser.parse_known_args()
+    torch.set_num_threads(1)
     if options.atheris:
         fuzz_with_atheris(options.target or "safetensors header")
         return
