@@ -173,7 +173,7 @@ class Wordless(Plain):
 class Crashing(Plain):
     @classmethod
     def example(cls) -> Adapter:
-        return cls.load(Checkpoint(Path("x"), "", "torch", {}), ModelOptions())
+        return cls.load(Checkpoint(Path("x"), "torch", {}), ModelOptions())
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, options: ModelOptions) -> Adapter:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from memaudit.checkpoints.digests import Digests
 from memaudit.checkpoints.directory import Layout, lay_out
 from memaudit.checkpoints.facts import from_training
 from memaudit.checkpoints.prefixes import strip
@@ -45,13 +47,12 @@ def read(path: str | os.PathLike[str], *, weights: Weights | None = None) -> Che
     said_by_config = layout.facts != Facts()
     return Checkpoint(
         path=layout.path,
-        sha256=_digest(parts, layout),
         format=first.format,
         tensors=tensors,
         facts=layout.facts if said_by_config else first.facts,
         weights=first.weights,
         stripped_prefix=prefix,
-        md5="" if layout.names else first.md5,
+        digest=_digest({name: part.digests for name, part in parts.items()}, layout),
     )
 
 
@@ -69,7 +70,7 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
     for shard in layout.shards:
         with opened(shard) as source:
             digests[shard.name] = lfs_digest(source) or source.sha256()
-    return _combined(digests, layout)
+    return _combined(digests, _index(layout))
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,7 @@ class _Part:
     """One file's share of a checkpoint."""
 
     tensors: Mapping[str, Tensor]
-    sha256: str
-    md5: str
+    digests: Digests
     format: Literal["safetensors", "torch"]
     facts: Facts = field(default_factory=Facts)
     weights: Weights = "raw"
@@ -91,9 +91,12 @@ def _read_file(path: Path, weights: Weights | None) -> _Part:
             return _read_safetensors(source, weights)
         from memaudit.checkpoints.sandbox import open_pickle
 
-        found = open_pickle(source, kind, weights)
-        digest = source.sha256()
-        return _Part(found.tensors, digest, source.md5(), "torch", from_training(found.about), found.weights)
+        digests = Digests(source.chunks)
+        try:
+            found = open_pickle(source, kind, weights)
+        finally:
+            digests.finish()  # before the descriptor is closed
+        return _Part(found.tensors, digests, "torch", from_training(found.about), found.weights)
 
 
 def _read_safetensors(source: Source, weights: Weights | None) -> _Part:
@@ -104,8 +107,8 @@ def _read_safetensors(source: Source, weights: Weights | None) -> _Part:
             f"{source.name} is a safetensors file and does not say which weights it holds",
             hint="leave --weights out: it holds only one set",
         )
-    tensors, _, digest = read_tensors(source)
-    return _Part(tensors, digest, source.md5(), "safetensors")
+    tensors, _, chunks = read_tensors(source)
+    return _Part(tensors, Digests(chunks), "safetensors")
 
 
 def _merge(parts: Mapping[str, _Part], layout: Layout) -> dict[str, Tensor]:
@@ -123,14 +126,24 @@ def _merge(parts: Mapping[str, _Part], layout: Layout) -> dict[str, Tensor]:
     return merged
 
 
-def _digest(parts: Mapping[str, _Part], layout: Layout) -> str:
-    return _combined({name: part.sha256 for name, part in parts.items()}, layout)
+def _digest(parts: Mapping[str, Digests], layout: Layout) -> Callable[[], tuple[str, str]]:
+    """`Checkpoint.digest`; the index of several shards is hashed now."""
+    index = _index(layout)
+    alone = next(iter(parts.values()))
+    return cache(lambda: (_combined({n: d.sha256 for n, d in parts.items()}, index), "" if index else alone.md5))
 
 
-def _combined(digests: Mapping[str, str], layout: Layout) -> str:
-    """The checkpoint's digest: the file's own, or over the lines of index and shards (see `Checkpoint.sha256`)."""
+def _index(layout: Layout) -> dict[str, str]:
+    """The digest of the index, where there are several shards."""
     if not layout.names:
-        return next(iter(digests.values()))
+        return {}
     with opened(layout.path) as source:
-        lines = {**digests, layout.path.name: source.sha256()}
+        return {layout.path.name: source.sha256()}
+
+
+def _combined(digests: Mapping[str, str], index: Mapping[str, str]) -> str:
+    """The checkpoint's digest: the file's own, or over the lines of index and shards (see `Checkpoint.sha256`)."""
+    if not index:
+        return next(iter(digests.values()))
+    lines = {**digests, **index}
     return hashlib.sha256("".join(f"{lines[n]}  {n}\n" for n in sorted(lines)).encode()).hexdigest()

@@ -63,13 +63,6 @@ class Source:
             digest.update(part)
         return digest.hexdigest()
 
-    def md5(self) -> str:
-        """Hex digest as DVC stores it: an identity, no protection."""
-        digest = hashlib.md5(usedforsecurity=False)
-        for part in self.chunks():
-            digest.update(part)
-        return digest.hexdigest()
-
     def check_unchanged(self) -> None:
         """Raise unless the file still is the one that was opened, of the same size and time of change."""
         try:

@@ -1,13 +1,12 @@
-"""Safetensors to tensors, and back: the bytes that are hashed are the bytes the tensors are made of.
+"""Safetensors to tensors, and back.
 
 The safetensors library would open the path a second time (and by default map it, so that a file cut during the run
 kills the process by SIGBUS). After the strict header pass there is nothing left to parse, so the data is read once,
-through the descriptor that was checked, and hashed on the way.
+through the descriptor that was checked; the bytes that are hashed are the bytes the tensors are made of.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
+from memaudit.checkpoints.digests import Chunks
 from memaudit.checkpoints.header import Entry, read_header
 from memaudit.checkpoints.source import CHUNK, Source
 from memaudit.errors import EnvironmentFault
@@ -39,15 +39,15 @@ DTYPES: Mapping[str, torch.dtype] = {
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
-def read_tensors(source: Source) -> tuple[dict[str, Tensor], dict[str, str], str]:
-    """`(tensors, metadata, sha256)` of a safetensors file.
+def read_tensors(source: Source) -> tuple[dict[str, Tensor], dict[str, str], Chunks]:
+    """`(tensors, metadata, chunks)` of a safetensors file; `chunks` gives its bytes again, from memory.
 
     Raises:
         ModelRejected: the header is unsound, or the file was cut while it was read.
         EnvironmentFault: it does not fit in memory.
     """
     header = read_header(source)
-    digest = hashlib.sha256(source.read(0, header.start))
+    head = source.read(0, header.start)
     try:
         data = torch.empty(source.size - header.start, dtype=torch.uint8)
     except RuntimeError as error:
@@ -60,9 +60,9 @@ def read_tensors(source: Source) -> tuple[dict[str, Tensor], dict[str, str], str
         count = os.preadv(source.descriptor, [view[position : position + CHUNK]], header.start + position)
         if not count:
             raise source.changed()
-        digest.update(view[position : position + count])
         position += count
-    return {e.name: _tensor(data, e) for e in header.entries}, dict(header.metadata), digest.hexdigest()
+    tensors = {e.name: _tensor(data, e) for e in header.entries}
+    return tensors, dict(header.metadata), lambda: (head, view)
 
 
 def _tensor(data: Tensor, entry: Entry) -> Tensor:

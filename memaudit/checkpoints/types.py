@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -42,18 +42,29 @@ class Checkpoint:
 
     Attributes:
         path: the weights file itself (inside the directory, where a directory was named).
-        sha256: of the file's bytes, through the same descriptor the tensors were read from. Of a sharded checkpoint:
-            of the lines `<sha256>  <name>` of its index and shards, sorted by name, as `sha256sum` prints them.
         tensors: by name after unwrapping and prefix stripping; CPU, dense, never NaN-checked here.
         stripped_prefix: what was taken off every name, for the report.
-        md5: of a checkpoint in one file, since `.dvc` files hold nothing better; empty for several shards.
+        digest: gives `sha256` and `md5`; both may still be on their way.
     """
 
     path: Path
-    sha256: str
     format: Literal["safetensors", "torch"]
     tensors: Mapping[str, Tensor]
     facts: Facts = Facts()
     weights: Weights = "raw"
     stripped_prefix: str = ""
-    md5: str = ""
+    digest: Callable[[], tuple[str, str]] = lambda: ("", "")
+
+    @property
+    def sha256(self) -> str:
+        """Of the file's bytes, through the same descriptor the tensors were read from.
+
+        Of a sharded checkpoint: of the lines `<sha256>  <name>` of its index and shards, sorted by name, as `sha256sum`
+        prints them.
+        """
+        return self.digest()[0]
+
+    @property
+    def md5(self) -> str:
+        """Of a checkpoint in one file, since `.dvc` files hold nothing better; empty for several shards."""
+        return self.digest()[1]
