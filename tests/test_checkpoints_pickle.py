@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import pickletools
 import struct
 import zipfile
 from collections import OrderedDict
@@ -14,10 +15,15 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
 from memaudit.checkpoints import read
+from memaudit.checkpoints.archive import read_pickle
+from memaudit.checkpoints.opcodes import OPCODES, scan
+from memaudit.checkpoints.source import opened
 from memaudit.errors import ExitCode, ModelRejected
 
 
@@ -313,3 +319,71 @@ def test_a_directory_of_millions_is_not_listed(tmp_path: Path) -> None:
         start, size = file.tell() - (64 << 20), 64 << 20
         file.write(struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 0xFFFE, 0xFFFE, size, start, 0))
     refuse(path, "not a sound torch archive")
+
+
+# ---- any directory, any instructions --------------------------------------------------------------------------------
+
+
+def packed(pickled: bytes = b"") -> bytes:
+    """A torch archive, with `pickled` in place of its own instructions."""
+    content, new = io.BytesIO(), io.BytesIO()
+    torch.save({"w": torch.arange(6.0)}, content)
+    with zipfile.ZipFile(content) as old, zipfile.ZipFile(new, "w") as archive:
+        for name in old.namelist():
+            archive.writestr(name, pickled if pickled and name.endswith("data.pkl") else old.read(name))
+    return new.getvalue()
+
+
+SOUND = packed()
+DIRECTORY = SOUND.index(b"PK\x01\x02")
+
+
+def checked(content: bytes, folder: Path) -> bytes | None:
+    """The pickle that the checks before the child let through; None for a printable refusal."""
+    path = folder / "any.pt"
+    path.write_bytes(content)
+    try:
+        with opened(path) as source:
+            pickled = read_pickle(source)
+            scan(pickled, source.name)
+    except ModelRejected as refusal:
+        said = refusal.message
+    else:
+        return pickled
+    assert said.isprintable()
+    return None
+
+
+@given(
+    changes=st.lists(
+        st.tuples(st.integers(DIRECTORY, len(SOUND) - 1), st.binary(min_size=1, max_size=8)), min_size=1, max_size=4
+    ),
+    comment=st.binary(max_size=20),
+)
+def test_any_directory_is_refused_or_read_as_zipfile_reads_it(
+    tmp_path_factory: Any, changes: list[tuple[int, bytes]], comment: bytes
+) -> None:
+    damaged = bytearray(SOUND)
+    for position, value in changes:
+        damaged[position : position + len(value)] = value
+    found = checked(bytes(damaged) + comment, tmp_path_factory.getbasetemp())
+    if found is not None:
+        with zipfile.ZipFile(io.BytesIO(bytes(damaged) + comment)) as archive:
+            name = next(n for n in archive.namelist() if n.endswith("data.pkl"))
+            assert archive.read(name) == found
+
+
+ARGUMENTS = st.binary(max_size=6) | st.sampled_from([
+    *(b"os\nsystem\n", b"collections\nOrderedDict\n", b"torch._utils\n_rebuild_tensor_v2\n", b"\x8c\x02os", b"12\n"),
+    *(b"\x05\0\0\0w\xff\xff\xff\xff", b"\xff\xff\xff\x7f"),
+])  # fmt: skip
+INSTRUCTION = st.tuples(st.sampled_from([o.code.encode("latin-1") for o in pickletools.opcodes]), ARGUMENTS)
+
+
+@given(st.lists(INSTRUCTION, max_size=12))
+def test_any_instructions_are_refused_or_are_all_on_the_list(
+    tmp_path_factory: Any, body: list[tuple[bytes, bytes]]
+) -> None:
+    pickled = b"\x80\x02" + b"".join(code + argument for code, argument in body) + b"."
+    if checked(packed(pickled), tmp_path_factory.getbasetemp()) is not None:
+        assert {opcode.name for opcode, _, _ in pickletools.genops(pickled)} <= OPCODES

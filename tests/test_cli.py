@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -433,6 +434,32 @@ def test_an_interrupted_scan_keeps_what_it_measured_and_goes_on(
     assert after == before
     assert cli(*SCAN, "--out", "report").code == ExitCode.POLICY
     assert set(tree(work)) == set(before)
+    report = read(work / "report/report.json")
+    assert report.volatile["resumed_batches"] > 0
+    assert report.findings == read(finished / "report/report.json").findings
+
+
+def test_a_second_interrupt_leaves_at_once_and_the_run_can_go_on(cli: Command, work: Path, finished: Path) -> None:
+    network = (work / "network.py").read_text()
+    hang = "        __import__('time').sleep(60 if __import__('os').path.exists('hang') else 0)\n"
+    head = "def forward(self, x: Tensor) -> Tensor:\n"
+    (work / "network.py").write_text(network.replace(head, head + hang))
+    arguments = [sys.executable, "-m", "memaudit", "scan", *MODEL, *NPZ, "--profile", "fast", "--out", "report"]
+    with subprocess.Popen(arguments, cwd=work, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stderr is not None
+        for line in running.stderr:
+            if "localize" in line:
+                (work / "hang").touch()
+                time.sleep(1)  # it now is in a batch that does not end
+                running.send_signal(signal.SIGINT)
+            if "finishing this batch; interrupt again to leave at once" in line:
+                start = time.monotonic()
+                running.send_signal(signal.SIGINT)
+                break
+        assert running.wait(10) == 130
+    assert time.monotonic() - start < 5
+    (work / "hang").unlink()
+    assert cli(*SCAN, "--out", "report").code == ExitCode.POLICY
     report = read(work / "report/report.json")
     assert report.volatile["resumed_batches"] > 0
     assert report.findings == read(finished / "report/report.json").findings
