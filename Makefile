@@ -15,9 +15,9 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-# The sample report that the README shows.
+# The sample reports; the one on CIFAR-10 too where CIFAR10 names a folder of its arrays.
 samples: $(VENV)/.installed-dev
-	$(BIN)/python -m tests.benchmarks.samples
+	$(BIN)/python -m tests.benchmarks.samples $(if $(CIFAR10),--cifar10 $(CIFAR10)) $(if $(SERIES),--series $(SERIES))
 
 $(VENV)/bin/python:
 	python3 -m venv $(VENV)

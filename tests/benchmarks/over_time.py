@@ -13,10 +13,12 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from memaudit import report
 from memaudit.__main__ import run
 from tests.benchmarks.cifar import MEAN, STD, change_labels, load
 
@@ -39,7 +41,7 @@ def write_sets(data: Path, folder: Path, images: int, flagged: int, reference: i
     np.savez(folder / "test.npz", x=held_out, y=held_out_labels)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--series", type=Path, required=True)
@@ -49,7 +51,7 @@ def main() -> None:
     parser.add_argument("--reference", type=int, default=3000)
     parser.add_argument("--profile", default="fast")
     parser.add_argument("--epochs", type=int, default=14)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     if not sorted(args.series.glob("epoch-*.safetensors")):
         command = [sys.executable, "-m", "tests.benchmarks.cifar", "--data", str(args.data), "--out", str(args.series)]
         subprocess.run([*command, "--images", str(args.images), "--epochs", str(args.epochs)], check=True)
@@ -65,6 +67,7 @@ def main() -> None:
             "--mean", ",".join(map(str, MEAN)), "--std", ",".join(map(str, STD)),
             "--profile", args.profile, "--images", "none", "--exit-zero", "--out", str(args.out),
         ])  # fmt: skip
+    report.write(report.read(args.out / "report.json"), args.out / "report.md")
     layers = json.loads((args.out / "report.json").read_text(encoding="utf-8"))["layers"]
     print("group, layer, changed labels back, interval, reference, published")
     for number, (layer, published) in enumerate(zip(layers, PUBLISHED, strict=True)):

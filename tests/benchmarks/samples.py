@@ -1,10 +1,12 @@
-"""Remakes the sample report in `reports/sample-digits`: `make samples`.
+"""Remakes the sample reports: `make samples`, and `make samples CIFAR10=DIR` for both of them.
 
-The demo, run as its README says, in an empty folder; its picture is taken where there is a Chromium.
+`reports/sample-digits` is the demo, run as its README says, in an empty folder; its picture is taken where there is a
+Chromium. `reports/sample-cifar10-resnet9` is `tests.benchmarks.over_time`, which trains its network first.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import sys
@@ -14,6 +16,7 @@ from tempfile import TemporaryDirectory
 from memaudit import report
 from memaudit.__main__ import run
 from memaudit.errors import ExitCode
+from tests.benchmarks import over_time
 
 ROOT = Path(__file__).parents[2]
 TARGET = ROOT / "reports" / "sample-digits"
@@ -22,6 +25,19 @@ PICTURE = (1200, 760)
 
 def main() -> int:
     """The exit code of the demo."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cifar10", type=Path, help="folder of cifar10-train.npz and cifar10-test.npz")
+    parser.add_argument("--series", type=Path, help="checkpoints that tests.benchmarks.cifar has written already")
+    options = parser.parse_args()
+    if options.cifar10 is not None:
+        with TemporaryDirectory() as folder:
+            series = options.series or Path(folder) / "series"
+            over_time.main(["--data", str(options.cifar10), "--series", str(series)])
+    return demo()
+
+
+def demo() -> int:
+    """Run the demo and keep its report."""
     here = Path.cwd()
     with TemporaryDirectory() as folder:
         os.chdir(folder)
