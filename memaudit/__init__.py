@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from memaudit.adapters.base import Adapter
-    from memaudit.auditor import audit
     from memaudit.data.examples import ExampleSet
     from memaudit.errors import MemauditError
     from memaudit.findings import Finding, Report
+    from memaudit.library import audit
     from memaudit.settings import Settings
     from memaudit.tied_dropout import ExampleTiedDropout, add_tied_dropout, example_ids, strip_tied_dropout
 
@@ -47,7 +47,7 @@ _HOMES = {
     "Report": "memaudit.findings",
     "Settings": "memaudit.settings",
     "add_tied_dropout": "memaudit.tied_dropout",
-    "audit": "memaudit.auditor",
+    "audit": "memaudit.library",
     "example_ids": "memaudit.tied_dropout",
     "strip_tied_dropout": "memaudit.tied_dropout",
 }
