@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import sys
@@ -33,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with one of `ExitCode`."""
     interrupts.install()
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # looking for them takes longer than reading a report
+    gc.set_threshold(50_000)  # imports make many objects and no garbage: a tenth of the start was spent looking for it
     code = run(arguments)
     try:
         sys.stdout.flush()
@@ -73,11 +75,11 @@ def _run(given: list[str]) -> int | Failure:
     """The exit code of a command that did what it was asked for, or why it did not."""
     import typer.main
 
-    from memaudit.cli import app
+    from memaudit.cli import program
 
     # Some releases of typer bring a click of their own: its public names lead to the classes that are really raised.
     usage_problem = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
-    command = typer.main.get_command(app)
+    command = typer.main.get_command(program(given[0] if given else ""))
     try:
         # Not app(): that turns an interrupt and a closed pipe into exit codes of its own, 1 among them.
         with command.make_context("memaudit", given, obj=given) as context:

@@ -19,7 +19,7 @@ import typer.main
 
 from memaudit.adapters.base import Adapter
 from memaudit.auditor import ATYPICAL_P, RANDOM_BUDGET, REFERENCE_BUDGET
-from memaudit.cli import app
+from memaudit.cli import program
 from memaudit.data import Preprocess
 from memaudit.errors import ExitCode
 from tests.cli_support import NETWORK, command, write_work
@@ -28,7 +28,7 @@ from tests.conftest import Trained
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "README.md"
 PLUGIN = ROOT / "plugins" / "memaudit-example" / "README.md"
-ROOT_COMMAND: Any = typer.main.get_command(app)
+ROOT_COMMAND: Any = typer.main.get_command(program())
 
 
 def text() -> str:

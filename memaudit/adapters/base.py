@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from memaudit.adapters.options import ModelOptions as ModelOptions
 from memaudit.checkpoints import Checkpoint
 from memaudit.images.preprocess import Preprocess
 from memaudit.sites import find_sites
 from memaudit.tied_dropout import bypassed
 from memaudit.units import Site
-
-
-@dataclass(frozen=True)
-class ModelOptions:
-    """What the user said about the model; `None` means the checkpoint or the adapter decides."""
-
-    arch: str | None = None
-    model_kwargs: Mapping[str, object] = field(default_factory=dict)
-    num_classes: int | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    input_size: tuple[int, int, int] | None = None
-    user_file: str | None = None
 
 
 class Adapter:

@@ -122,25 +122,30 @@ def _run_child(source: Source, request: dict[str, object], output: BinaryIO) -> 
     """
     os.lseek(source.descriptor, 0, os.SEEK_SET)
     try:
-        done = subprocess.run(  # noqa: S603 - this interpreter, our own module, the file only as data on stdin
+        child = subprocess.Popen(  # noqa: S603 - this interpreter, our own module, the file only as data on stdin
             isolated.command("memaudit.checkpoints.child", request),
             stdin=source.descriptor,
             stdout=output,
             stderr=subprocess.DEVNULL,
             env=isolated.environment(),
-            timeout=WALL_BASE + WALL_PER_BYTE * source.size,
-            check=False,
         )
-    except subprocess.TimeoutExpired as error:
-        raise ModelRejected(
-            f"{source.name}: reading it did not finish in {error.timeout:.0f} s", hint="do not trust this file"
-        ) from error
     except OSError as error:
         raise EnvironmentFault(
             f"cannot start the process that reads {source.name}: {clean(error.strerror)}",
             hint="free memory or process slots, then run again",
         ) from error
-    return done.returncode
+    try:
+        # The child's time goes into importing torch, which what follows needs here too: both do it at the same time.
+        import torch  # noqa: F401
+
+        return child.wait(WALL_BASE + WALL_PER_BYTE * source.size)
+    except subprocess.TimeoutExpired as error:
+        raise ModelRejected(
+            f"{source.name}: reading it did not finish in {error.timeout:.0f} s", hint="do not trust this file"
+        ) from error
+    finally:
+        child.kill()
+        child.wait()
 
 
 def _collect(handed: Source) -> Opened:

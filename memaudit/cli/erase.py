@@ -141,7 +141,7 @@ def _recorded(audited: Report, report: Path) -> dict[str, Any]:
 
     import typer.main
 
-    from memaudit.cli import app
+    from memaudit.cli import program
 
     try:
         words = shlex.split(audited.command)
@@ -149,7 +149,7 @@ def _recorded(audited: Report, report: Path) -> dict[str, Any]:
         return {}
     if words[:2] != ["memaudit", "scan"]:
         return {}
-    command: Any = typer.main.get_command(app)
+    command: Any = typer.main.get_command(program("scan"))
     params = command.commands["scan"].make_context("scan", words[2:], resilient_parsing=True).params
     found = {name: params.get(name) for name in RECORDED}
     for name in ("flagged", "reference", "test", "data", "class_order", "adapter"):

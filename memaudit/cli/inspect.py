@@ -42,18 +42,20 @@ def inspect(
     """
     opt.choice(format_, ("table", "json"), "--format")
     opt.choice(weights, ("raw", "ema"), "--weights")
-    import torch
-
-    from memaudit.adapters.registry import choose
     from memaudit.checkpoints import find_run, find_series, read
     from memaudit.cli.config import settings
-    from memaudit.data.paths import display
     from memaudit.findings import LayerUnits, ModelInfo, Units
     from memaudit.toml import shown
-    from memaudit.units import select
 
     options = opt.model_options(arch, model_kwargs, num_classes, mean, std, input_size, adapter)
     checkpoint = read(model, weights=weights)  # type: ignore[arg-type]
+
+    import torch  # not before: a pickle's child imports it at the same time as this process
+
+    from memaudit.adapters.registry import choose
+    from memaudit.data.paths import display
+    from memaudit.units import select
+
     chosen = choose(checkpoint, options, adapter)
     several = len(chosen.alternatives) > 1
     generator = torch.Generator().manual_seed(0)

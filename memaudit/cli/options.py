@@ -11,7 +11,7 @@ from memaudit.errors import UsageError
 from memaudit.text import clean
 
 if TYPE_CHECKING:
-    from memaudit.adapters.base import ModelOptions
+    from memaudit.adapters.options import ModelOptions
     from memaudit.gate import Accepted
 
 MAX_BATCH_SIZE = 65536
@@ -169,7 +169,7 @@ def model_options(
     Raises:
         UsageError: a value cannot be read.
     """
-    from memaudit.adapters.base import ModelOptions
+    from memaudit.adapters.options import ModelOptions
 
     size = numbers(input_size, "--input-size")
     if size is not None:

@@ -117,7 +117,6 @@ def scan(
     folder = out or outputs.default_folder(Path(model))
     targets = outputs.targets(folder, output)
 
-    from memaudit.auditor import Auditor
     from memaudit.cli.progress import Stages
     from memaudit.cli.provenance import provenance, size_warning
 
@@ -130,6 +129,8 @@ def scan(
         if dry_run:
             typer.echo(_plan(loaded, settings, len(states)))
             return int(ExitCode.OK)
+        from memaudit.auditor import Auditor
+
         auditor = Auditor(
             settled.adapter,
             loaded.flagged,
@@ -184,10 +185,12 @@ def load(
 ) -> Loaded:
     """Read the checkpoint and the examples, and settle which architecture it is."""
     from memaudit import checkpoints
-    from memaudit.loading import settle
 
     progress.stage("load model")
     checkpoint = checkpoints.read(model, weights=weights)  # type: ignore[arg-type]
+
+    from memaudit.loading import settle  # not before: a pickle's child imports torch at the same time as this process
+
     names, order = sources.class_names(checkpoint)
     read = _reader(sources, names, progress)
     settled = settle(checkpoint, options, adapter, lambda used: read("reference", sources.reference, used), device)
