@@ -267,8 +267,14 @@ def test_the_downloaded_report_is_the_report(open_page: Open, tmp_path: Path, fi
 
 def test_copying_the_neurons_copies_one_unit_per_line(open_page: Open) -> None:
     page = open_page(samples.small(), permissions=["clipboard-read", "clipboard-write"])
-    page.get_by_role("button", name="Copy the list").click()
-    page.get_by_role("button", name="Copied").wait_for()
+    button = page.get_by_role("button", name="Copy the list")
+    # "Copied" stands for a moment only: what the button said is kept, however late this process looks.
+    button.evaluate(
+        "button => new MutationObserver(() => { button.dataset.said = (button.dataset.said || '') + button.textContent })"
+        ".observe(button, {childList: true, characterData: true, subtree: true})"
+    )
+    button.click()
+    page.locator("button[data-said*=Copied]").wait_for()
     copied = page.evaluate("navigator.clipboard.readText()")
     assert copied == "layer4.0.bn1:200\nlayer3.0.bn2:17\nlayer4.0.bn2:7\nconv1.bn:3"
 
