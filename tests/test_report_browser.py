@@ -270,7 +270,7 @@ def test_copying_the_neurons_copies_one_unit_per_line(open_page: Open) -> None:
     button = page.get_by_role("button", name="Copy the list")
     # "Copied" stands for a moment only: what the button said is kept, however late this process looks.
     button.evaluate(
-        "button => new MutationObserver(() => { button.dataset.said = (button.dataset.said || '') + button.textContent })"
+        "button => new MutationObserver(() => { button.dataset.said = `${button.dataset.said} ${button.textContent}` })"
         ".observe(button, {childList: true, characterData: true, subtree: true})"
     )
     button.click()
