@@ -40,29 +40,28 @@ def whole_batches(rows: Sequence[int]) -> Sequence[int]:
 @contextmanager
 def estimating(norms: Iterable[_BatchNorm]) -> Iterator[None]:
     """Let BatchNorm modules average their statistics over the batches that run in the body."""
-    modules = list(norms)
-    saved = [(m, m.training, m.momentum) for m in modules]
-    try:
-        for m in modules:
-            m.training, m.momentum = True, None
+    with _having(norms, training=True, momentum=None):
         yield
-    finally:
-        for m, training, momentum in saved:
-            m.training, m.momentum = training, momentum
 
 
 @contextmanager
 def of_the_batch(norms: Iterable[_BatchNorm]) -> Iterator[None]:
     """Let BatchNorm modules use each batch's own statistics, as in training, and keep none of them."""
-    modules = list(norms)
-    saved = [(m, m.training, m.track_running_stats) for m in modules]
+    with _having(norms, training=True, track_running_stats=False):
+        yield
+
+
+@contextmanager
+def _having(norms: Iterable[_BatchNorm], **values: object) -> Iterator[None]:
+    """Set attributes of the modules while the body runs."""
+    saved = [(m, name, getattr(m, name)) for m in norms for name in values]
     try:
-        for m in modules:
-            m.training, m.track_running_stats = True, False
+        for m, name, _ in saved:
+            setattr(m, name, values[name])
         yield
     finally:
-        for m, training, tracking in saved:
-            m.training, m.track_running_stats = training, tracking
+        for m, name, value in saved:
+            setattr(m, name, value)
 
 
 def reestimated(

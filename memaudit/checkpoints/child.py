@@ -48,8 +48,8 @@ def main() -> None:
     os.dup2(2, 1)  # whatever prints must not end up in the tensors
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    isolated.limit(3 * request["size"] + MEMORY_SLACK, output=2 * request["size"] + MEMORY_SLACK)
-    isolated.limit_time(request["cpu"])
+    size = request["size"]
+    isolated.limit(3 * size + MEMORY_SLACK, output=2 * size + MEMORY_SLACK, seconds=request["cpu"])
     try:
         _run(request, stream)
     except MemauditError as error:

@@ -18,7 +18,8 @@ class Digests:
 
     def __init__(self, chunks: Chunks) -> None:
         pool = ThreadPoolExecutor(2)
-        self._sha256, self._md5 = pool.submit(_sha256, chunks), pool.submit(_md5, chunks)
+        self._sha256 = pool.submit(lambda: sha256(chunks()))
+        self._md5 = pool.submit(lambda: _hexdigest(hashlib.md5(usedforsecurity=False), chunks()))
         pool.shutdown(wait=False)
 
     @property
@@ -37,15 +38,12 @@ class Digests:
         self._md5.result()
 
 
-def _sha256(chunks: Chunks) -> str:
-    digest = hashlib.sha256()
-    for part in chunks():
-        digest.update(part)
-    return digest.hexdigest()
+def sha256(chunks: Iterable[bytes | memoryview]) -> str:
+    """Hex digest of bytes in order."""
+    return _hexdigest(hashlib.sha256(), chunks)
 
 
-def _md5(chunks: Chunks) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
-    for part in chunks():
+def _hexdigest(digest: hashlib._Hash, chunks: Iterable[bytes | memoryview]) -> str:
+    for part in chunks:
         digest.update(part)
     return digest.hexdigest()

@@ -121,19 +121,8 @@ def _run_child(source: Source, request: dict[str, object], output: BinaryIO) -> 
         output: becomes its stdout: an unnamed file, so nothing is left behind whatever happens.
     """
     os.lseek(source.descriptor, 0, os.SEEK_SET)
-    try:
-        child = subprocess.Popen(  # noqa: S603 - this interpreter, our own module, the file only as data on stdin
-            isolated.command("memaudit.checkpoints.child", request),
-            stdin=source.descriptor,
-            stdout=output,
-            stderr=subprocess.DEVNULL,
-            env=isolated.environment(),
-        )
-    except OSError as error:
-        raise EnvironmentFault(
-            f"cannot start the process that reads {source.name}: {clean(error.strerror)}",
-            hint="free memory or process slots, then run again",
-        ) from error
+    command = isolated.command("memaudit.checkpoints.child", request)
+    child = isolated.start(command, f"reads {source.name}", source.descriptor, output)
     try:
         # The child's time goes into importing torch, which what follows needs here too: both do it at the same time.
         import torch  # noqa: F401

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from memaudit.checkpoints.digests import sha256
 from memaudit.errors import ModelRejected
 from memaudit.text import clean
 
@@ -58,10 +58,7 @@ class Source:
 
     def sha256(self) -> str:
         """Hex digest of the whole file."""
-        digest = hashlib.sha256()
-        for part in self.chunks():
-            digest.update(part)
-        return digest.hexdigest()
+        return sha256(self.chunks())
 
     def check_unchanged(self) -> None:
         """Raise unless the file still is the one that was opened, of the same size and time of change."""

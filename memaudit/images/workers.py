@@ -13,7 +13,6 @@ from typing import IO, Self, cast
 import numpy as np
 
 from memaudit import isolated
-from memaudit.errors import EnvironmentFault
 from memaudit.images import RowError, Unreadable
 from memaudit.images.preprocess import Preprocess
 from memaudit.images.worker import ANSWER, PIXELS, REQUEST, ROW_ERROR
@@ -79,19 +78,7 @@ class Workers:
 class _Worker:
     def __init__(self, command: list[str]) -> None:
         self.late = False
-        try:
-            self.process = subprocess.Popen(  # noqa: S603 - this interpreter, our own module, images only on stdin
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                env=isolated.environment(),
-            )
-        except OSError as error:
-            raise EnvironmentFault(
-                f"cannot start the process that decodes images: {clean(error.strerror)}",
-                hint="free memory or process slots, then run again",
-            ) from error
+        self.process = isolated.start(command, "decodes images", subprocess.PIPE, subprocess.PIPE)
         self.requests, self.answers = cast("IO[bytes]", self.process.stdin), cast("IO[bytes]", self.process.stdout)
 
     def ask(self, content: bytes, suffix: str, patience: float) -> tuple[int, bytes] | None:
