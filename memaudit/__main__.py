@@ -149,8 +149,6 @@ def _error_path(given: list[str]) -> tuple[Path | None, list[str]]:
     Raises:
         UsageError: it names no place that can be written.
     """
-    from memaudit.report.files import check_target
-
     path: Path | None = None
     rest: list[str] = []
     words = iter(given)
@@ -165,6 +163,8 @@ def _error_path(given: list[str]) -> tuple[Path | None, list[str]]:
         else:
             path = Path(named)
     if path is not None:
+        from memaudit.report.files import check_target
+
         check_target(path)
     return path, rest
 

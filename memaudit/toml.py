@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,8 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         UsageError: it is missing, no regular file, too large, not UTF-8 or not TOML (a key given twice is not).
     """
+    import tomllib
+
     name = shown(path)
     try:
         # Not waiting for the other end of a FIFO, which would hang for ever.

@@ -194,10 +194,13 @@ def _path(value: str, base: Path) -> str:
 
 def _check_environment(context: typer.Context) -> None:
     """Raise for a variable that looks like ours and names no option: it would silently do nothing."""
+    ours = sorted(name for name in os.environ if name.startswith(f"{PREFIX}_"))
+    if not ours:
+        return
     known = {_variable(p.name or "") for p in context.command.params}
     known |= {_variable(name) for name in (*parameters(), *NOT_IN_FILES)}
-    for name in sorted(os.environ):
-        if name.startswith(f"{PREFIX}_") and name not in known:
+    for name in ours:
+        if name not in known:
             raise UsageError(
                 f"the environment variable {clean(name)} names no option{closest(name, known)}",
                 hint="Unset it, or correct its name.",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import glob
 import os
-import secrets
 import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -111,7 +110,7 @@ def _stage(path: Path, write: Callable[[BinaryIO], None], others: Sequence[tuple
     for stale in path.parent.glob(f".{glob.escape(path.name[:100])}.{'?' * 12}.tmp"):
         if stale not in known:
             stale.unlink(missing_ok=True)
-    partial = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}.tmp")
+    partial = path.with_name(f".{path.name[:100]}.{os.urandom(6).hex()}.tmp")
     try:
         with partial.open("xb") as file:
             write(file)
