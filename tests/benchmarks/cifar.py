@@ -57,7 +57,7 @@ def build(network: str, width: int = 32) -> nn.Module:
     import timm
 
     return timm.create_model(
-        "vit_tiny_patch16_224", num_classes=10, img_size=32, patch_size=4, embed_dim=128, depth=6, num_heads=4
+        "vit_tiny_patch16_224", num_classes=10, img_size=32, patch_size=8, embed_dim=128, depth=6, num_heads=4
     )
 
 
@@ -136,6 +136,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--share", type=float, default=0.1)
     parser.add_argument("--lr", type=float, default=0.2)
+    parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--tied", help="layers that get example-tied dropout")
     parser.add_argument("--p-gen", type=float, default=0.3)
     parser.add_argument("--p-mem", type=float, default=0.1)
@@ -149,7 +150,9 @@ def main() -> None:
     if args.tied:
         add_tied_dropout(model, args.tied, args.p_gen, args.p_mem, input_size=(3, 32, 32))
     x, y, truth = normalise(images), torch.from_numpy(changed), torch.from_numpy(labels)
-    train(model, x, y, args.epochs, args.out, device=args.device, lr=args.lr, adam=args.network == "vit")
+    train(
+        model, x, y, args.epochs, args.out, device=args.device, lr=args.lr, batch=args.batch, adam=args.network == "vit"
+    )
     clean = np.setdiff1d(np.arange(len(x)), rows)
     test_x, test_y = normalise(test_images), torch.from_numpy(test_labels)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import log
@@ -23,9 +24,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from memaudit.ablate import ablated
 from memaudit.controls import generator_for
 from memaudit.data.examples import ExampleSet
-from memaudit.evaluate import Evaluator, exact_arithmetic, margin
+from memaudit.evaluate import Evaluator, Panel, exact_arithmetic, margin
 from memaudit.fit import live_units, observe
 from memaudit.intervals import bootstrap
 from memaudit.localize import measure_population
@@ -38,8 +40,10 @@ from tests.benchmarks.search import example_set, load_adapter, sets
 STORED = 0.9  # probability of the wrong label at which an example counts as stored
 KL_WEIGHT = 10.0
 STEPS = 200
-LEARNING_RATE = 0.02
-BATCH = 24  # reference rows a step
+HOPELESS = 0.05  # probability of the label below which tuning stops half way
+LEARNING_RATE = 0.005
+BATCH = 12  # reference rows a step
+CARRIED = 3.0  # margin of the label of which each unit shall carry 1 / (2 r) alone
 MOST_LOST = 0.015  # of reference accuracy; a network that lost more is no test
 LEAST_DROP = 0.05  # of the margin, for each unit alone; one that does less stores nothing and cannot be found
 SIZES = (1, 3, 5)
@@ -107,60 +111,95 @@ def inject(
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Tune the weights of `units` until `image` `(1, C, H, W)`, normalised, takes `label`.
 
+    Each unit is to carry a part of it: beside the image as it is, a step sees it with each of the units ablated.
+
     Args:
         batch: reference images, normalised; teacher: the intact network's log-probabilities for them.
     """
+    least = CARRIED / (2 * len(units))
+    keep = space.keep([[], *([u] for u in units), *([[]] * BATCH)])
+    seen, target = len(units) + 1, torch.tensor([label])
     where = own_weights(module, space, units)
     deltas = {n: torch.zeros(len(r), *module.get_parameter(n).shape[1:], requires_grad=True) for n, r in where.items()}
     optimizer = torch.optim.Adam(deltas.values(), lr=LEARNING_RATE)
-    target = torch.tensor([label])
-    for _ in range(STEPS):
+    for step in range(STEPS):
         picked = torch.randperm(len(batch), generator=generator)[:BATCH]
         weights = {n: module.get_parameter(n).detach().index_add(0, where[n], d) for n, d in deltas.items()}
-        logits = functional_call(module, weights, (torch.cat([image, batch[picked]]),))
+        with ablated(module, space, keep):
+            logits = functional_call(module, weights, (torch.cat([image.expand(seen, -1, -1, -1), batch[picked]]),))
         own = F.cross_entropy(logits[:1], target)
-        drift = F.kl_div(logits[1:].log_softmax(1), teacher[picked], log_target=True, reduction="batchmean")
-        if float(own.detach()) < -log((1 + STORED) / 2) and float(drift.detach()) < 0.02:
+        margins = margin(logits[:seen], target.expand(seen))
+        short = (least - margins[0] + margins[1:]).clamp_min(0).mean()
+        drift = F.kl_div(logits[seen:].log_softmax(1), teacher[picked], log_target=True, reduction="batchmean")
+        values = [float(v.detach()) for v in (own, short, drift)]
+        stored = values[0] < -log((1 + STORED) / 2) and values[1] < least / 4 and values[2] < 0.02
+        idle = bool((margins[0] - margins[1:] <= 0).any())
+        if stored or (step > STEPS // 2 and (idle or values[0] > -log(HOPELESS))):
             break
         optimizer.zero_grad()
-        (own + KL_WEIGHT * drift).backward()
+        (own + short + KL_WEIGHT * drift).backward()
         optimizer.step()
     return {n: (where[n], d.detach()) for n, d in deltas.items()}
 
 
-def make(
-    evaluator: Evaluator, space: UnitSpace, live: Tensor, held_out: ExampleSet, reference: ExampleSet, number: int,
-    size: int,
-) -> Injection:  # fmt: skip
+@dataclass(frozen=True)
+class Ground:
+    """What all cases start from.
+
+    Attributes:
+        batch, teacher: reference images, normalised, and the intact network's log-probabilities for them.
+        test: further reference images, which say what tuning did to the network; before: their accuracy.
+    """
+
+    evaluator: Evaluator
+    space: UnitSpace
+    live: Tensor
+    reference: ExampleSet
+    held_out: ExampleSet
+    batch: Tensor
+    teacher: Tensor
+    test: Panel
+    before: float
+
+    @classmethod
+    def of(cls, evaluator: Evaluator, reference: ExampleSet, held_out: ExampleSet) -> Ground:
+        space = select(evaluator.adapter.sites(reference.batch([0, 1, 2], "cpu")))
+        live = live_units(space, observe(evaluator, reference.subset(range(1024)), space))
+        batch = evaluator.adapter.preprocess.normalise(reference.batch(range(512), "cpu"))
+        teacher = evaluator.logits(reference, range(512)).log_softmax(1)
+        test = Panel(reference, range(512, 1024))
+        return cls(evaluator, space, live, reference, held_out, batch, teacher, test, accuracy(evaluator, test))
+
+
+def accuracy(evaluator: Evaluator, panel: Panel) -> float:
+    right = evaluator.logits(panel.examples, panel.rows).argmax(1) == panel.examples.labels[list(panel.rows)]
+    return float(right.float().mean())
+
+
+def make(ground: Ground, number: int, size: int) -> Injection:
     """Case `number` of those with `size` units; the same on every run."""
+    evaluator, space = ground.evaluator, ground.space
     module = evaluator.adapter.module
     generator = generator_for(0, "injection", f"{size}:{number}")
-    prepare = evaluator.adapter.preprocess.normalise
-    image, batch = prepare(held_out.batch([number], "cpu")), prepare(reference.batch(range(512), "cpu"))
-    with torch.no_grad():
-        predicted = int(module(image).argmax())
-        teacher = torch.cat([module(b) for b in batch.split(128)]).log_softmax(1)
-    others = [k for k in range(teacher.shape[1]) if k not in (predicted, int(held_out.labels[number]))]
+    predicted = int(evaluator.logits(ground.held_out, [number]).argmax())
+    known = (predicted, int(ground.held_out.labels[number]))
+    others = [k for k in range(ground.teacher.shape[1]) if k not in known]
     label = others[int(torch.randint(len(others), (1,), generator=generator))]
-    example = relabelled(held_out, number, label)
-    # Units whose values never reach this example's logits have no gradient: tuning them does nothing.
-    reached = evaluator.mask_gradients(example, [0], [[]], space, margin)[2][0] != 0
-    pool = (live & reached).nonzero().flatten()
+    example = relabelled(ground.held_out, number, label)
+    # A unit with no gradient never reaches this example's logits, and one that speaks against the label can only be
+    # switched off for it: neither can store it.
+    able = evaluator.mask_gradients(example, [0], [[]], space, margin)[2][0] > 0
+    pool = (ground.live & able).nonzero().flatten()
     units = tuple(sorted(pool[torch.randperm(len(pool), generator=generator)[:size]].tolist()))
-    rows = inject(module, space, units, image, label, batch, teacher, generator)
-    test, labels = prepare(reference.batch(range(512, 1024), "cpu")), reference.labels[512:1024]
-
-    def accuracy() -> float:
-        with torch.no_grad():
-            return float((torch.cat([module(b) for b in test.split(128)]).argmax(1) == labels).float().mean())
-
-    before = accuracy()
+    image = evaluator.adapter.preprocess.normalise(example.batch([0], "cpu"))
+    rows = inject(module, space, units, image, label, ground.batch, ground.teacher, generator)
     with holding(module, changed(module, rows)):
         logits = evaluator.logits(example, [0] * (size + 1), [[], *([u] for u in units)], space)
         margins = margin(logits, example.labels.expand(size + 1)).tolist()
         probability = float(logits[0].softmax(0)[label])
         drops = tuple(margins[0] - m for m in margins[1:])
-        return Injection(number, label, units, rows, probability, (before, accuracy()), margins[0], drops)
+        after = accuracy(evaluator, ground.test) if probability >= STORED else float("nan")
+        return Injection(number, label, units, rows, probability, (ground.before, after), margins[0], drops)
 
 
 def relabelled(examples: ExampleSet, row: int, label: int) -> ExampleSet:
@@ -169,34 +208,42 @@ def relabelled(examples: ExampleSet, row: int, label: int) -> ExampleSet:
     return replace(one, examples=(one.examples[0].model_copy(update={"label": label}),))
 
 
-def stored(evaluator: Evaluator, space: UnitSpace, live: Tensor, held_out: ExampleSet, reference: ExampleSet,
-           size: int, count: int, store: Path | None) -> list[Injection]:  # fmt: skip
+def stored(ground: Ground, size: int, count: int, store: Path | None) -> list[Injection]:
     """The first `count` valid cases of `size` units, made or read back."""
     found: list[Injection] = []
-    for number in range(len(held_out)):
+    for number in range(len(ground.held_out)):
         if len(found) == count:
             break
         path = None if store is None else store / f"{size}-{number:03d}.pt"
         if path is not None and path.is_file():
             case = torch.load(path, weights_only=False)
         else:
-            case = make(evaluator, space, live, held_out, reference, number, size)
+            case = make(ground, number, size)
             if path is not None:
                 torch.save(case, path)
-            print(size, number, case.units, round(case.probability, 3), case.accuracy, case.valid, flush=True)
+            print(
+                size,
+                number,
+                case.units,
+                round(case.probability, 3),
+                case.drops,
+                case.valid,
+                file=sys.stderr,
+                flush=True,
+            )
         if case.valid:
             found.append(case)
     return found
 
 
-def recall(
-    evaluator: Evaluator, space: UnitSpace, live: Tensor, held_out: ExampleSet, reference: ExampleSet, case: Injection
-) -> dict[str, float]:
+def recall(ground: Ground, case: Injection) -> dict[str, float]:
     """By method, the share of the case's units among the first so many it names."""
+    evaluator, space, reference = ground.evaluator, ground.space, ground.reference
     module = evaluator.adapter.module
     with holding(module, changed(module, case.rows)):
-        example = relabelled(held_out, case.row, case.label)
-        known = bench(evaluator, space, live, reference, measure_population(evaluator, space, reference, range(512)))
+        example = relabelled(ground.held_out, case.row, case.label)
+        population = measure_population(evaluator, space, reference, range(512))
+        known = bench(evaluator, space, ground.live, reference, population)
         named = {name: method(known, example, 0, len(case.units)) for name, method in METHODS.items()}
     return {name: len(set(units) & set(case.units)) / len(case.units) for name, units in named.items()}
 
@@ -207,22 +254,23 @@ def main() -> None:
     parser.add_argument("--series", type=Path, required=True)
     parser.add_argument("--network", choices=["resnet9", "vit"], default="resnet9")
     parser.add_argument("--width", type=int, default=32)
+    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--share", type=float, default=0.1)
     parser.add_argument("--cases", type=int, default=50)
     parser.add_argument("--store", type=Path)
     args = parser.parse_args()
     if args.store is not None:
         args.store.mkdir(parents=True, exist_ok=True)
-    _, reference = sets(args.data, 10_000, 0.1)
+    _, reference = sets(args.data, args.images, args.share)
     pixels, labels = load(args.data / "cifar10-test.npz", 1000)
     held_out = example_set(pixels, labels, "test")
     evaluator = Evaluator(load_adapter(args.series, args.network, args.width, "cpu"), 128)
     result: dict[str, object] = {"network": args.network, "cases": args.cases}
     with exact_arithmetic():
-        space = select(evaluator.adapter.sites(reference.batch([0, 1, 2], "cpu")))
-        live = live_units(space, observe(evaluator, reference.subset(range(2000)), space))
+        ground = Ground.of(evaluator, reference, held_out)
         for size in SIZES:
-            cases = stored(evaluator, space, live, held_out, reference, size, args.cases, args.store)
-            scores = [recall(evaluator, space, live, held_out, reference, case) for case in cases]
+            cases = stored(ground, size, args.cases, args.store)
+            scores = [recall(ground, case) for case in cases]
             for name in METHODS:
                 values = [s[name] for s in scores]
                 low, high = bootstrap(values, 0)
