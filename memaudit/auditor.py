@@ -295,7 +295,14 @@ class Auditor:
         population = self._population(order[:half])
         panel = sorted(order[half:][: self.profile.panel_rows])
         self._stage("panel", len(panel))
-        self.search = Search(self.space, candidates, population, self.settings.max_units, fill=self.fill)
+        self.search = Search(
+            self.space,
+            candidates,
+            population,
+            self.settings.max_units,
+            fill=self.fill,
+            look_ahead=self.profile.look_ahead,
+        )
         self.judge = Judge(
             self.evaluator,
             self.space,

@@ -28,6 +28,9 @@ RISK_WEIGHT = 30.0
 RISK_SOFTNESS = 0.05
 # Units with the largest effect on the flagged margin whose risk is worked out; the chosen one was always among them.
 SHORTLIST = 64
+# Standard deviations above the mean that still count as usual, and fewest examples of a label that tell what is.
+USUAL_DEVIATIONS = 0.5
+FEWEST = 8
 # Units planned from one gradient before the network is asked again; 4 cost half the passes of 1 and 3 % more units.
 PLAN = 4
 
@@ -39,16 +42,29 @@ class Population:
     Attributes:
         margins: `(R,)` at the intact model.
         effects: `(total, R)` drop of each margin per unit, to first order: the gradient by the unit's mask.
+        labels: `(R,)` of the examples.
     """
 
     margins: Tensor
     effects: Tensor
+    labels: Tensor
 
     @property
     def typical(self) -> float:
         """Median margin of the reference examples the model gets right: the unit margins are measured in."""
         right = self.margins[self.margins > 0]
         return float(right.median()) if len(right) else 1.0
+
+    def usual(self, label: int) -> Tensor:
+        """What ablating each unit usually takes of the margin of an example of `label`, generously; `(total,)`.
+
+        A unit that carries a class takes as much from any of its examples; one that stores an example takes more from
+        that one.
+        """
+        same = self.effects[:, self.labels == label]
+        if same.shape[1] < FEWEST:
+            same = self.effects
+        return same.mean(1) + USUAL_DEVIATIONS * same.std(1, correction=0)
 
     def after(self, cut: Sequence[int]) -> Tensor:
         """Predicted margins `(R,)` with `cut` ablated."""
@@ -77,7 +93,9 @@ class Proposal:
 
 
 @dataclass
-class _Job:
+class Job:
+    """One example under way: what is cut so far."""
+
     row: int
     cut: list[int] = field(default_factory=list)
     needed: int | None = None  # without this unit the label was seen to be kept
@@ -93,6 +111,8 @@ class Search:
         weight: exchange rate between flagged margin and reference risk.
         plan: units taken from one gradient.
         fill: per-site values of ablated units (mean ablation); 0 where None.
+        look_ahead: candidates that are each ablated in a forward pass before one is chosen, for what they take beyond
+            what they usually take from examples of the label; with none the gradient's word is taken.
     """
 
     space: UnitSpace
@@ -102,6 +122,7 @@ class Search:
     weight: float = RISK_WEIGHT
     plan: int = PLAN
     fill: Sequence[Tensor] | None = None
+    look_ahead: int = 0
 
     def run(self, evaluator: Evaluator, examples: ExampleSet, rows: Iterable[int]) -> Iterator[Proposal]:
         """A proposal for each of `rows`, in the order they finish.
@@ -110,10 +131,10 @@ class Search:
         other row, so neither order nor batch size changes a result.
         """
         waiting = deque(rows)
-        active: list[_Job] = []
+        active: list[Job] = []
         while waiting or active:
             while waiting and len(active) < evaluator.batch_size:
-                active.append(_Job(waiting.popleft()))
+                active.append(Job(waiting.popleft()))
             _, values, gradients = evaluator.mask_gradients(
                 examples, [j.row for j in active], [j.cut for j in active], self.space, margin, self.fill
             )
@@ -123,18 +144,42 @@ class Search:
             lost = [j for j, m in zip(active, margins, strict=True) if m < 0]
             for job in self._reduced(evaluator, examples, lost):
                 yield Proposal(job.row, tuple(job.cut), erased=True)
-            going: list[_Job] = []
-            for job, value, gradient in zip(active, margins, gradients.nan_to_num(), strict=True):
-                if value < 0:
-                    continue
-                if self._extend(job, value, gradient):
+            open_jobs = [n for n, m in enumerate(margins) if m >= 0]
+            active = [active[n] for n in open_jobs]
+            drops = self.drops(evaluator, examples, active, gradients.nan_to_num()[open_jobs])
+            going: list[Job] = []
+            for job, place, drop in zip(active, open_jobs, drops, strict=True):
+                if self._extend(job, margins[place], drop, int(examples.labels[job.row])):
                     going.append(job)
                 else:
                     yield Proposal(job.row, tuple(job.cut), erased=False)
             active = going
 
+    def drops(self, evaluator: Evaluator, examples: ExampleSet, jobs: Sequence[Job], gradients: Tensor) -> Tensor:
+        """What ablating each unit would take of each job's margin `(jobs, total)`: to first order, or measured.
+
+        With `look_ahead`, that many units of the largest gradient, of either sign, are measured and all others left
+        out: a unit whose signal saturates what follows has a gradient that tells little of its ablation.
+        """
+        if not self.look_ahead:
+            return gradients
+        allowed = gradients.abs().masked_fill(~self.candidates, -1.0)
+        for number, job in enumerate(jobs):
+            allowed[number, job.cut] = -1.0
+        strength, units = allowed.topk(min(self.look_ahead, allowed.shape[1]))
+        trials = [(n, int(u)) for n in range(len(jobs)) for u in units[n][strength[n] >= 0]]
+        found = torch.full_like(gradients, -torch.inf)
+        if not trials:
+            return found
+        cuts = [job.cut for job in jobs] + [[*jobs[n].cut, u] for n, u in trials]
+        rows = [job.row for job in jobs] + [jobs[n].row for n, _ in trials]
+        margins = margin(evaluator.logits(examples, rows, cuts, self.space, self.fill), examples.labels[rows])
+        places = torch.tensor(trials).T
+        found[places[0], places[1]] = margins[places[0]] - margins[len(jobs) :]
+        return found.nan_to_num(nan=-torch.inf, neginf=-torch.inf)
+
     def _checked(
-        self, evaluator: Evaluator, examples: ExampleSet, jobs: list[_Job], margins: list[float]
+        self, evaluator: Evaluator, examples: ExampleSet, jobs: list[Job], margins: list[float]
     ) -> list[float]:
         """Margins that say "lost", measured again in full precision."""
         lost = [n for n, m in enumerate(margins) if m < 0]
@@ -146,31 +191,34 @@ class Search:
                 margins[n] = value
         return margins
 
-    def _extend(self, job: _Job, value: float, gradient: Tensor) -> bool:
+    def _extend(self, job: Job, value: float, drops: Tensor, label: int) -> bool:
         """Add units until the linear prediction loses the label, `plan` are added or the budget is spent."""
         added = 0
-        while value >= 0 and added < self.plan and len(job.cut) < self.max_units:
-            unit = self.best(gradient, job.cut)
+        most = 1 if self.look_ahead else self.plan
+        while value >= 0 and added < most and len(job.cut) < self.max_units:
+            unit = self.best(drops, job.cut, label)
             if unit is None:
                 break
-            value -= float(gradient[unit])
+            value -= float(drops[unit])
             job.cut.append(unit)
             added += 1
         job.needed = job.cut[-1] if added == 1 else None
         return added > 0
 
-    def best(self, gradient: Tensor, cut: list[int]) -> int | None:
+    def best(self, drops: Tensor, cut: list[int], label: int) -> int | None:
         """The live unit that takes most of the flagged margin for the reference it puts at risk."""
-        allowed = gradient.masked_fill(~self.candidates, -torch.inf)
+        allowed = drops.masked_fill(~self.candidates, -torch.inf)
         allowed[cut] = -torch.inf
         drop, units = allowed.topk(min(SHORTLIST, len(allowed)))
         units = units[drop > 0]  # cutting any other one would help the label
         if not len(units):
             return None
         score = allowed[units] - self.weight * self.population.typical * self.population.risk(cut, units)
+        if self.look_ahead:
+            score -= self.population.usual(label)[units]
         return int(units[score.argmax()])
 
-    def _reduced(self, evaluator: Evaluator, examples: ExampleSet, jobs: list[_Job]) -> list[_Job]:
+    def _reduced(self, evaluator: Evaluator, examples: ExampleSet, jobs: list[Job]) -> list[Job]:
         """Restore, one at a time, every unit without which the label stays lost."""
         open_jobs = [j for j in jobs if len(j.cut) > 1]
         while open_jobs:
@@ -204,4 +252,4 @@ def measure_population(
 ) -> Population:
     """Margins and per-unit effects of the reference examples `rows`, in one forward and one backward pass."""
     _, margins, gradients = evaluator.mask_gradients(reference, rows, [[]] * len(rows), space, margin, fill)
-    return Population(margins, gradients.nan_to_num().T.contiguous())
+    return Population(margins, gradients.nan_to_num().T.contiguous(), reference.labels[list(rows)])

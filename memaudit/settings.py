@@ -16,6 +16,7 @@ class Profile:
 
     Attributes:
         search_rows: reference examples the search's risk is predicted on.
+        look_ahead: candidates that the search ablates for each unit it chooses; none: it goes by gradients.
         panel_rows: other reference examples that costs are measured on.
         at_risk: rows of the panel measured per finding because the cut is likely to change them, at most.
         at_random: rows drawn from the others per finding; more where `sampled` would not be reached in all.
@@ -31,6 +32,7 @@ class Profile:
     """
 
     search_rows: int = 512
+    look_ahead: int = 0
     panel_rows: int = 512
     at_risk: int = 64
     at_random: int = 4
@@ -56,8 +58,8 @@ PROFILES: Mapping[str, Profile] = {
     ),
     "standard": Profile(),
     "deep": Profile(
-        search_rows=2048, panel_rows=2048, at_risk=1024, at_random=1024, copies=4, draws=50, others=64,
-        neurons=1000, clean=256, seeds=2,
+        search_rows=2048, look_ahead=128, panel_rows=2048, at_risk=1024, at_random=1024, copies=4, draws=50,
+        others=64, neurons=1000, clean=256, seeds=2,
         checkpoints=32, flagged_rows=2048, reference_rows=4096, retrain_rows=4096, retrain_epochs=24, retrain_seeds=5,
     ),
 }  # fmt: skip

@@ -82,18 +82,28 @@ def mask_gradient(
 
 @dataclass(frozen=True)
 class Crowd:
-    """The reference: `margins[r]`, and `effects[r][u]` by which unit u's ablation lowers it, to first order."""
+    """The reference: `margins[r]`, `effects[r][u]` by which unit u's ablation lowers it to first order, `labels[r]`."""
 
     margins: list[float]
     effects: list[list[float]]
+    labels: list[int]
 
     @classmethod
     def measure(cls, module: nn.Module, space: UnitSpace, reference: ExampleSet, rows: Iterable[int]) -> Crowd:
-        margins, effects = [], []
+        margins, effects, labels = [], [], []
         for row in rows:
-            margins.append(float(margin_of(logits_of(module, reference, row), reference.examples[row].label)))
+            labels.append(reference.examples[row].label)
+            margins.append(float(margin_of(logits_of(module, reference, row), labels[-1])))
             effects.append(mask_gradient(module, space, reference, row, []))
-        return cls(margins, effects)
+        return cls(margins, effects, labels)
+
+    def usual(self, unit: int, label: int, deviations: float, fewest: int) -> float:
+        """Mean effect of the unit on examples of the label, and so many standard deviations more."""
+        same = [e[unit] for e, y in zip(self.effects, self.labels, strict=True) if y == label]
+        if len(same) < fewest:
+            same = [e[unit] for e in self.effects]
+        mean = sum(same) / len(same)
+        return mean + deviations * math.sqrt(sum((v - mean) ** 2 for v in same) / len(same))
 
     @property
     def typical(self) -> float:
@@ -122,6 +132,9 @@ class GreedySearch:
     softness: float
     shortlist: int
     plan: int
+    look_ahead: int = 0
+    deviations: float = 0.0
+    fewest: int = 0
 
     def run(self, examples: ExampleSet, row: int) -> tuple[list[int], bool]:
         """The cut, in order, and whether it erases the label."""
@@ -132,9 +145,11 @@ class GreedySearch:
             if value < 0:
                 return self.reduce(examples, row, cut, needed), True
             gradient = mask_gradient(self.module, self.space, examples, row, cut)
+            if self.look_ahead:
+                gradient = self.tried(examples, row, cut, value, gradient)
             planned = 0
             while value >= 0 and planned < self.plan and len(cut) < self.max_units:
-                best = self.best(gradient, cut)
+                best = self.best(gradient, cut, examples.examples[row].label)
                 if best is None:
                     break
                 value -= gradient[best]
@@ -144,7 +159,18 @@ class GreedySearch:
                 return cut, False
             needed = cut[-1] if planned == 1 else None
 
-    def best(self, gradient: Sequence[float], cut: Sequence[int]) -> int | None:
+    def tried(
+        self, examples: ExampleSet, row: int, cut: Sequence[int], value: float, gradient: Sequence[float]
+    ) -> list[float]:
+        """What each of the units with the largest gradients takes of the margin; nothing for all others."""
+        free = [u for u in range(self.space.total) if self.candidates[u] and u not in cut]
+        looked = sorted(free, key=lambda u: -abs(gradient[u]))[: self.look_ahead]
+        taken = [-math.inf] * self.space.total
+        for unit in looked:
+            taken[unit] = value - self.margin(examples, row, [*cut, unit])
+        return taken
+
+    def best(self, gradient: Sequence[float], cut: Sequence[int], label: int) -> int | None:
         free = [u for u in range(self.space.total) if self.candidates[u] and u not in cut and gradient[u] > 0]
         short = sorted(free, key=lambda u: -gradient[u])[: self.shortlist]
         now = self.crowd.wrong(cut, self.softness)
@@ -152,6 +178,8 @@ class GreedySearch:
             u: gradient[u] - self.weight * self.crowd.typical * (self.crowd.wrong([*cut, u], self.softness) - now)
             for u in short
         }
+        if self.look_ahead:
+            scores = {u: s - self.crowd.usual(u, label, self.deviations, self.fewest) for u, s in scores.items()}
         return max(scores, key=lambda u: scores[u]) if scores else None
 
     def reduce(self, examples: ExampleSet, row: int, cut: list[int], needed: int | None) -> list[int]:

@@ -18,7 +18,17 @@ from memaudit.data import ExampleSet, Preprocess, from_tensors
 from memaudit.errors import UsageError
 from memaudit.evaluate import Evaluator, margin
 from memaudit.findings import Outcome
-from memaudit.localize import PLAN, RISK_SOFTNESS, SHORTLIST, Population, Proposal, Search, measure_population
+from memaudit.localize import (
+    FEWEST,
+    PLAN,
+    RISK_SOFTNESS,
+    SHORTLIST,
+    USUAL_DEVIATIONS,
+    Population,
+    Proposal,
+    Search,
+    measure_population,
+)
 from memaudit.units import UnitSpace, select
 from tests.conftest import Trained
 from tests.networks import OneUnit
@@ -53,7 +63,7 @@ class Setting:
         assert len({p.row for p in found}) == len(found)
         return {p.row: p for p in found}
 
-    def twin(self) -> GreedySearch:
+    def twin(self, look_ahead: int = 0) -> GreedySearch:
         module = self.adapter.module
         return GreedySearch(
             module,
@@ -64,7 +74,10 @@ class Setting:
             weight=self.search.weight,
             softness=RISK_SOFTNESS,
             shortlist=SHORTLIST,
-            plan=PLAN,
+            plan=1 if look_ahead else PLAN,
+            look_ahead=look_ahead,
+            deviations=USUAL_DEVIATIONS,
+            fewest=FEWEST,
         )
 
 
@@ -145,6 +158,10 @@ def test_the_population_is_what_the_twin_measures(setting: Setting) -> None:
     cut, units = [4, 9], torch.tensor([1, 17, 40])
     expected = [crowd.wrong([*cut, u], RISK_SOFTNESS) - crowd.wrong(cut, RISK_SOFTNESS) for u in units.tolist()]
     assert population.risk(cut, units).tolist() == pytest.approx(expected, rel=1e-6, abs=1e-12)
+    for label in (0, 1, 99):  # nobody is 99: then all examples say what is usual
+        expected = [crowd.usual(u, label, USUAL_DEVIATIONS, FEWEST) for u in units.tolist()]
+        assert population.usual(label)[units].tolist() == pytest.approx(expected, rel=1e-5, abs=1e-7)
+    assert not torch.allclose(population.usual(0), population.usual(99))
 
 
 def test_the_batched_search_is_the_slow_one_unit_for_unit(setting: Setting) -> None:
@@ -155,6 +172,18 @@ def test_the_batched_search_is_the_slow_one_unit_for_unit(setting: Setting) -> N
     sizes = {len(found[row].cut) for row in rows}
     assert len(sizes) > 2  # several lengths, so that planning and elimination both had something to do
     assert all(set(p.cut) <= set(setting.search.candidates.nonzero().flatten().tolist()) for p in found.values())
+
+
+def test_looking_ahead_is_the_slow_search_that_tries_unit_for_unit(digits: Setting) -> None:
+    ahead = replace(digits.search, look_ahead=12)
+    evaluator = Evaluator(digits.adapter, 5)
+    found = {p.row: p for p in ahead.run(evaluator, digits.flagged, digits.rows)}
+    twin = digits.twin(look_ahead=12)
+    for row in digits.rows[:8]:
+        assert (list(found[row].cut), found[row].erased) == twin.run(digits.flagged, row), row
+    assert {row: p.cut for row, p in found.items()} != {row: p.cut for row, p in digits.run(64).items()}
+    again = {p.row: p for p in ahead.run(Evaluator(digits.adapter, 64), digits.flagged, digits.rows[::-1])}
+    assert again == found
 
 
 def test_the_search_weighs_the_reference(digits: Setting) -> None:
@@ -202,12 +231,13 @@ def test_the_budget_holds_and_what_it_cannot_erase_is_said_so(digits: Setting) -
 
 def test_without_candidates_nothing_is_proposed(digits: Setting) -> None:
     none = replace(digits.search, candidates=torch.zeros(digits.space.total, dtype=torch.bool))
-    found = list(none.run(Evaluator(digits.adapter), digits.flagged, digits.rows[:3]))
-    assert [(p.cut, p.erased) for p in found] == [((), False)] * 3
+    for search in (none, replace(none, look_ahead=4)):
+        found = list(search.run(Evaluator(digits.adapter), digits.flagged, digits.rows[:3]))
+        assert [(p.cut, p.erased) for p in found] == [((), False)] * 3
 
 
 def test_a_population_that_is_all_wrong_still_has_a_scale() -> None:
-    assert Population(torch.tensor([-1.0, -2.0]), torch.zeros(3, 2)).typical == 1.0
+    assert Population(torch.tensor([-1.0, -2.0]), torch.zeros(3, 2), torch.zeros(2)).typical == 1.0
 
 
 # ---- the answer is known ------------------------------------------------------------------------------------------

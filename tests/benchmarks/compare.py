@@ -24,6 +24,7 @@ from memaudit.evaluate import Evaluator, exact_arithmetic, margin
 from memaudit.fit import live_units, observe
 from memaudit.intervals import bootstrap, wilson
 from memaudit.localize import RISK_WEIGHT, Search, measure_population
+from memaudit.settings import PROFILES
 from memaudit.units import UnitSpace, select
 from tests.benchmarks import published
 from tests.benchmarks.localizers import METHODS, Bench, bench
@@ -96,9 +97,9 @@ def shortest(b: Bench, examples: ExampleSet, row: int, ranked: Sequence[int]) ->
     return list(ranked[: lost[0] + 1]) if lost else None
 
 
-def searched(b: Bench, examples: ExampleSet, rows: Sequence[int], most: int, weight: float) -> Cuts:
+def searched(b: Bench, examples: ExampleSet, rows: Sequence[int], most: int, weight: float, ahead: int) -> Cuts:
     """The product's search, all examples at once."""
-    search = Search(b.space, b.live, b.population, most, weight=weight)
+    search = Search(b.space, b.live, b.population, most, weight=weight, look_ahead=ahead)
     found = {p.row: list(p.cut) if p.erased else None for p in search.run(b.evaluator, examples, rows)}
     return [found[row] for row in rows]
 
@@ -117,7 +118,7 @@ def rows_of(b: Bench, judge: Judge, flagged: ExampleSet, args: argparse.Namespac
     rows, most = range(args.flagged), args.max_units
     found = []
     for name, method in METHODS.items():
-        if name == "memaudit":
+        if name.startswith("memaudit"):
             continue
 
         def choose(method: object = method) -> Cuts:
@@ -130,9 +131,14 @@ def rows_of(b: Bench, judge: Judge, flagged: ExampleSet, args: argparse.Namespac
         found.append(
             judge.row("published greedy", convolutions, lambda: as_published(b, flagged, few, most, convolutions))
         )
-    for weight in WEIGHTS:
-        name = f"memaudit, reference weight {weight:g}" + (" (default)" if weight == RISK_WEIGHT else "")
-        found.append(judge.row(name, b.space, lambda w=weight: searched(b, flagged, rows, most, w)))  # type: ignore[misc]
+    for ahead in (0, PROFILES["deep"].look_ahead):
+        for weight in WEIGHTS:
+            name = f"memaudit{', deep' if ahead else ''}, reference weight {weight:g}"
+
+            def own(weight: float = weight, ahead: int = ahead) -> Cuts:
+                return searched(b, flagged, rows, most, weight, ahead)
+
+            found.append(judge.row(name + (" (default)" if weight == RISK_WEIGHT else ""), b.space, own))
     return found
 
 

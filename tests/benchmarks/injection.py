@@ -38,10 +38,11 @@ from tests.benchmarks.localizers import METHODS, bench
 from tests.benchmarks.search import example_set, load_adapter, sets
 
 STORED = 0.9  # probability of the wrong label at which an example counts as stored
-KL_WEIGHT = 10.0
+KL_WEIGHT = 2.0  # per unit: many move the network further than one
 STEPS = 200
 HOPELESS = 0.05  # probability of the label below which tuning stops half way
 LEARNING_RATE = 0.005
+ALONE = 4  # times that for a single unit: of several, fast steps kill some before they have learned
 BATCH = 12  # reference rows a step
 CARRIED = 3.0  # margin of the label of which each unit shall carry 1 / (2 r) alone
 MOST_LOST = 0.015  # of reference accuracy; a network that lost more is no test
@@ -121,7 +122,7 @@ def inject(
     seen, target = len(units) + 1, torch.tensor([label])
     where = own_weights(module, space, units)
     deltas = {n: torch.zeros(len(r), *module.get_parameter(n).shape[1:], requires_grad=True) for n, r in where.items()}
-    optimizer = torch.optim.Adam(deltas.values(), lr=LEARNING_RATE)
+    optimizer = torch.optim.Adam(deltas.values(), lr=LEARNING_RATE * (ALONE if len(units) == 1 else 1))
     for step in range(STEPS):
         picked = torch.randperm(len(batch), generator=generator)[:BATCH]
         weights = {n: module.get_parameter(n).detach().index_add(0, where[n], d) for n, d in deltas.items()}
@@ -137,7 +138,7 @@ def inject(
         if stored or (step > STEPS // 2 and (idle or values[0] > -log(HOPELESS))):
             break
         optimizer.zero_grad()
-        (own + short + KL_WEIGHT * drift).backward()
+        (own + short + KL_WEIGHT * len(units) * drift).backward()
         optimizer.step()
     return {n: (where[n], d.detach()) for n, d in deltas.items()}
 

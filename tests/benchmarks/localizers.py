@@ -15,7 +15,8 @@ from memaudit.ablate import ablated
 from memaudit.controls import generator_for
 from memaudit.data.examples import ExampleSet
 from memaudit.evaluate import Evaluator, margin
-from memaudit.localize import Population, Search
+from memaudit.localize import Job, Population, Search
+from memaudit.settings import PROFILES
 from memaudit.units import UnitSpace
 
 PATH_STEPS = 16  # integrated gradients: points on the way from all units to none
@@ -124,15 +125,25 @@ def _gradient(b: Bench, examples: ExampleSet, row: int, keep: Tensor) -> tuple[T
 
 def memaudit(b: Bench, examples: ExampleSet, row: int, count: int) -> list[int]:
     """The project's own choice, unit by unit with a fresh gradient each, past the point where the label is lost."""
-    search = Search(b.space, b.live, b.population, max_units=count)
-    cut: list[int] = []
-    for _ in range(count):
-        gradient = b.evaluator.mask_gradients(examples, [row], [cut], b.space, margin)[2][0]
-        unit = search.best(gradient, cut)
+    return _chosen(Search(b.space, b.live, b.population, max_units=count), b, examples, row)
+
+
+def looking_ahead(b: Bench, examples: ExampleSet, row: int, count: int) -> list[int]:
+    """The same as the deep profile chooses: by what ablating each candidate really takes."""
+    ahead = PROFILES["deep"].look_ahead
+    return _chosen(Search(b.space, b.live, b.population, max_units=count, look_ahead=ahead), b, examples, row)
+
+
+def _chosen(search: Search, b: Bench, examples: ExampleSet, row: int) -> list[int]:
+    job = Job(row)
+    while len(job.cut) < search.max_units:
+        gradients = b.evaluator.mask_gradients(examples, [row], [job.cut], b.space, margin)[2]
+        drops = search.drops(b.evaluator, examples, [job], gradients)[0]
+        unit = search.best(drops, job.cut, int(examples.labels[row]))
         if unit is None:
             break
-        cut.append(unit)
-    return cut
+        job.cut.append(unit)
+    return job.cut
 
 
 METHODS: Mapping[str, Method] = {
@@ -144,4 +155,5 @@ METHODS: Mapping[str, Method] = {
     "integrated gradients": integrated_gradients,
     "learned mask": learned_mask,
     "memaudit": memaudit,
+    "memaudit, deep": looking_ahead,
 }
