@@ -91,20 +91,27 @@ def make(folder: Path, seed: int = 0, tick: Callable[[int], None] = lambda _: No
     return Demo(folder, len(changed_rows), len(train_rows), reached.changed, reached.test)
 
 
-def compare(folder: Path, seed: int = 0) -> tuple[Scores, Scores]:
-    """The tied model of `make` with each example's own memorizing units on, and with all of them dropped.
+def compare(folder: Path, seed: int = 0, tick: Callable[[int], None] = lambda _: None) -> dict[str, Scores]:
+    """The tied model of `make` with its memorizing units on and dropped, and the same network trained without them.
 
     Writes `dropped.safetensors`: weights of the plain network, without the dropout and what it memorized.
+
+    Args:
+        tick: called after each epoch of that training.
     """
     from safetensors.torch import load_file, save_file
 
     images, labels, changed, given, test = split(seed)
     x, y, truth = torch.from_numpy(images[:, None]).float() / 255, torch.from_numpy(given), torch.from_numpy(labels)
-    model = add_tied_dropout(build(), seed=seed)
-    model.load_state_dict(load_file(folder / "model.safetensors"))
-    plain = strip_tied_dropout(model, "drop")
-    save_file(dict(plain.state_dict()), folder / "dropped.safetensors")
-    return score(model, x, y, truth, changed, test), score(plain, x, y, truth, changed, test)
+    tied = add_tied_dropout(build(), seed=seed)
+    tied.load_state_dict(load_file(folder / "model.safetensors"))
+    dropped = strip_tied_dropout(tied, "drop")
+    save_file(dict(dropped.state_dict()), folder / "dropped.safetensors")
+    torch.manual_seed(seed)
+    without = build()
+    train(without, x, y, np.setdiff1d(np.arange(len(labels)), test), seed, lambda _: tick(1))
+    models = {"without tied dropout": without, "each its own units": tied, "units dropped": dropped}
+    return {name: score(model, x, y, truth, changed, test) for name, model in models.items()}
 
 
 @torch.no_grad()

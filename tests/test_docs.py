@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 import typer.main
+from safetensors.torch import load_file
 
 from memaudit.adapters.base import Adapter
 from memaudit.auditor import ATYPICAL_P, RANDOM_BUDGET, REFERENCE_BUDGET
@@ -24,6 +25,7 @@ from memaudit.data import Preprocess
 from memaudit.errors import ExitCode
 from tests.cli_support import NETWORK, command, write_work
 from tests.conftest import Trained
+from tests.networks import DigitsNet
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "README.md"
@@ -185,6 +187,19 @@ def test_the_library_example_runs(trained: Trained, tmp_path: Path, monkeypatch:
     exec(compile(code, "README.md", "exec"), {})
     assert len(capsys.readouterr().out.splitlines()) == 12
     assert (tmp_path / "report.html").exists()
+
+
+def test_the_tied_dropout_example_runs(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = DigitsNet()
+    batch = (torch.arange(4), torch.rand(4, 1, 8, 8), torch.arange(4))
+    names: dict[str, Any] = {
+        "model": model, "loader": [batch], "epochs": 1, "criterion": torch.nn.CrossEntropyLoss(),
+        "optimizer": torch.optim.SGD(model.parameters(), 0.1),
+    }  # fmt: skip
+    exec(compile(after("tied"), "README.md", "exec"), names)
+    assert set(load_file("tied.safetensors")) > set(load_file("dropped.safetensors"))
+    DigitsNet().load_state_dict(load_file("dropped.safetensors"))
 
 
 def test_the_factory_builds_a_network_with_units() -> None:

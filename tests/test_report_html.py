@@ -41,6 +41,13 @@ def test_pictures_are_allowed_only_where_there_are_some() -> None:
     assert "img-src" not in page_of(sample)
 
 
+def test_a_picture_of_any_size_is_shown_whole() -> None:
+    sample = samples.small()
+    picture = PNG + bytes(9000)
+    page = report.render(sample, ".html", {sample.findings[0].example.id: picture})
+    assert f'src="data:image/png;base64,{base64.b64encode(picture).decode()}"' in page
+
+
 def test_templates_trust_no_value() -> None:
     for name in html._environment().list_templates(["jinja"]):
         source, _, _ = html._environment().loader.get_source(html._environment(), name)  # type: ignore[union-attr]

@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 import random
+import shutil
 from collections.abc import Callable
 
 import numpy as np
@@ -196,6 +197,24 @@ def test_compiled_masks_are_the_same(backend: str) -> None:
         with example_ids(ids + 1):
             assert torch.allclose(model(x), other, atol=1e-6)
     assert not torch.allclose(other, expected)
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="inductor needs a C++ compiler")
+def test_inductor_makes_one_graph_for_all_ids() -> None:
+    torch.manual_seed(0)
+    layer = ExampleTiedDropout(24, 0.25, 0.3, seed=5)
+    model = nn.Sequential(nn.Linear(6, 24), layer)
+    x, ids = torch.rand(len(IDS), 6), torch.tensor(IDS)
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="inductor", fullgraph=True)
+    with torch.no_grad(), example_ids(ids):
+        compiled(x)
+    with torch.no_grad(), torch.compiler.set_stance("fail_on_recompile"):
+        for batch in (ids, ids.flip(0), ids * 3 + 1):
+            with example_ids(batch):
+                got, expected = compiled(x), model(x)
+            assert torch.equal(got != 0, layer.mask(batch))
+            assert torch.allclose(got, expected, atol=1e-6)
 
 
 def test_saved_and_loaded_masks_are_the_same(tmp_path) -> None:  # type: ignore[no-untyped-def]

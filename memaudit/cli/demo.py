@@ -49,15 +49,18 @@ def demo(
     if code == ExitCode.POLICY:
         typer.echo("In CI the gate would fail here: this model was trained to memorize, and no policy allows that.")
     if tied_dropout:
-        own, dropped = maker.compare(folder, seed)
-        for line in _table([("own units on", own), ("dropped", dropped)]):
+        with Stages(quiet) as progress:
+            progress.stage("compare", maker.EPOCHS)
+            scores = maker.compare(folder, seed, progress.advance)
+        typer.echo("Dropped, and compared with the same network trained without example-tied dropout:\n")
+        for line in _table(scores):
             typer.echo(line)
-        typer.echo(f"wrote {folder / 'dropped.safetensors'}: the plain network with its memorizing units at zero")
+        typer.echo(f"\nwrote {folder / 'dropped.safetensors'}: the plain network with its memorizing units at zero")
     typer.echo(f"Open {folder / 'report' / 'report.html'}")
     return int(ExitCode.OK)
 
 
-def _table(rows: list[tuple[str, Scores]]) -> list[str]:
-    """What the memorizing units do, in three columns."""
-    head = f"{'':<14}{'changed label':>14}{'true label':>12}{'test':>8}"
-    return [head, *(f"{name:<14}{s.changed:>14.1%}{s.true:>12.1%}{s.test:>8.1%}" for name, s in rows)]
+def _table(scores: dict[str, Scores]) -> list[str]:
+    """Who predicts the changed labels and the true ones of the same digits, and the test accuracy."""
+    head = f"{'':<22}{'changed label':>14}{'true label':>12}{'test':>8}"
+    return [head, *(f"{name:<22}{s.changed:>14.1%}{s.true:>12.1%}{s.test:>8.1%}" for name, s in scores.items())]

@@ -55,7 +55,7 @@ def render(report: Report, thumbnails: Mapping[str, bytes] | None = None) -> str
     return _page(report, pictures, len(thumbnails) - len(pictures))
 
 
-def _page(report: Report, pictures: Mapping[str, str], left_out: int) -> str:
+def _page(report: Report, pictures: Mapping[str, Markup], left_out: int) -> str:
     style, script = _own("page.css"), _own("page.js")
     neurons = neuron_rows(report, MAX_NEURONS)
     layers = layer_rows(report)
@@ -173,9 +173,11 @@ def _inline_json(report: Report) -> Markup:
     return Markup(text)  # noqa: S704
 
 
-def _data_urls(report: Report, thumbnails: Mapping[str, bytes], room: int) -> dict[str, str]:
+def _data_urls(report: Report, thumbnails: Mapping[str, bytes], room: int) -> dict[str, Markup]:
     """`data:` URLs by example id, in the report's order until `room` bytes are spent."""
-    urls: dict[str, str] = {}
+    from markupsafe import Markup
+
+    urls: dict[str, Markup] = {}
     for example in (finding.example for finding in report.findings):
         picture = thumbnails.get(example.id, b"")
         if not picture.startswith(_PNG) or example.id in urls:
@@ -184,7 +186,7 @@ def _data_urls(report: Report, thumbnails: Mapping[str, bytes], room: int) -> di
         room -= len(url) + TAG_COST
         if room < 0:
             break
-        urls[example.id] = url
+        urls[example.id] = Markup(url)  # noqa: S704
     return urls
 
 

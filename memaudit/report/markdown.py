@@ -35,7 +35,6 @@ def render(report: Report) -> str:
         *story.beside(report),
         _examples(report),
         _neurons(report),
-        _known(report),
         _erasure(report),
         _over_time(report),
         "## What this does not show",
@@ -44,11 +43,6 @@ def render(report: Report) -> str:
         _provenance(report),
     ]
     return "\n\n".join(block for block in blocks if block) + "\n"
-
-
-def _known(report: Report) -> str:
-    text = story.known(report)
-    return f"## Known memorizing units\n\n{text}" if text else ""
 
 
 def _erasure(report: Report) -> str:

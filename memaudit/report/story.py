@@ -261,8 +261,9 @@ def matched(report: Report) -> str:
 
 
 def beside(report: Report) -> list[str]:
-    """What stands beside the figures, a sentence each: clean examples, true labels, other seeds, and what it cost."""
-    return [s for s in (matched(report), _true_labels(report), _stability(report), _effort(report)) if s]
+    """What stands beside the figures: clean examples, true labels, known units, other seeds, and what it cost."""
+    found = (matched(report), _true_labels(report), known(report), _stability(report), _effort(report))
+    return [text for text in found if text]
 
 
 def _true_labels(report: Report) -> str:

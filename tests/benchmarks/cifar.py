@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from memaudit import add_tied_dropout, example_ids
-from memaudit.tied_dropout import set_mode
 from tests.networks import ResNet9
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)
@@ -68,17 +67,6 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor, device: str) -> float:
         (model(x[i : i + 500].to(device)).argmax(1).cpu() == y[i : i + 500]).sum().item() for i in range(0, len(x), 500)
     )
     return right / len(x)
-
-
-@torch.no_grad()
-def own_units(model: nn.Module, x: Tensor, y: Tensor, rows: np.ndarray, device: str) -> float:
-    """Accuracy on `rows`, each with its own memorization units on."""
-    model.eval()
-    right = 0
-    for part in torch.split(torch.from_numpy(rows), 500):
-        with example_ids(part):
-            right += int((model(x[part].to(device)).argmax(1).cpu() == y[part]).sum())
-    return right / len(rows)
 
 
 def train(
@@ -155,21 +143,13 @@ def main() -> None:
     )
     clean = np.setdiff1d(np.arange(len(x)), rows)
     test_x, test_y = normalise(test_images), torch.from_numpy(test_labels)
-
-    def measure() -> dict[str, float]:
-        return {
-            "train": accuracy(model, x, y, args.device),
-            "changed_fitted": accuracy(model, x[rows], y[rows], args.device),
-            "changed_true": accuracy(model, x[rows], truth[rows], args.device),
-            "clean_train": accuracy(model, x[clean], truth[clean], args.device),
-            "test": accuracy(model, test_x, test_y, args.device),
-        }
-
-    facts: dict[str, object] = dict(measure())
-    if args.tied:
-        with set_mode(model, "drop"):
-            facts["drop"] = measure()
-        facts["own_units_changed_fitted"] = own_units(model, x, y, rows, args.device)
+    facts = {
+        "train": accuracy(model, x, y, args.device),
+        "changed_fitted": accuracy(model, x[rows], y[rows], args.device),
+        "changed_true": accuracy(model, x[rows], truth[rows], args.device),
+        "clean_train": accuracy(model, x[clean], truth[clean], args.device),
+        "test": accuracy(model, test_x, test_y, args.device),
+    }
     print(json.dumps(facts))
     (args.out / "facts.json").write_text(json.dumps(facts))
 

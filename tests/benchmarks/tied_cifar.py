@@ -1,0 +1,134 @@
+"""Example-tied dropout on CIFAR-10: changed labels fitted, then dropped, beside the same network without it.
+
+    python -m tests.benchmarks.cifar --data DIR --out STANDARD
+    python -m tests.benchmarks.cifar --data DIR --out TIED --tied 'layer2*,layer3*'
+    python -m tests.benchmarks.tied_cifar --data DIR --standard STANDARD --tied TIED
+        [--out reports/benchmarks/tied-cifar10.md]
+
+Both trainings take the same images, labels, epochs and learning rates; the last checkpoint of each is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from memaudit import example_ids, strip_tied_dropout
+from memaudit.errors import UsageError
+from memaudit.tied_dropout import layers_of, restore, split_rules
+from tests.benchmarks.cifar import accuracy, build, change_labels, load, normalise
+
+Row = tuple[str, float, float | None, float, float]
+# Maini et al. 2023, section 5: all 50,000 images, the full-size network.
+PUBLISHED: list[Row] = [
+    ("published: example-tied dropout, own units on", 0.99, None, 0.999, 0.793),
+    ("published: the same, memorizing units dropped", 0.03, None, 0.908, 0.827),
+]
+
+
+class Data:
+    """Training images with their given and true labels, and test images."""
+
+    def __init__(self, folder: Path, images: int, share: float) -> None:
+        pixels, labels = load(folder / "cifar10-train.npz", images)
+        given, self.changed = change_labels(labels, share, seed=0)
+        self.clean = np.setdiff1d(np.arange(images), self.changed)
+        self.x, self.given, self.truth = normalise(pixels), torch.from_numpy(given), torch.from_numpy(labels)
+        test, test_labels = load(folder / "cifar10-test.npz", 5000)
+        self.test, self.test_labels = normalise(test), torch.from_numpy(test_labels)
+
+
+def last(folder: Path, width: int) -> tuple[nn.Module, int]:
+    """The network of the folder's last checkpoint, and the epochs it was trained for."""
+    path = sorted(folder.glob("epoch-*.safetensors"))[-1]
+    tensors, rules = split_rules(load_file(path))
+    model = build("resnet9", width)
+    model.load_state_dict(tensors)
+    restore(model, rules)
+    with safe_open(path, "pt") as file:
+        return model.eval(), int(file.metadata()["epoch"])
+
+
+@torch.no_grad()
+def predictions(model: nn.Module, data: Data, rows: np.ndarray) -> Tensor:
+    """Of training images, each with its own memorizing units on."""
+    said = []
+    for part in torch.split(torch.from_numpy(rows), 500):
+        with example_ids(part):
+            said.append(model(data.x[part]).argmax(1))
+    return torch.cat(said)
+
+
+def measure(name: str, model: nn.Module, data: Data) -> Row:
+    changed, clean = predictions(model, data, data.changed), predictions(model, data, data.clean)
+
+    def share(said: Tensor, labels: Tensor) -> float:
+        return float((said == labels).float().mean())
+
+    return (
+        name,
+        share(changed, data.given[data.changed]),
+        share(changed, data.truth[data.changed]),
+        share(clean, data.truth[data.clean]),
+        accuracy(model, data.test, data.test_labels, "cpu"),
+    )
+
+
+def table(rows: list[Row], setting: str) -> str:
+    def cell(value: float | None) -> str:
+        return "–" if value is None else f"{value:.3f}"
+
+    lines = [
+        "# Example-tied dropout on CIFAR-10",
+        "",
+        f"{setting} torch {torch.__version__}, CPU. Written by `python -m tests.benchmarks.tied_cifar`.",
+        "",
+        "| variant | changed label | true label of the changed | clean training images | test accuracy |",
+        "|---|---|---|---|---|",
+        *(f"| {name} | {' | '.join(map(cell, values))} |" for name, *values in rows),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--standard", type=Path, required=True)
+    parser.add_argument("--tied", type=Path, required=True)
+    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--width", type=int, default=32)
+    parser.add_argument("--share", type=float, default=0.1)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    (standard, epochs), (tied, tied_epochs) = last(args.standard, args.width), last(args.tied, args.width)
+    if epochs != tied_epochs:
+        raise UsageError(f"{args.standard} was trained for {epochs} epochs, {args.tied} for {tied_epochs}")
+    data = Data(args.data, args.images, args.share)
+    rows = [
+        measure("no dropout", standard, data),
+        measure("example-tied dropout, own units on", tied, data),
+        measure("the same, memorizing units dropped", strip_tied_dropout(tied, "drop"), data),
+    ]
+    layers = layers_of(tied)
+    first = next(iter(layers.values()))
+    text = table(
+        rows + PUBLISHED,
+        f"{args.images:,} training images, {args.share:.0%} of their labels changed, 5,000 test images; ResNet-9 of "
+        f"width {args.width}, {epochs} epochs, both trained alike, one seed. Tied: {', '.join(layers)}; `p_gen` "
+        f"{int(first.rule[2]) / first.channels:.2g}, `p_mem` {first.p_mem:.2g}. Test images have no units of their "
+        "own: with own units on, theirs are at their expected value.",
+    )
+    print(text)
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
