@@ -178,7 +178,7 @@ def table(rows: list[Row]) -> str:
             f"torch {torch.__version__}. {len(good)} of {len(rows)} can be audited."
         ),
         "",
-        f"Gap: largest difference between masked and weight-edited logits over {PROVEN} sites of a kind, of the largest logit.",
+        f"Gap: largest difference of masked and edited logits over {PROVEN} sites of a kind, of the largest logit.",
         "Erased: of four random images, how many lose the model's own prediction within 10 units.",
         "",
         "| family | model | parameters | input | units | gap | erased | note |",

@@ -1,11 +1,12 @@
 """Known answers: a wrong label stored in r chosen units of a trained network, and who finds those units again.
 
     python -m tests.benchmarks.injection --data DIR --series DIR [--network resnet9|vit] [--cases 50] [--store DIR]
+        [--out FILE.md]
 
 After the injection benchmark (INJ) of Chang et al. 2024 (Do Localization Methods Actually Localize Memorized Data in
 LLMs?): only the weights of r randomly chosen live units are tuned, until a held-out image takes a wrong label; a KL
 term on reference data keeps what the network does elsewhere. A localizer is scored by its recall: how many of the r
-units are among the first r it names. `--store` keeps the tuned weights, so that a second run only searches.
+units are among the first r it names. `--store` keeps the tuned weights and what was found, so that a run can go on.
 """
 
 from __future__ import annotations
@@ -258,7 +259,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--share", type=float, default=0.1)
     parser.add_argument("--cases", type=int, default=50)
-    parser.add_argument("--store", type=Path)
+    parser.add_argument("--store", type=Path, help="folder of tuned weights and recalls, so that a run can go on")
+    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     if args.store is not None:
         args.store.mkdir(parents=True, exist_ok=True)
@@ -266,18 +268,57 @@ def main() -> None:
     pixels, labels = load(args.data / "cifar10-test.npz", 1000)
     held_out = example_set(pixels, labels, "test")
     evaluator = Evaluator(load_adapter(args.series, args.network, args.width, "cpu"), 128)
-    result: dict[str, object] = {"network": args.network, "cases": args.cases}
     with exact_arithmetic():
         ground = Ground.of(evaluator, reference, held_out)
-        for size in SIZES:
+        scores: dict[int, list[dict[str, float]]] = {}
+        for size in sorted(SIZES, reverse=True):
             cases = stored(ground, size, args.cases, args.store)
-            scores = [recall(ground, case) for case in cases]
-            for name in METHODS:
-                values = [s[name] for s in scores]
-                low, high = bootstrap(values, 0)
-                result[f"{name}, r = {size}"] = [round(v, 3) for v in (mean(values), low, high)]
-                print(f"{name:24s} r = {size}  {mean(values):.2f} ({low:.2f} to {high:.2f})", flush=True)
-    print(json.dumps(result))
+            scores[size] = [remembered(ground, case, args.store) for case in cases]
+            print(size, {name: round(mean(s[name] for s in scores[size]), 3) for name in METHODS}, file=sys.stderr)
+    text = table(scores, args)
+    print(text)
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(text, encoding="utf-8")
+        args.out.with_suffix(".json").write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
+
+
+def remembered(ground: Ground, case: Injection, store: Path | None) -> dict[str, float]:
+    """The case's recalls, kept beside it."""
+    if store is None:
+        return recall(ground, case)
+    path = store / f"{len(case.units)}-{case.row:03d}.json"
+    if not path.is_file():
+        path.write_text(json.dumps(recall(ground, case)), encoding="utf-8")
+    found: dict[str, float] = json.loads(path.read_text("utf-8"))
+    return found
+
+
+def table(scores: Mapping[int, Sequence[Mapping[str, float]]], args: argparse.Namespace) -> str:
+    sizes = sorted(scores)
+    lines = [
+        f"# Known answers: wrong labels stored in chosen units, {args.network}, CIFAR-10",
+        "",
+        (
+            "After the injection benchmark of Chang et al. 2024: only the weights of r random units are tuned until a "
+            f"test image takes a wrong label with probability {STORED:g}; KL on reference images keeps what the "
+            f"network does elsewhere. A case counts where reference accuracy stays within {100 * MOST_LOST:g} points "
+            f"and each unit alone carries {100 * LEAST_DROP:g} % of the margin. Recall: share of the r units among the "
+            f"first r that a method names, mean and 95 % bootstrap interval over the cases. torch {torch.__version__}. "
+            "Written by `python -m tests.benchmarks.injection`."
+        ),
+        "",
+        "| method | " + " | ".join(f"r = {size} ({len(scores[size])} cases)" for size in sizes) + " |",
+        "|---|" + "---|" * len(sizes),
+    ]
+    for name in METHODS:
+        cells = []
+        for size in sizes:
+            values = [s[name] for s in scores[size]]
+            low, high = bootstrap(values, 0)
+            cells.append(f"{mean(values):.2f} ({low:.2f} to {high:.2f})" if values else "no case")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
