@@ -18,8 +18,9 @@ from memaudit.__main__ import run
 from memaudit.ablate import ablated
 from memaudit.adapters.base import Adapter
 from memaudit.data import Preprocess
-from memaudit.erase import check_editable, choose_findings
+from memaudit.erase import check_editable
 from memaudit.erase_group import _check_norms
+from memaudit.erase_units import choose_findings
 from memaudit.errors import ExitCode, MemauditError, ModelRejected, UsageError
 from memaudit.findings import Erasure, Finding, Report
 from memaudit.intervals import tidy

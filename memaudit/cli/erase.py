@@ -181,8 +181,9 @@ def _erase(
     seed: int,
     progress: Stages,
 ) -> Erasure:
-    from memaudit.erase import Request, by_units, choose_findings
+    from memaudit.erase import Request
     from memaudit.erase_group import by_curvature
+    from memaudit.erase_units import by_units, choose_findings
 
     names = [part for text in examples for part in text.split(",") if part]
     if method == "curvature" and names:
