@@ -13,7 +13,7 @@ from memaudit.adapters.base import Adapter
 from memaudit.batchnorm import reestimated
 from memaudit.curvature import Spectrum, editable, spectra
 from memaudit.data import Preprocess, from_tensors
-from memaudit.erase_group import Search, in_order
+from memaudit.erase_search import Search, in_order
 from memaudit.evaluate import Evaluator, Panel
 from memaudit.states import digest, holding
 from tests.conftest import Trained

@@ -159,11 +159,11 @@ def test_the_probes_measure_what_they_say(cli: Command, work: Path) -> None:
 def test_curvature_erases_a_group_within_its_budget(cli: Command, work: Path) -> None:
     ran = cli(
         *ERASE, "-o", "c.safetensors", "--method", "curvature", "--max-test-drop", "4", "--flagged", "all-flagged.npz",
-        "--test", "reference.npz",
+        "--test", "reference.npz", "--clean-steps", "0",
     )  # fmt: skip
     assert ran.code == 0, ran.err
     erasure = Erasure.model_validate_json((work / "erase.json").read_text())
-    assert erasure.method == "curvature"
+    assert (erasure.method, erasure.clean_steps) == ("curvature", 0)
     (chosen,) = [c for c in erasure.candidates if c.chosen]
     assert {e.layer for e in erasure.layers} == set(chosen.layers)
     archive = np.load(work / "all-flagged.npz")
@@ -182,6 +182,35 @@ def test_curvature_erases_a_group_within_its_budget(cli: Command, work: Path) ->
     weights = {n for n in changed if "running" not in n and "num_batches" not in n}
     assert weights == {f"{e.layer}.weight" for e in erasure.layers}
     assert "deleted" not in ran.out + (work / "erase.json").read_text()
+
+
+def test_clean_steps_suppress_more_of_a_group_at_the_same_budget(cli: Command, work: Path) -> None:
+    group = ("--method", "curvature", "--max-test-drop", "4", "--flagged", "all-flagged.npz", "--clean-steps", "30")
+    for name in ("a", "b"):
+        ran = cli(*ERASE, *group, "-o", f"{name}/c.safetensors")
+        assert ran.code == 0, ran.err
+    for file in ("c.safetensors", "erase.json"):
+        assert (work / "a" / file).read_bytes() == (work / "b" / file).read_bytes()
+    erasure = Erasure.model_validate_json((work / "a" / "erase.json").read_text())
+    (chosen,) = [c for c in erasure.candidates if c.chosen]
+    assert erasure.clean_steps == chosen.clean_steps == 30
+    cheap = [c for c in erasure.candidates if not c.clean_steps]
+    assert chosen.flagged < 0.3
+    assert all(c.flagged > chosen.flagged or c.validation < chosen.validation for c in cheap)
+    # without --test, steps train on the part of the reference that gave the factors: the rest judges
+    assert f"30 steps of 64 examples on {round(0.35 * 200)} reference examples" in erasure.notes[1]
+    network, original = plain(work / "a" / "c.safetensors"), plain(work / "digits.safetensors").state_dict()
+    changed = {n for n, t in network.state_dict().items() if not torch.equal(t, original[n])}
+    first = min(["one", "two", "three"].index(e.layer.split(".")[0]) for e in erasure.layers)
+    kept = ("one", "two", "three")[:first]
+    assert not any(n.startswith(kept) for n in changed)
+    assert {"head.weight", "head.bias"} <= changed
+    archive = np.load(work / "all-flagged.npz")
+    with torch.no_grad():
+        right = network(torch.from_numpy(archive["x"])).argmax(1) == torch.from_numpy(archive["y"])
+    counts = erasure.counts
+    measured = (erasure.after.used or 0) * counts["used"] + (erasure.after.unused or 0) * counts["unused"]
+    assert measured == pytest.approx(float(right.sum()), abs=1.01)  # but for labels the original did not predict
 
 
 def test_the_same_command_writes_the_same_bytes(cli: Command, work: Path) -> None:
