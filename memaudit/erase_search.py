@@ -69,7 +69,7 @@ class Search:
     tried: dict[tuple[int, tuple[tuple[str, float], ...]], Trial] = field(default_factory=dict)
 
     def run(self, budget: float) -> tuple[Trial, list[Trial]]:
-        """The edit that leaves the fewest labels within the budget, and everything that was tried.
+        """The edit of the budget that leaves the fewest labels, as `safest` says, and everything that was tried.
 
         Raises:
             ModelRejected: none keeps within the budget.
@@ -87,13 +87,22 @@ class Search:
                 f"no edit keeps validation accuracy within {100 * budget:g} points",
                 hint="Allow more with --max-test-drop, or silence units of single findings with --method units.",
             )
-        best = min(within, key=lambda t: t.flagged)
+        best = self.safest(within)
         if not self.steps:
             for trial in self.refined(best, least):
                 trials.append(trial)
                 if trial.validation >= least and trial.flagged < best.flagged:
                     best = trial
         return best, trials
+
+    def safest(self, trials: Sequence[Trial]) -> Trial:
+        """Of the edits within one standard error of the fewest labels, the one with the highest accuracy.
+
+        The rule of Breiman et al. 1984, section 3.4.3: a difference that chance makes is worth no accuracy.
+        """
+        least = min(t.flagged for t in trials)
+        error = (least * (1 - least) / len(self.flagged)) ** 0.5
+        return max((t for t in trials if t.flagged <= least + error), key=lambda t: (t.validation, -t.flagged))
 
     def depths(self) -> list[list[str]]:
         """The last layers of the network from each of `STARTS` on, the most first."""

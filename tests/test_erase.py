@@ -19,9 +19,10 @@ from memaudit.ablate import ablated
 from memaudit.adapters.base import Adapter
 from memaudit.data import Preprocess
 from memaudit.erase import check_editable
-from memaudit.erase_group import _check_norms
+from memaudit.erase_group import _check_norms, split, unseen
 from memaudit.erase_units import choose_findings
-from memaudit.errors import ExitCode, MemauditError, ModelRejected, UsageError
+from memaudit.errors import DataRejected, ExitCode, MemauditError, ModelRejected, UsageError
+from memaudit.evaluate import Panel
 from memaudit.findings import Erasure, Finding, Report
 from memaudit.intervals import tidy
 from tests.cli_support import FAST, MODEL, NPZ, Command, command, tree, write_timm, write_work
@@ -197,6 +198,9 @@ def test_clean_steps_suppress_more_of_a_group_at_the_same_budget(cli: Command, w
     cheap = [c for c in erasure.candidates if not c.clean_steps]
     assert chosen.flagged < 0.3
     assert all(c.flagged > chosen.flagged or c.validation < chosen.validation for c in cheap)
+    page = (work / "a" / "c.report.html").read_text()
+    assert f"{len(erasure.candidates)} edits tried" in page
+    assert page.count("<b>chosen</b>") == 1
     # without --test, steps train on the part of the reference that gave the factors: the rest judges
     assert f"30 steps of 64 examples on {round(0.35 * 200)} reference examples" in erasure.notes[1]
     network, original = plain(work / "a" / "c.safetensors"), plain(work / "digits.safetensors").state_dict()
@@ -211,6 +215,21 @@ def test_clean_steps_suppress_more_of_a_group_at_the_same_budget(cli: Command, w
     counts = erasure.counts
     measured = (erasure.after.used or 0) * counts["used"] + (erasure.after.unused or 0) * counts["unused"]
     assert measured == pytest.approx(float(right.sum()), abs=1.01)  # but for labels the original did not predict
+
+
+def test_clean_steps_see_no_example_that_judges_them(trained: Trained) -> None:
+    reference = trained.reference
+    factors, validation, final = split(len(reference), 0)
+    assert sorted([*factors, *validation, *final]) == list(range(len(reference)))
+    shown = unseen(reference, Panel(reference, [*validation, *final]), 0)
+    assert sorted(shown.rows) == factors
+    assert list(shown.rows) == list(unseen(reference, Panel(reference, [*validation, *final]), 0).rows)
+    assert len(unseen(reference, Panel(trained.flagged, range(50)), 0)) == len(reference)
+    with pytest.raises(DataRejected, match="only 10 reference examples"):
+        unseen(reference, Panel(reference, range(10, len(reference))), 0)
+    with pytest.raises(DataRejected, match="too few to choose an edit"):
+        split(50, 0)
+    assert [len(part) for part in split(10_000, 0)] == [1500, 2000, 6500]
 
 
 def test_the_same_command_writes_the_same_bytes(cli: Command, work: Path) -> None:

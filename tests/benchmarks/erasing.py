@@ -162,6 +162,13 @@ def frontier(bench: Bench, steps: int) -> Iterator[Row]:
     clean, flagged = unseen(bench.reference, bench.validation, 0), Panel(bench.flagged, bench.used)
     alone = Search(bench.evaluator, found, clean, flagged, bench.validation, use)
     mended = replace(alone, steps=steps)
+    names = list(found)
+    shares, variant = (
+        dict.fromkeys(names[-3:], FIXED[0][1]),
+        f"last 3 layers, share {FIXED[0][1]:g}, {steps} clean steps",
+    )
+    yield measured(bench, mended, shares, variant, steps)
+    yield measured(bench, mended, dict.fromkeys(names[-3:], 1.0), f"no cut, {steps} clean steps", steps)
     for search in (mended, alone):
         for budget in BUDGETS:
             best, tried = search.run(budget)
@@ -169,14 +176,11 @@ def frontier(bench: Bench, steps: int) -> Iterator[Row]:
             more = f", {best.steps} clean steps" if best.steps else ""
             variant = f"**chosen within {100 * budget:g} points** of {len(tried)} edits: {told}{more}"
             yield measured(bench, search, best.kept, variant, best.steps)
-    names = list(found)
-    yield measured(bench, mended, dict.fromkeys(names[-3:], 1.0), f"no cut, {steps} clean steps", steps)
     for count, kept in FIXED:
         yield measured(bench, alone, dict.fromkeys(names[-count:], kept), f"last {count} layers, share {kept:g}")
-    few, shares = replace(mended, clean=Panel(clean.examples, clean.rows[:FEW])), dict.fromkeys(names[-3:], FIXED[0][1])
-    variant = f"last 3 layers, share {FIXED[0][1]:g}, {steps} clean steps"
-    yield measured(bench, mended, shares, variant, steps)
-    yield measured(bench, few, shares, f"{variant} on {FEW:,} reference examples alone", steps)
+    few = replace(mended, clean=Panel(clean.examples, clean.rows[:FEW]))
+    variant = f"last 3 layers, share {FIXED[0][1]:g}, {steps} clean steps on {FEW:,} reference examples alone"
+    yield measured(bench, few, shares, variant, steps)
 
 
 def measured(bench: Bench, search: Search, kept: Mapping[str, float], variant: str, steps: int = 0) -> Row:
