@@ -190,6 +190,7 @@ def measured(bench: Bench, search: Search, kept: Mapping[str, float], variant: s
 
 
 def table(rows: Sequence[Row], args: argparse.Namespace) -> str:
+    trained = " on the last three of eight convolutions and the classifier" if args.network == "resnet9" else ""
     lines = [
         f"# Erasing a group: {args.network}, CIFAR-10",
         "",
@@ -197,7 +198,8 @@ def table(rows: Sequence[Row], args: argparse.Namespace) -> str:
             f"{args.images:,} training images, {100 * args.share:g} % of the labels changed; flagged are those the "
             f"model fits. Shares of flagged and of true labels that are predicted, and test accuracy on "
             f"images that chose nothing. Clean steps: `memaudit.finetune`, {BATCH} of {args.reference:,} reference "
-            f"examples each. torch {torch.__version__}, {args.device}. Written by `python -m tests.benchmarks.erasing`."
+            f"examples each{trained}. torch {torch.__version__}, {args.device}. "
+            "Written by `python -m tests.benchmarks.erasing`."
         ),
         "",
         "| variant | flagged label, used for choosing | never used | true label | test accuracy | change, points |",
