@@ -1,53 +1,35 @@
-"""Suppress flagged labels in a copy of the checkpoint, and measure the written file again.
+"""An edited copy of the checkpoint, written and measured again, whatever edited it.
 
-The edit is an ordinary file of the same names and shapes: units silenced one by one (`units`), or the low-curvature
-components of whole layers (`curvature`). What it is worth is measured on the file as read back from disk: on flagged
-examples that the edit was made for and on others it never saw, on clean ones, after noise, and after a little training.
+The edit is an ordinary file of the same names and shapes: units silenced one by one (`erase_units`), or the
+low-curvature components of whole layers taken out (`erase_group`). What it is worth is measured on the file as read
+back from disk: on flagged examples that the edit was made for and on others it never saw, on clean ones, after noise,
+and after a little training.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from memaudit.ablate import silence
 from memaudit.adapters.base import Adapter
-from memaudit.auditor import prediction_of
 from memaudit.checkpoints import read
 from memaudit.checkpoints.load import load_strict
-from memaudit.controls import generator_for
 from memaudit.data import ExampleSet, remove_overlap
-from memaudit.errors import DataRejected, ModelRejected, UsageError
-from memaudit.evaluate import Evaluator, automatic_batch_size, exact_arithmetic, margin, resolve_device
-from memaudit.findings import ErasedExample, Erasure, ErasureScores, Finding, NoisePoint, RelearnPoint, UnitRef
+from memaudit.erase_probes import noise, relearning
+from memaudit.errors import DataRejected, ModelRejected
+from memaudit.evaluate import Evaluator, Panel, automatic_batch_size, margin, resolve_device
+from memaudit.findings import Erasure, ErasureScores, NoisePoint, RelearnPoint
 from memaudit.intervals import tidy
 from memaudit.report.files import replace_bytes
-from memaudit.retrain import trainable
 from memaudit.settings import Progress, Silent
-from memaudit.states import holding
 from memaudit.text import clean
-from memaudit.units import UnitSpace
 
-# Steps after which the relearning probe looks, its rate (AdamW without decay), and the noise probe's levels and draws.
-STEPS = (0, 1, 2, 5, 10, 20)
-RATE = 3e-4
-SIGMAS = (0.1, 0.2, 0.4)
-DRAWS = 3
-# Examples a probe runs at most.
-PROBED = 512
-
-
-UNION_NOTE = (
-    "The audit measured each example with its own units cut; this file has the units of all chosen examples cut.",
-)
 # Points of reference accuracy from which on an edit is called costly, and what to do about it.
 COSTLY = 0.05
 CHEAPER = {
@@ -107,35 +89,6 @@ class Request:
         chosen.module.to(device)
         batch = self.batch_size or automatic_batch_size(self.reference.pixels[:1], device)
         return Evaluator(chosen, batch, advance=self.progress.advance)
-
-
-def by_units(request: Request, findings: Sequence[Finding]) -> Erasure:
-    """Silence the units of `findings` in a copy and measure it.
-
-    Raises:
-        ModelRejected: the model cannot be edited.
-        DataRejected: an example of a finding is not among the flagged ones.
-    """
-    check_editable(request.adapter.module)
-    with exact_arithmetic():
-        before = request.evaluator()
-        rows = {(e.id, e.label): row for row, e in enumerate(request.flagged.examples)}
-        missing = [f for f in findings if (f.example.id, f.example.label) not in rows]
-        if missing:
-            raise DataRejected(
-                f"{len(missing)} examples of the report are not among the flagged ones, "
-                f"first {clean(missing[0].example.source)}",
-                hint="Give the flagged examples of the audit, with --flagged.",
-            )
-        chosen = [(rows[f.example.id, f.example.label], f) for f in findings]
-        sets = sets_of(request, before, [row for row, _ in chosen], request.test)
-        request.progress.stage("edit")
-        state, units = silenced(request.adapter, sets.reference.batch([0, 1, 2], before.device), findings)
-        write(state, request.output)
-        proof = prove(request, before, sets)
-        return proof.erasure(
-            "units", examples=each_alone(before, proof.after, request.flagged, chosen), units=units, notes=UNION_NOTE
-        )
 
 
 def sets_of(
@@ -204,8 +157,9 @@ def prove(request: Request, before: Evaluator, sets: Sets) -> Proof:
     request.progress.stage("measure", 2 * passes)
     both = (scores(before, sets), scores(after, sets))
     request.progress.stage("probe")
-    shaken, learned = noise(before, after, sets, request.seed), relearning(after, sets, request.seed)
-    return Proof(request, after, sha256, sets, both, shaken, learned)
+    fitted = Panel(sets.flagged, sets.fitted)
+    shaken = noise(before, after, fitted, request.seed)
+    return Proof(request, after, sha256, sets, both, shaken, relearning(after, fitted, sets.reference, request.seed))
 
 
 def check_editable(module: nn.Module) -> None:
@@ -239,29 +193,6 @@ def check_editable(module: nn.Module) -> None:
                 f"{clean(next(n for n in tied if not n.startswith(path + '.')))}",
                 hint="An edit of one would change the other; untie them and train, or audit without erasing.",
             )
-
-
-def silenced(adapter: Adapter, images: Tensor, findings: Sequence[Finding]) -> tuple[dict[str, Tensor], list[UnitRef]]:
-    """The state dict with the units of `findings` silenced, and those units.
-
-    Args:
-        images: `(N, C, H, W)`, three or more, that show where the sites are.
-
-    Raises:
-        UsageError: a unit is none of this model's.
-    """
-    space = UnitSpace(tuple(adapter.sites(images)))
-    units = sorted({u for f in findings for u in f.units}, key=lambda u: (u.layer, u.index))
-    numbers = [space.number(u.layer, u.index, u.kind) for u in units]
-    state = {n: t.detach().clone() for n, t in adapter.module.state_dict().items()}
-    silence(state, space, numbers)
-    return state, [space_unit(space, n) for n in sorted(numbers)]
-
-
-def space_unit(space: UnitSpace, number: int) -> UnitRef:
-    """Unit `number` as reports name it."""
-    unit = space.unit(number)
-    return UnitRef(layer=unit.layer, index=unit.index, kind=unit.kind)
 
 
 def write(state: Mapping[str, Tensor], path: Path) -> None:
@@ -304,134 +235,5 @@ def scores(evaluator: Evaluator, sets: Sets) -> ErasureScores:
     )
 
 
-def each_alone(
-    before: Evaluator, after: Evaluator, flagged: ExampleSet, chosen: Sequence[tuple[int, Finding]]
-) -> list[ErasedExample]:
-    """The chosen examples on the original and on the written file, one image a pass as the audit measured them."""
-    found = []
-    one, other = Evaluator(before.adapter, 1), Evaluator(after.adapter, 1)
-    for row, finding in chosen:
-        label = flagged.examples[row].label
-        was, now = (prediction_of(e.logits(flagged, [row])[0], label) for e in (one, other))
-        found.append(ErasedExample(id=finding.id, before=was, after=now, as_reported=now == finding.after))
-    return found
-
-
-def noise(before: Evaluator, after: Evaluator, sets: Sets, seed: int) -> list[NoisePoint]:
-    """How often noise on the input brings a flagged label back; the same noise for both models."""
-    rows = list(sets.fitted)[:PROBED]
-    if not rows:
-        return []
-    scale = float(sets.flagged.batch(rows[:64], before.device).std())
-    points = []
-    for sigma in SIGMAS:
-        rates = []
-        for evaluator in (before, after):
-            generator = generator_for(seed, "noise", str(sigma))
-
-            def body(
-                images: Tensor, labels: Tensor, run: Evaluator = evaluator, draw: torch.Generator = generator
-            ) -> int:
-                size = (DRAWS, *images.shape)
-                moved = images + sigma * scale * torch.randn(size, generator=draw).to(images)  # noqa: B023
-                with torch.no_grad():
-                    return sum(int((run.adapter.forward(m).argmax(1) == labels).sum()) for m in moved)
-
-            rates.append(sum(evaluator.each(sets.flagged, rows, body, batch=64, forward=DRAWS)) / (DRAWS * len(rows)))
-        points.append(NoisePoint(sigma=sigma, before=tidy(rates[0]), after=tidy(rates[1])))
-    return points
-
-
-def relearning(after: Evaluator, sets: Sets, seed: int) -> list[RelearnPoint]:
-    """Train the edited model a few steps on a third of the flagged examples: how fast do the others come back?
-
-    The control trains on as many reference examples instead.
-    """
-    rows = list(sets.fitted)
-    order = torch.randperm(len(rows), generator=generator_for(seed, "relearn", "flagged")).tolist()
-    shown, rest = [rows[i] for i in order[: len(rows) // 3]], [rows[i] for i in order[len(rows) // 3 :]]
-    if not shown:
-        return []
-    clean_rows = torch.randperm(len(sets.reference), generator=generator_for(seed, "relearn", "reference")).tolist()
-    rest = rest[:PROBED]
-    flagged = _relearn(after, sets.flagged, shown[:PROBED], sets.flagged, rest, seed)
-    control = _relearn(after, sets.reference, clean_rows[: len(shown[:PROBED])], sets.flagged, rest, seed)
-    return [
-        RelearnPoint(steps=s, rest=tidy(a), control=tidy(b)) for s, a, b in zip(STEPS, flagged, control, strict=True)
-    ]
-
-
-def _relearn(
-    evaluator: Evaluator,
-    examples: ExampleSet,
-    shown: Sequence[int],
-    others: ExampleSet,
-    rest: Sequence[int],
-    seed: int,
-) -> list[float]:
-    """Share of `rest` whose label is predicted after each of `STEPS`; the model is put back."""
-    module = evaluator.adapter.module
-    generator = generator_for(seed, "relearn", "order")
-    found = []
-    with _restored(module), trainable(module, [n for n, _ in module.named_parameters()]) as parameters:
-        optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0)
-
-        def step(images: Tensor, labels: Tensor) -> None:
-            optimizer.zero_grad()
-            with torch.enable_grad():
-                F.cross_entropy(evaluator.adapter.forward(images), labels).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-
-        for number in range(STEPS[-1] + 1):
-            if number in STEPS:
-                said = margin(evaluator.logits(others, rest), others.labels[list(rest)]) > 0
-                found.append(float(said.float().mean()))
-            if number < STEPS[-1]:
-                drawn = torch.randperm(len(shown), generator=generator)[:64].tolist()
-                evaluator.each(examples, [shown[i] for i in drawn], step, batch=64, backward=1)
-    return found
-
-
-@contextmanager
-def _restored(module: nn.Module) -> Iterator[None]:
-    """Whatever the body trains is a copy; the network's own tensors come back untouched."""
-    with holding(module, {n: p.detach().clone() for n, p in module.named_parameters()}):
-        yield
-
-
 def _share(right: Tensor) -> float | None:
     return tidy(float(right.float().mean())) if len(right) else None
-
-
-def choose_findings(findings: Sequence[Finding], wanted: Sequence[str]) -> list[Finding]:
-    """The findings whose id begins with, or whose example is called, each of `wanted`; without any, all localized.
-
-    Raises:
-        UsageError: one names no finding, or several; or nothing is left to silence.
-    """
-    erased = [f for f in findings if f.after is not None and f.units and f.after.prediction != f.example.label]
-    if not wanted:
-        chosen = [f for f in erased if f.outcome == "localized"]
-        if not chosen:
-            raise UsageError("the report has no localized finding", hint="Name findings with --examples, by their ids.")
-        return chosen
-    chosen = []
-    for name in wanted:
-        exact = [f for f in findings if name in (f.id, f.example.id, f.example.source, _declared(f))]
-        found = exact or [f for f in findings if len(name) >= 6 and f.id.startswith(name)]
-        if len(found) != 1:
-            what = "no finding" if not found else f"{len(found)} findings"
-            raise UsageError(f"--examples {clean(name)!r} names {what} of the report", hint="Give a finding's id.")
-        if found[0] not in erased:
-            raise UsageError(
-                f"finding {clean(name)!r} has no units that suppress its label: {found[0].outcome}",
-                hint="Silence localized findings; for a whole group use --method curvature.",
-            )
-        chosen += found
-    return list({f.id: f for f in chosen}.values())
-
-
-def _declared(finding: Finding) -> str:
-    """The id a manifest gave the example, which leads its note."""
-    note = finding.example.note or ""
-    return note.removeprefix("id ").partition(";")[0] if note.startswith("id ") else ""

@@ -339,6 +339,7 @@ class Candidate(Plain):
 
     layers: list[str]
     curvature: Rate
+    clean_steps: int = Field(default=0, ge=0, description="steps of training on clean examples that followed")
     flagged: Rate = Field(description="flagged labels predicted, of the examples used for choosing")
     validation: Rate = Field(description="accuracy on the validation examples")
     chosen: bool = False
@@ -370,6 +371,7 @@ class Erasure(Plain):
     examples: list[ErasedExample] = []
     units: list[UnitRef] = []
     layers: list[EditedLayer] = []
+    clean_steps: int = Field(default=0, ge=0, description="steps of training on clean examples after the edit")
     candidates: list[Candidate] = []
     max_test_drop: Rate | None = Field(default=None, description="the accuracy that choosing the edit might cost")
     counts: dict[str, int] = Field(description="examples behind each figure")

@@ -6,7 +6,7 @@ them and this one is redundant for them. Freezing is real here and is proven: ev
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -140,6 +140,19 @@ def trainable(module: nn.Module, names: Iterable[str]) -> Iterator[list[nn.Param
             parameter.grad = gradient
 
 
+def descent(evaluator: Evaluator, optimizer: torch.optim.Optimizer) -> Callable[[Tensor, Tensor], None]:
+    """From a batch to one step of `optimizer` down its cross-entropy."""
+
+    def step(images: Tensor, labels: Tensor) -> None:
+        with torch.enable_grad():
+            loss = F.cross_entropy(evaluator.adapter.forward(images), labels)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    return step
+
+
 def _train(
     evaluator: Evaluator,
     group: LayerGroup,
@@ -153,15 +166,9 @@ def _train(
     if len(order) > BATCH and len(order) % BATCH == 1:
         order.pop()  # BatchNorm cannot train on a single example
 
-    def step(images: Tensor, labels: Tensor) -> None:
-        with torch.enable_grad():
-            loss = F.cross_entropy(evaluator.adapter.forward(images), labels)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-
     with training(_own_norms(evaluator.adapter.module, group)):
         rows = [reference.rows[i] for i in order]
+        step = descent(evaluator, optimizer)
         evaluator.each(reference.examples, rows, step, batch=BATCH, backward=1, changing=changing)
 
 

@@ -16,11 +16,11 @@ from torch.nn import functional as F
 
 from memaudit.__main__ import run
 from memaudit.ablate import ablated
-from memaudit.adapters.base import Adapter
-from memaudit.data import Preprocess
-from memaudit.erase import check_editable, choose_findings
-from memaudit.erase_group import _check_norms
-from memaudit.errors import ExitCode, MemauditError, ModelRejected, UsageError
+from memaudit.erase import check_editable
+from memaudit.erase_group import _check_norms, split, unseen
+from memaudit.erase_units import choose_findings
+from memaudit.errors import DataRejected, ExitCode, MemauditError, ModelRejected, UsageError
+from memaudit.evaluate import Panel
 from memaudit.findings import Erasure, Finding, Report
 from memaudit.intervals import tidy
 from tests.cli_support import FAST, MODEL, NPZ, Command, command, tree, write_timm, write_work
@@ -158,11 +158,11 @@ def test_the_probes_measure_what_they_say(cli: Command, work: Path) -> None:
 def test_curvature_erases_a_group_within_its_budget(cli: Command, work: Path) -> None:
     ran = cli(
         *ERASE, "-o", "c.safetensors", "--method", "curvature", "--max-test-drop", "4", "--flagged", "all-flagged.npz",
-        "--test", "reference.npz",
+        "--test", "reference.npz", "--clean-steps", "0",
     )  # fmt: skip
     assert ran.code == 0, ran.err
     erasure = Erasure.model_validate_json((work / "erase.json").read_text())
-    assert erasure.method == "curvature"
+    assert (erasure.method, erasure.clean_steps) == ("curvature", 0)
     (chosen,) = [c for c in erasure.candidates if c.chosen]
     assert {e.layer for e in erasure.layers} == set(chosen.layers)
     archive = np.load(work / "all-flagged.npz")
@@ -181,6 +181,53 @@ def test_curvature_erases_a_group_within_its_budget(cli: Command, work: Path) ->
     weights = {n for n in changed if "running" not in n and "num_batches" not in n}
     assert weights == {f"{e.layer}.weight" for e in erasure.layers}
     assert "deleted" not in ran.out + (work / "erase.json").read_text()
+
+
+def test_clean_steps_suppress_more_of_a_group_at_the_same_budget(cli: Command, work: Path) -> None:
+    group = ("--method", "curvature", "--max-test-drop", "4", "--flagged", "all-flagged.npz", "--clean-steps", "30")
+    for name in ("a", "b"):
+        ran = cli(*ERASE, *group, "-o", f"{name}/c.safetensors")
+        assert ran.code == 0, ran.err
+    for file in ("c.safetensors", "erase.json"):
+        assert (work / "a" / file).read_bytes() == (work / "b" / file).read_bytes()
+    erasure = Erasure.model_validate_json((work / "a" / "erase.json").read_text())
+    (chosen,) = [c for c in erasure.candidates if c.chosen]
+    assert erasure.clean_steps == chosen.clean_steps == 30
+    cheap = [c for c in erasure.candidates if not c.clean_steps]
+    assert chosen.flagged < 0.3
+    assert all(c.flagged > chosen.flagged or c.validation < chosen.validation for c in cheap)
+    page = (work / "a" / "c.report.html").read_text()
+    assert f"{len(erasure.candidates)} edits tried" in page
+    assert page.count("<b>chosen</b>") == 1
+    # without --test, steps train on the part of the reference that gave the factors: the rest judges
+    assert f"30 steps of 64 examples on {round(0.35 * 200)} reference examples" in erasure.notes[1]
+    network, original = plain(work / "a" / "c.safetensors"), plain(work / "digits.safetensors").state_dict()
+    changed = {n for n, t in network.state_dict().items() if not torch.equal(t, original[n])}
+    first = min(["one", "two", "three"].index(e.layer.split(".")[0]) for e in erasure.layers)
+    kept = ("one", "two", "three")[:first]
+    assert not any(n.startswith(kept) for n in changed)
+    assert {"head.weight", "head.bias"} <= changed
+    archive = np.load(work / "all-flagged.npz")
+    with torch.no_grad():
+        right = network(torch.from_numpy(archive["x"])).argmax(1) == torch.from_numpy(archive["y"])
+    counts = erasure.counts
+    measured = (erasure.after.used or 0) * counts["used"] + (erasure.after.unused or 0) * counts["unused"]
+    assert measured == pytest.approx(float(right.sum()), abs=1.01)  # but for labels the original did not predict
+
+
+def test_clean_steps_see_no_example_that_judges_them(trained: Trained) -> None:
+    reference = trained.reference
+    factors, validation, final = split(len(reference), 0)
+    assert sorted([*factors, *validation, *final]) == list(range(len(reference)))
+    shown = unseen(reference, Panel(reference, [*validation, *final]), 0)
+    assert sorted(shown.rows) == factors
+    assert list(shown.rows) == list(unseen(reference, Panel(reference, [*validation, *final]), 0).rows)
+    assert len(unseen(reference, Panel(trained.flagged, range(50)), 0)) == len(reference)
+    with pytest.raises(DataRejected, match="only 10 reference examples"):
+        unseen(reference, Panel(reference, range(10, len(reference))), 0)
+    with pytest.raises(DataRejected, match="too few to choose an edit"):
+        split(50, 0)
+    assert [len(part) for part in split(10_000, 0)] == [1500, 2000, 6500]
 
 
 def test_the_same_command_writes_the_same_bytes(cli: Command, work: Path) -> None:
@@ -264,15 +311,14 @@ def test_a_timm_file_loads_in_plain_timm(
     assert ran.code == 0, ran.err
     network = timm.create_model("test_resnet", num_classes=3).eval()
     network.load_state_dict(load_file(folder / "e.safetensors"))
-    adapter = Adapter(network, architecture="test_resnet", preprocess=Preprocess((3, 32, 32)))
     x = torch.from_numpy(np.load(folder / "flagged.npz")["x"])[[erased[0].example.index]]
     config = network.default_cfg
     mean, std = (torch.tensor(config[k]).view(3, 1, 1) for k in ("mean", "std"))
     with torch.no_grad():
-        logits = adapter.module((x - mean) / std)[0]
-    assert erased[0].after is not None
-    assert says(logits, erased[0])[0] == erased[0].after.prediction
-    assert says(logits, erased[0])[1] == pytest.approx(erased[0].after.margin, abs=1e-4)
+        logits = network((x - mean) / std)[0]
+    after = erased[0].after
+    assert after is not None
+    assert says(logits, erased[0]) == (after.prediction, after.margin, after.confidence)
 
 
 def test_findings_are_named_by_id_prefix_source_or_declared_id(work: Path) -> None:

@@ -37,6 +37,9 @@ def erase(
     max_test_drop: Annotated[
         float, typer.Option(min=0, max=100, help="Points of accuracy that curvature may cost on validation.")
     ] = 1.0,
+    clean_steps: Annotated[
+        int, typer.Option(min=0, help="Training steps on the reference after a curvature edit; 0: none.")
+    ] = 150,
     flagged: Annotated[Path | None, typer.Option(help="As in scan; by default as the report was made.")] = None,
     reference: Annotated[Path | None, typer.Option(help="As in scan; by default as the report was made.")] = None,
     test: Annotated[Path | None, typer.Option(help="Held-out examples, to choose by and for final figures.")] = None,
@@ -72,8 +75,8 @@ def erase(
     with Stages(quiet) as progress:
         loaded = _load(model, audited, report, given, device, progress)
         erasure = _erase(
-            loaded, audited, targets[0], method, examples, max_test_drop / 100, device, opt.batch_size(batch_size),
-            seed, progress,
+            loaded, audited, targets[0], method, examples, max_test_drop / 100, clean_steps, device,
+            opt.batch_size(batch_size), seed, progress,
         )  # fmt: skip
         progress.stage("write report")
         _write(erasure, audited, targets)
@@ -176,13 +179,15 @@ def _erase(
     method: str,
     examples: list[str],
     max_test_drop: float,
+    clean_steps: int,
     device: str,
     batch_size: int | None,
     seed: int,
     progress: Stages,
 ) -> Erasure:
-    from memaudit.erase import Request, by_units, choose_findings
+    from memaudit.erase import Request
     from memaudit.erase_group import by_curvature
+    from memaudit.erase_units import by_units, choose_findings
 
     names = [part for text in examples for part in text.split(",") if part]
     if method == "curvature" and names:
@@ -202,7 +207,7 @@ def _erase(
         progress=progress,
     )
     if method == "curvature":
-        return by_curvature(request, max_test_drop)
+        return by_curvature(request, max_test_drop, clean_steps)
     return by_units(request, choose_findings(audited.findings, names))
 
 

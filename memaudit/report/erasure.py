@@ -9,11 +9,6 @@ from memaudit.report.words import MISSING, count, percent
 if TYPE_CHECKING:
     from memaudit.findings import Erasure
 
-METHODS = {
-    "units": "units silenced",
-    "curvature": "low-curvature components taken out of layers",
-}
-
 
 def summary(erasure: Erasure) -> str:
     """What was done, in a sentence; no name from outside is in it."""
@@ -21,6 +16,8 @@ def summary(erasure: Erasure) -> str:
         done = f"{count(len(erasure.units), 'unit')} silenced for {count(len(erasure.examples), 'flagged example')}"
     else:
         done = f"the low-curvature components of {count(len(erasure.layers), 'layer')} taken out"
+        if erasure.clean_steps:
+            done += f", then {count(erasure.clean_steps, 'training step')} on clean examples"
     alone = [e for e in erasure.examples if e.after.prediction != e.before.prediction]
     lost = f"; {len(alone):,} of them no longer get the label" if erasure.examples else ""
     return f"An edited copy of the model: {done}{lost}. All figures are of the file as read back from disk."
@@ -60,6 +57,26 @@ def probes(erasure: Erasure) -> list[tuple[str, str, str, str]]:
         control = MISSING if point.control is None else f"{percent(point.control)} after as many clean ones"
         table.append(("relearning a third", count(point.steps, "step"), percent(point.rest), control))
     return table
+
+
+def tried(erasure: Erasure) -> list[tuple[str, ...]]:
+    """Edits that were tried, the fewest labels first: layers, curvature kept, steps, label, accuracy, the choice."""
+    ordered = sorted(erasure.candidates, key=lambda c: (c.flagged, -c.validation))
+    return [
+        (
+            _span(c.layers),
+            percent(c.curvature),
+            str(c.clean_steps),
+            percent(c.flagged),
+            percent(c.validation),
+            "chosen" if c.chosen else "",
+        )
+        for c in ordered
+    ]
+
+
+def _span(layers: list[str]) -> str:
+    return layers[0] if len(layers) == 1 else f"{layers[0]} to {layers[-1]} ({len(layers)})"
 
 
 def text(erasure: Erasure) -> str:
