@@ -9,12 +9,10 @@ images and on other flagged examples that chose nothing. Writes FILE.md and, bes
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from statistics import mean, median
 
 import torch
@@ -29,6 +27,7 @@ from memaudit.units import UnitSpace, select
 from tests.benchmarks import published
 from tests.benchmarks.localizers import METHODS, Bench, bench
 from tests.benchmarks.search import load_adapter, sets
+from tests.benchmarks.table import options, publish
 
 WEIGHTS = (10.0, RISK_WEIGHT, 100.0)
 PANEL = 256  # reference images a set is measured on, and other flagged examples
@@ -167,18 +166,10 @@ def table(rows: Sequence[Row], args: argparse.Namespace, network: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--series", type=Path, required=True)
-    parser.add_argument("--network", choices=["resnet9", "vit"], default="resnet9")
-    parser.add_argument("--width", type=int, default=32)
-    parser.add_argument("--images", type=int, default=10_000)
-    parser.add_argument("--share", type=float, default=0.1)
+    parser = options(__doc__, "series")
     parser.add_argument("--flagged", type=int, default=32)
     parser.add_argument("--published", type=int, default=8, help="examples for the published search, which is slow")
     parser.add_argument("--max-units", type=int, default=20)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     flagged, reference = sets(args.data, args.images, args.share)
     evaluator = Evaluator(load_adapter(args.series, args.network, args.width, args.device), 128)
@@ -192,13 +183,7 @@ def main() -> None:
         )
         rows = rows_of(b, judge, known[0], args)
     text = table(rows, args, args.network)
-    print(text)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(text, encoding="utf-8")
-        args.out.with_suffix(".json").write_text(
-            json.dumps([asdict(r) for r in rows], indent=1) + "\n", encoding="utf-8"
-        )
+    publish(text, args.out, [asdict(r) for r in rows])
 
 
 def fitted(evaluator: Evaluator, examples: ExampleSet) -> ExampleSet:

@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -33,6 +32,7 @@ from memaudit.images.preprocess import Preprocess
 from memaudit.states import holding
 from tests.benchmarks.cifar import MEAN, STD, build, change_labels, load
 from tests.benchmarks.search import example_set
+from tests.benchmarks.table import options
 
 BUDGETS = (0.01, 0.03)
 # Last layers and shares of curvature they keep, whatever that costs; and how few reference examples are tried.
@@ -213,19 +213,11 @@ def table(rows: Sequence[Row], args: argparse.Namespace) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--network", choices=["resnet9", "vit"], default="resnet9")
-    parser.add_argument("--width", type=int, default=32)
-    parser.add_argument("--images", type=int, default=10_000)
+    parser = options(__doc__, "model")
     parser.add_argument("--test-images", type=int, default=10_000)
     parser.add_argument("--flagged", type=int, default=1_000)
     parser.add_argument("--reference", type=int, default=9_000)
-    parser.add_argument("--share", type=float, default=0.1)
     parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     with exact_arithmetic():
         rows: list[Row] = []

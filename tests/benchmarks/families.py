@@ -31,6 +31,7 @@ from memaudit.findings import Example
 from memaudit.images.preprocess import Preprocess
 from memaudit.localize import Search, measure_population
 from memaudit.units import UnitSpace, select
+from tests.benchmarks.table import publish
 
 CLASSES = 5
 TOLERANCE = 1e-5  # of the largest logit
@@ -208,10 +209,7 @@ def main() -> None:
         line = f"{r.family:28} {r.model:36} {r.gap:8.1e} {r.units:40} {r.found:22} {r.problem}"
         print(f"{line} {r.seconds:.0f}s {peak:.1f}GiB", file=sys.stderr, flush=True)
     text = table(rows)
-    print(text)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(text, encoding="utf-8")
+    publish(text, args.out)
 
 
 if __name__ == "__main__":

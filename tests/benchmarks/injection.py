@@ -37,6 +37,7 @@ from memaudit.units import UnitSpace, select
 from tests.benchmarks.cifar import load
 from tests.benchmarks.localizers import METHODS, bench
 from tests.benchmarks.search import example_set, load_adapter, sets
+from tests.benchmarks.table import options, publish
 
 STORED = 0.9  # probability of the wrong label at which an example counts as stored
 KL_WEIGHT = 2.0  # per unit: many move the network further than one
@@ -251,16 +252,9 @@ def recall(ground: Ground, case: Injection) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--series", type=Path, required=True)
-    parser.add_argument("--network", choices=["resnet9", "vit"], default="resnet9")
-    parser.add_argument("--width", type=int, default=32)
-    parser.add_argument("--images", type=int, default=10_000)
-    parser.add_argument("--share", type=float, default=0.1)
+    parser = options(__doc__, "series")
     parser.add_argument("--cases", type=int, default=50)
     parser.add_argument("--store", type=Path, help="folder of tuned weights and recalls, so that a run can go on")
-    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     if args.store is not None:
         args.store.mkdir(parents=True, exist_ok=True)
@@ -276,11 +270,7 @@ def main() -> None:
             scores[size] = [remembered(ground, case, args.store) for case in cases]
             print(size, {name: round(mean(s[name] for s in scores[size]), 3) for name in METHODS}, file=sys.stderr)
     text = table(scores, args)
-    print(text)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(text, encoding="utf-8")
-        args.out.with_suffix(".json").write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
+    publish(text, args.out, scores)
 
 
 def remembered(ground: Ground, case: Injection, store: Path | None) -> dict[str, float]:

@@ -24,6 +24,7 @@ from sklearn.datasets import load_digits
 
 from memaudit import demo
 from memaudit.demo_network import build
+from tests.benchmarks.table import publish
 
 
 @dataclass(frozen=True)
@@ -104,10 +105,7 @@ def main() -> None:
             runs.append(scan(folder, count))
             print(runs[-1], file=sys.stderr, flush=True)
     text = table(runs)
-    print(text)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(text, encoding="utf-8")
+    publish(text, args.out)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from memaudit.localize import Search, measure_population
 from memaudit.units import UnitSpace, select
 from tests.benchmarks import published
 from tests.benchmarks.cifar import MEAN, STD, build, change_labels, load
+from tests.benchmarks.table import options
 from tests.reference import auroc
 
 
@@ -99,18 +100,11 @@ def panel_accuracy(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--series", type=Path, required=True)
-    parser.add_argument("--network", choices=["resnet9", "vit"], default="resnet9")
-    parser.add_argument("--width", type=int, default=32)
-    parser.add_argument("--images", type=int, default=10_000)
-    parser.add_argument("--share", type=float, default=0.1)
+    parser = options(__doc__, "series")
     parser.add_argument("--flagged", type=int, default=256)
     parser.add_argument("--published", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--max-units", type=int, default=20)
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", action="store_true", help="one line instead of indented")
     args = parser.parse_args()
     flagged, reference = sets(args.data, args.images, args.share)

@@ -21,6 +21,7 @@ from torch import nn
 from memaudit import add_tied_dropout, demo, strip_tied_dropout
 from memaudit.demo_network import build
 from memaudit.tied_dropout import layers_of
+from tests.benchmarks.table import publish
 
 P_GEN, P_MEM = 0.3, 0.1
 HEADS = {
@@ -123,10 +124,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     text = table([run(seed) for seed in range(args.seeds)])
-    print(text)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(text, encoding="utf-8")
+    publish(text, args.out)
 
 
 if __name__ == "__main__":

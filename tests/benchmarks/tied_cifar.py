@@ -10,7 +10,6 @@ Both trainings take the same images, labels, epochs and learning rates; the last
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +22,7 @@ from memaudit import example_ids, strip_tied_dropout
 from memaudit.errors import UsageError
 from memaudit.tied_dropout import layers_of, restore, split_rules
 from tests.benchmarks.cifar import accuracy, build, change_labels, load, normalise
+from tests.benchmarks.table import options, publish
 
 Row = tuple[str, float, float | None, float, float]
 # Maini et al. 2023, section 5: all 50,000 images, the full-size network.
@@ -97,14 +97,8 @@ def table(rows: list[Row], setting: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--standard", type=Path, required=True)
+    parser = options(__doc__, "standard")
     parser.add_argument("--tied", type=Path, required=True)
-    parser.add_argument("--images", type=int, default=10_000)
-    parser.add_argument("--width", type=int, default=32)
-    parser.add_argument("--share", type=float, default=0.1)
-    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     (standard, epochs), (tied, tied_epochs) = last(args.standard, args.width), last(args.tied, args.width)
     if epochs != tied_epochs:
@@ -124,10 +118,7 @@ def main() -> None:
         f"{int(first.rule[2]) / first.channels:.2g}, `p_mem` {first.p_mem:.2g}. Test images have no units of their "
         "own: with own units on, theirs are at their expected value.",
     )
-    print(text)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(text, encoding="utf-8")
+    publish(text, args.out)
 
 
 if __name__ == "__main__":

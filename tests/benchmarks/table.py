@@ -1,0 +1,37 @@
+"""What the commands share: the options that say which network on which images, and the table they write."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+
+def options(description: str | None, *needed: str) -> argparse.ArgumentParser:
+    """A parser with the options of a network that `tests.benchmarks.cifar` trained, and `--out`.
+
+    Args:
+        needed: paths that must be given, besides `--data`.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    for name in ("data", *needed):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--network", choices=["resnet9", "vit"], default="resnet9")
+    parser.add_argument("--width", type=int, default=32)
+    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--share", type=float, default=0.1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path)
+    return parser
+
+
+def publish(text: str, out: Path | None, figures: Any = None) -> None:
+    """Print a table; write it to `out`, and the figures behind it as JSON beside it."""
+    print(text)
+    if out is None:
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(text, encoding="utf-8")
+    if figures is not None:
+        out.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
