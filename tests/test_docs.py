@@ -211,6 +211,7 @@ def test_the_factory_builds_a_network_with_units() -> None:
     assert [site.layer for site in sites] == ["1"]
 
 
+@pytest.mark.timeout(900)  # every audit, on whatever machine
 def test_the_demo_prints_what_the_readme_shows(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     ran = command(tmp_path, monkeypatch, capsys)("demo", "demo", "-q")
     assert ran.code == 0
