@@ -1,6 +1,6 @@
 """One smallest member of every timm model module: are sites found, does a mask equal the edit, does a search run?
 
-    python -m tests.benchmarks.families [--only PATTERN] [--out reports/benchmarks/timm-families.md]
+    python -m tests.benchmarks.families [--only PATTERN] [--store DIR] [--out reports/benchmarks/timm-families.md]
 
 Random weights, small input where the model allows it. Prints and writes one Markdown table.
 """
@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import json
 import resource
+import signal
 import sys
 import time
 import warnings
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -169,6 +173,22 @@ def search(adapter: Adapter, space: UnitSpace, pixels: Tensor) -> str:
     return f"{len(erased)}/{len(proposals)}" + (f" with {min(erased)}-{max(erased)} units" if erased else "")
 
 
+@contextmanager
+def limited(seconds: int) -> Iterator[None]:
+    """The body is interrupted by a `TimeoutError` after so many seconds."""
+
+    def late(_: int, frame: object) -> None:
+        raise TimeoutError(f"not finished within {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def table(rows: list[Row]) -> str:
     good = [r for r in rows if not r.problem and r.gap < TOLERANCE]
     lines = [
@@ -197,15 +217,25 @@ def table(rows: list[Row]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="*")
+    parser.add_argument("--store", type=Path, help="folder of what was measured, so that a run can go on")
+    parser.add_argument("--limit", type=int, default=900, help="seconds a family may take")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     families = [f for f in timm.list_modules() if fnmatch.fnmatch(f, args.only)]
     rows = []
     for family in families:
-        rows.append(run(family))
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        path = None if args.store is None else args.store / f"{family}.json"
+        if path is not None and path.is_file():
+            rows.append(Row(**json.loads(path.read_text("utf-8"))))
+            continue
+        with limited(args.limit):
+            rows.append(run(family))
         r = rows[-1]
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(asdict(r)), encoding="utf-8")
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         line = f"{r.family:28} {r.model:36} {r.gap:8.1e} {r.units:40} {r.found:22} {r.problem}"
         print(f"{line} {r.seconds:.0f}s {peak:.1f}GiB", file=sys.stderr, flush=True)
     text = table(rows)
