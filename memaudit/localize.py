@@ -3,8 +3,8 @@
 After the greedy search of Maini et al. 2023, section 4.3, with these changes: every example of a batch has its own
 mask; the objective is the logit margin (the loss of a memorized example is flat); what a cut costs the reference is
 predicted example by example and given the units already cut, not by the mean gradient; one gradient plans several
-units; and a finished set is reduced by restoring what it does not need. Nothing here is believed: `controls` measures
-every set again, on reference examples the search never saw.
+units, or, looking ahead, many candidates are ablated to choose one; and a finished set is reduced by restoring what it
+does not need. Nothing here is believed: `controls` measures every set again, on reference examples the search never saw.
 """
 
 from __future__ import annotations
@@ -55,15 +55,15 @@ class Population:
         right = self.margins[self.margins > 0]
         return float(right.median()) if len(right) else 1.0
 
-    def usual(self, label: int) -> Tensor:
-        """What ablating each unit usually takes of the margin of an example of `label`, generously; `(total,)`.
+    def usual(self, label: int, units: Tensor) -> Tensor:
+        """What ablating each of `units` `(T,)` usually takes of the margin of examples of `label`, or a little more.
 
         A unit that carries a class takes as much from any of its examples; one that stores an example takes more from
         that one.
         """
-        same = self.effects[:, self.labels == label]
-        if same.shape[1] < FEWEST:
-            same = self.effects
+        rows = self.labels == label
+        effects = self.effects[units]
+        same = effects[:, rows] if int(rows.sum()) >= FEWEST else effects
         return same.mean(1) + USUAL_DEVIATIONS * same.std(1, correction=0)
 
     def after(self, cut: Sequence[int]) -> Tensor:
@@ -215,7 +215,7 @@ class Search:
             return None
         score = allowed[units] - self.weight * self.population.typical * self.population.risk(cut, units)
         if self.look_ahead:
-            score -= self.population.usual(label)[units]
+            score -= self.population.usual(label, units)
         return int(units[score.argmax()])
 
     def _reduced(self, evaluator: Evaluator, examples: ExampleSet, jobs: list[Job]) -> list[Job]:

@@ -160,8 +160,8 @@ def test_the_population_is_what_the_twin_measures(setting: Setting) -> None:
     assert population.risk(cut, units).tolist() == pytest.approx(expected, rel=1e-6, abs=1e-12)
     for label in (0, 1, 99):  # nobody is 99: then all examples say what is usual
         expected = [crowd.usual(u, label, USUAL_DEVIATIONS, FEWEST) for u in units.tolist()]
-        assert population.usual(label)[units].tolist() == pytest.approx(expected, rel=1e-5, abs=1e-7)
-    assert not torch.allclose(population.usual(0), population.usual(99))
+        assert population.usual(label, units).tolist() == pytest.approx(expected, rel=1e-5, abs=1e-7)
+    assert not torch.allclose(population.usual(0, units), population.usual(99, units))
 
 
 def test_the_batched_search_is_the_slow_one_unit_for_unit(setting: Setting) -> None:
