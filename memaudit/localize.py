@@ -4,7 +4,8 @@ After the greedy search of Maini et al. 2023, section 4.3, with these changes: e
 mask; the objective is the logit margin (the loss of a memorized example is flat); what a cut costs the reference is
 predicted example by example and given the units already cut, not by the mean gradient; one gradient plans several
 units, or, looking ahead, many candidates are ablated to choose one; and a finished set is reduced by restoring what it
-does not need. Nothing here is believed: `controls` measures every set again, on reference examples the search never saw.
+does not need. Nothing here is believed: `controls` measures every set again, on reference examples the search never
+saw.
 """
 
 from __future__ import annotations
