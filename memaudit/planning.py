@@ -42,9 +42,10 @@ def plan(evaluator: Evaluator, flagged: ExampleSet, reference: ExampleSet, setti
     expected = round(len(flagged) * fitted)
     panel = min(profile.panel_rows, TYPICAL_AT_RISK + profile.at_random)
     observed = len(flagged) + len(reference)
-    search = expected * (2 * (1 + BACKWARD) + TYPICAL_UNITS)
+    looked = TYPICAL_UNITS * min(profile.look_ahead, space.total)
+    search = expected * (2 * (1 + BACKWARD) + TYPICAL_UNITS + looked)
     verify = expected * (1 + panel + profile.draws + 2 * profile.copies + profile.others)
-    group = min(profile.clean, expected) * 10 + 5 * 2 * CURVE_ROWS + profile.neurons * panel
+    group = min(profile.clean, expected) * (10 + looked) + 5 * 2 * CURVE_ROWS + profile.neurons * panel
     over_time = _over_time(evaluator, reference, settings, states, expected) if states > 1 else 0
     local = (1 + BACKWARD) * (profile.search_rows + profile.panel_rows) + search + verify + group
     if settings.audits is not None and "localize" not in settings.audits:
