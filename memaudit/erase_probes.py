@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from memaudit.controls import generator_for
 from memaudit.data import ExampleSet
-from memaudit.evaluate import Evaluator, Panel, margin
+from memaudit.evaluate import Evaluator, Panel, predicted
 from memaudit.findings import NoisePoint, RelearnPoint
 from memaudit.intervals import tidy
 from memaudit.retrain import descent, trainable
@@ -78,8 +78,7 @@ def _relearn(evaluator: Evaluator, shown: Panel, rest: Panel, seed: int) -> list
         step = descent(evaluator, torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0))
         for number in range(STEPS[-1] + 1):
             if number in STEPS:
-                said = margin(evaluator.logits(rest.examples, rest.rows), rest.examples.labels[list(rest.rows)]) > 0
-                found.append(float(said.float().mean()))
+                found.append(float(predicted(evaluator, rest).float().mean()))
             if number < STEPS[-1]:
                 drawn = torch.randperm(len(shown), generator=generator)[:64].tolist()
                 evaluator.each(shown.examples, [shown.rows[i] for i in drawn], step, batch=64, backward=1)

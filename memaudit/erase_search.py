@@ -16,7 +16,7 @@ from memaudit.controls import generator_for
 from memaudit.curvature import Spectrum, editable
 from memaudit.data import ExampleSet
 from memaudit.errors import ModelRejected
-from memaudit.evaluate import Evaluator, Panel
+from memaudit.evaluate import Evaluator, Panel, predicted
 from memaudit.finetune import BATCH, finetuned
 from memaudit.replay import watch
 from memaudit.states import holding
@@ -146,7 +146,8 @@ class Search:
         key = steps, tuple(kept.items())
         if key not in self.tried:
             with holding(self.evaluator.adapter.module, self.edit(kept, steps) if kept else {}):
-                self.tried[key] = Trial(kept, steps, self._right(self.flagged), self._right(self.validation))
+                seen = [float(predicted(self.evaluator, p).float().mean()) for p in (self.flagged, self.validation)]
+                self.tried[key] = Trial(kept, steps, *seen)
         return self.tried[key]
 
     def edit(self, kept: Mapping[str, float], steps: int = 0) -> Edit:
@@ -168,10 +169,6 @@ class Search:
     def _first(self, kept: Mapping[str, float]) -> int:
         """When the first of the layers `kept` runs."""
         return min((self.use[f"{path}.weight"] for path in kept), default=0)
-
-    def _right(self, panel: Panel) -> float:
-        said = self.evaluator.logits(panel.examples, panel.rows).argmax(1)
-        return float((said == panel.examples.labels[list(panel.rows)]).float().mean())
 
 
 def in_order(evaluator: Evaluator, reference: ExampleSet) -> tuple[dict[str, nn.Conv2d | nn.Linear], Mapping[str, int]]:

@@ -380,6 +380,14 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
     return own - others.max(1).values
 
 
+def predicted(evaluator: Evaluator, panel: Panel) -> Tensor:
+    """Which labels of `panel` the model predicts, `(len(panel),)` bool; logits that are not finite predict nothing."""
+    if not len(panel):
+        return torch.empty(0, dtype=torch.bool)
+    logits = evaluator.logits(panel.examples, panel.rows)
+    return (logits.argmax(1) == panel.examples.labels[list(panel.rows)]) & torch.isfinite(logits).all(1)
+
+
 def resolve_device(name: str) -> torch.device:
     """The device that `--device` names; `auto` takes cuda, then mps, then cpu.
 

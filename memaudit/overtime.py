@@ -12,7 +12,7 @@ from torch import Tensor
 from memaudit.batchnorm import CALIBRATION
 from memaudit.controls import generator_for, matched_clean
 from memaudit.data import ExampleSet
-from memaudit.evaluate import Evaluator, Panel
+from memaudit.evaluate import Evaluator, Panel, predicted
 from memaudit.findings import GradientPoint, LayerEvidence, Learning, Retrain, RetrainEpoch, RewindPoint, SeriesPoint
 from memaudit.gradients import Account, account
 from memaudit.intervals import bootstrap, bootstrap_runs, tidy
@@ -246,7 +246,7 @@ class OverTime:
         start = self.states[0]
         steps = -(-len(self.training) // BATCH)
         budget = max(self.profile.retrain_epochs, -(-LEAST_STEPS // steps))
-        before = float(self._right(self.training).float().mean())
+        before = float(predicted(self.evaluator, self.training).float().mean())
         self.stage("retrain", len(self.groups) * len(seeds))
         advance, self.evaluator.advance = self.evaluator.advance, lambda _: None
         found: list[Retrain | None] = []
@@ -267,9 +267,6 @@ class OverTime:
             found.append(self._retrained(runs, start, before, budget))
         self.evaluator.advance = advance
         return found
-
-    def _right(self, panel: Panel) -> Tensor:
-        return self.evaluator.logits(panel.examples, panel.rows).argmax(1) == panel.examples.labels[list(panel.rows)]
 
     def _retrained(self, runs: Sequence[Run], start: State, before: float, budget: int) -> Retrain:
         flagged = [run.flagged.float().tolist() for run in runs]

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from memaudit.errors import BugError
-from memaudit.evaluate import Evaluator, Panel
+from memaudit.evaluate import Evaluator, Panel, predicted
 from memaudit.journal import Changing
 from memaudit.layers import LayerGroup, tensors_of
 from memaudit.states import State, digest, holding
@@ -89,7 +89,7 @@ def retrain(
             for epoch in range(epochs + 1):
                 if epoch:
                     _train(evaluator, group, reference, optimizer, generator, changing)
-                seen = [_right(evaluator, panel) for panel in (flagged, reference, matched)]
+                seen = [predicted(evaluator, panel) for panel in (flagged, reference, matched)]
                 shares = [float(s.float().mean()) if len(s) else None for s in seen]
                 history.append((epoch, shares[0] or 0.0, shares[1] or 0.0, shares[2]))
                 fitted = (shares[1] or 0.0) >= target - BACK
@@ -188,10 +188,3 @@ def training(modules: Sequence[nn.Module]) -> Iterator[None]:
     finally:
         for m, mode in saved:
             m.training = mode
-
-
-def _right(evaluator: Evaluator, panel: Panel) -> Tensor:
-    if not len(panel):
-        return torch.empty(0, dtype=torch.bool)
-    logits = evaluator.logits(panel.examples, panel.rows)
-    return (logits.argmax(1) == panel.examples.labels[list(panel.rows)]) & torch.isfinite(logits).all(1)

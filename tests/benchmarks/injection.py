@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from memaudit.ablate import ablated
 from memaudit.controls import generator_for
 from memaudit.data.examples import ExampleSet
-from memaudit.evaluate import Evaluator, Panel, exact_arithmetic, margin
+from memaudit.evaluate import Evaluator, Panel, exact_arithmetic, margin, predicted
 from memaudit.fit import live_units, observe
 from memaudit.intervals import bootstrap
 from memaudit.localize import measure_population
@@ -175,8 +175,7 @@ class Ground:
 
 
 def accuracy(evaluator: Evaluator, panel: Panel) -> float:
-    right = evaluator.logits(panel.examples, panel.rows).argmax(1) == panel.examples.labels[list(panel.rows)]
-    return float(right.float().mean())
+    return float(predicted(evaluator, panel).float().mean())
 
 
 def make(ground: Ground, number: int, size: int) -> Injection:
