@@ -26,7 +26,7 @@ from memaudit.errors import DataRejected, ModelRejected
 from memaudit.evaluate import Evaluator, Panel, automatic_batch_size, margin, resolve_device
 from memaudit.findings import Erasure, ErasureScores, NoisePoint, RelearnPoint
 from memaudit.intervals import tidy
-from memaudit.report.files import replace_bytes
+from memaudit.report.files import replace_with
 from memaudit.settings import Progress, Silent
 from memaudit.text import clean
 
@@ -199,7 +199,8 @@ def write(state: Mapping[str, Tensor], path: Path) -> None:
     """The state dict as a safetensors file, replaced whole or not at all."""
     from safetensors.torch import save
 
-    replace_bytes(path, save({n: t.detach().cpu().contiguous().clone() for n, t in state.items()}, {"format": "pt"}))
+    data = save({n: t.detach().cpu().contiguous().clone() for n, t in state.items()}, {"format": "pt"})
+    replace_with(path, lambda file: file.write(data))
 
 
 def reread(path: Path, original: Adapter) -> tuple[Adapter, str]:

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ import pytest
 
 from memaudit import report
 from memaudit.errors import DataRejected, EnvironmentFault, UsageError
+from memaudit.findings import Report
+from memaudit.report import json as report_json
 from tests import report_samples as samples
 
 
@@ -33,6 +36,28 @@ def test_json_is_sorted_ends_in_one_newline_and_is_the_same_every_time() -> None
     assert text == report.render(samples.small(), ".json")
     assert text.endswith("}\n")
     assert list(json.loads(text)) == sorted(json.loads(text))
+
+
+@pytest.mark.parametrize("sample", [samples.small(), samples.hostile(), samples.small(findings=[])])
+def test_a_finding_at_a_time_gives_the_text_of_the_whole(sample: Report) -> None:
+    whole = sample.model_dump(mode="json")
+    whole["volatile"] = report_json._finite(whole["volatile"])
+    assert report.render(sample, ".json") == report_json.encode(whole, indent=2) + "\n"
+    for inline in (False, True):
+        assert "".join(report_json.compact(sample, inline=inline)) == report_json.encode(whole, inline=inline)
+
+
+@pytest.mark.parametrize(("suffix", "times"), [(".json", 1), (".html", 2.5)])  # the page holds the JSON, packed
+def test_a_large_report_is_written_piece_by_piece(tmp_path: Path, suffix: str, times: float) -> None:
+    sample, path = samples.large(2000), tmp_path / f"report{suffix}"
+    report.write(samples.large(3), path)  # what is loaded once
+    tracemalloc.start()
+    try:
+        report.write(sample, path)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < times * path.stat().st_size
 
 
 def test_non_finite_numbers_in_the_volatile_block_become_null() -> None:

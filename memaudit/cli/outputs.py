@@ -93,7 +93,8 @@ def rehearse(skeleton: Report, paths: Sequence[Path]) -> None:
     from memaudit import report as reports
 
     for suffix in dict.fromkeys(path.suffix for path in paths):
-        reports.render(skeleton, suffix)
+        for _ in reports.renderer(suffix)(skeleton, {}):
+            pass
 
 
 def write(report: Report, paths: Sequence[Path], thumbnails: Thumbnails) -> list[Path]:

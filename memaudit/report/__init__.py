@@ -5,7 +5,7 @@ Renderers, and what they need (jinja2, rich), are imported when they are first u
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,7 +40,7 @@ def write_all(report: Report, paths: Sequence[Path], thumbnails: Thumbnails | No
 
     for path in paths:
         files.check_target(path)
-    return files.replace_all([(path, render(report, path.suffix, thumbnails)) for path in paths])
+    return files.replace_all([(path, renderer(path.suffix)(report, thumbnails or {})) for path in paths])
 
 
 def read(path: str | Path) -> Report:
@@ -60,11 +60,11 @@ def render(report: Report, suffix: str, thumbnails: Thumbnails | None = None) ->
     Raises:
         UsageError: for any other suffix.
     """
-    return renderer(suffix)(report, thumbnails or {})
+    return "".join(renderer(suffix)(report, thumbnails or {}))
 
 
 def renderer(suffix: str) -> Renderer:
-    """The renderer a suffix names, so that a wrong `-o` is refused before a long run.
+    """What gives the text of a format in pieces; a wrong `-o` is refused before a long run.
 
     Raises:
         UsageError: if there is none.
@@ -84,37 +84,37 @@ def embed(report: Report) -> str:
     return html.embed(report)
 
 
-Renderer = Callable[["Report", Thumbnails], str]
+Renderer = Callable[["Report", Thumbnails], Iterable[str]]
 
 
-def _json(report: Report, _: Thumbnails) -> str:
+def _json(report: Report, _: Thumbnails) -> Iterable[str]:
     from memaudit.report import json
 
-    return json.render(report)
+    return json.parts(report)
 
 
-def _html(report: Report, thumbnails: Thumbnails) -> str:
+def _html(report: Report, thumbnails: Thumbnails) -> Iterable[str]:
     from memaudit.report import html
 
-    return html.render(report, thumbnails)
+    return html.parts(report, thumbnails)
 
 
-def _markdown(report: Report, _: Thumbnails) -> str:
+def _markdown(report: Report, _: Thumbnails) -> Iterable[str]:
     from memaudit.report import markdown
 
-    return markdown.render(report)
+    return [markdown.render(report)]
 
 
-def _sarif(report: Report, _: Thumbnails) -> str:
+def _sarif(report: Report, _: Thumbnails) -> Iterable[str]:
     from memaudit.report import sarif
 
-    return sarif.render(report)
+    return [sarif.render(report)]
 
 
-def _junit(report: Report, _: Thumbnails) -> str:
+def _junit(report: Report, _: Thumbnails) -> Iterable[str]:
     from memaudit.report import junit
 
-    return junit.render(report)
+    return [junit.render(report)]
 
 
 _RENDERERS: dict[str, Renderer] = {

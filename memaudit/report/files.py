@@ -6,7 +6,7 @@ import errno
 import glob
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -51,15 +51,10 @@ def _check(path: Path) -> None:
 
 def replace(path: Path, text: str) -> Path:
     """`replace_all` for one file."""
-    return replace_all([(path, text)])[0]
+    return replace_all([(path, [text])])[0]
 
 
-def replace_bytes(path: Path, data: bytes) -> Path:
-    """`replace_all` for one file that is no text."""
-    return replace_all([(path, data)])[0]
-
-
-def replace_with(path: Path, write: Callable[[BinaryIO], None]) -> Path:
+def replace_with(path: Path, write: Callable[[BinaryIO], object]) -> Path:
     """Let `write` fill a new file, and put that at `path` once it is complete.
 
     Raises:
@@ -73,8 +68,11 @@ def replace_with(path: Path, write: Callable[[BinaryIO], None]) -> Path:
     return path
 
 
-def replace_all(files: Sequence[tuple[Path, str | bytes]]) -> list[Path]:
+def replace_all(files: Sequence[tuple[Path, Iterable[str]]]) -> list[Path]:
     """Put each text, as UTF-8, at its path: all written beside them and synced, then renamed over them, the first last.
+
+    Args:
+        files: each path with the pieces of its text, which are asked for as they are written.
 
     Raises:
         UsageError: if a place refuses new files.
@@ -85,8 +83,7 @@ def replace_all(files: Sequence[tuple[Path, str | bytes]]) -> list[Path]:
     try:
         failpoint("publish.start")
         for at, content in files:
-            data = content.encode("utf-8") if isinstance(content, str) else content
-            staged.append((_stage(at, _in_halves(data), staged), at))
+            staged.append((_stage(at, _pieces(content), staged), at))
         failpoint("publish.staged")
         for partial, at in reversed(staged):
             os.replace(partial, at)
@@ -102,7 +99,7 @@ def replace_all(files: Sequence[tuple[Path, str | bytes]]) -> list[Path]:
     return [path for _, path in staged]
 
 
-def _stage(path: Path, write: Callable[[BinaryIO], None], others: Sequence[tuple[Path, Path]]) -> Path:
+def _stage(path: Path, write: Callable[[BinaryIO], object], others: Sequence[tuple[Path, Path]]) -> Path:
     """Write a new file beside `path`; those that a killed process left there are removed."""
     check_target(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,12 +125,13 @@ def _writable(path: Path) -> bool:
     return os.access(path, os.W_OK) and bool(path.stat().st_mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH))
 
 
-def _in_halves(data: bytes) -> Callable[[BinaryIO], None]:
+def _pieces(content: Iterable[str]) -> Callable[[BinaryIO], object]:
     def write(file: BinaryIO) -> None:
-        file.write(data[: len(data) // 2])
-        file.flush()
-        failpoint("publish.half")
-        file.write(data[len(data) // 2 :])
+        for number, piece in enumerate(content):
+            file.write(piece.encode("utf-8"))
+            if not number:
+                file.flush()
+                failpoint("publish.half")
 
     return write
 

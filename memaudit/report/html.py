@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from memaudit.report import charts, erasure, json, story, timeline
@@ -19,6 +21,7 @@ from memaudit.report.words import (
     MISSING,
     OUTCOMES,
     SYMBOLS,
+    accepted,
     count,
     interval,
     percent,
@@ -38,6 +41,8 @@ MAX_NEURONS = 150
 MAX_PLAIN_JSON = 64_000
 # What a row of the table grows by for its picture's cell and tag, besides the picture.
 ROW_COST, TAG_COST = 9, 320
+# How many pieces of the template make one piece of text.
+PIECES = 500
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -48,41 +53,55 @@ def render(report: Report, thumbnails: Mapping[str, bytes] | None = None) -> str
         report: what to show.
         thumbnails: PNG bytes by example id; those that are no PNG, or past the page's budget, are counted and left out.
     """
-    page = _page(report, {}, 0)
+    return "".join(parts(report, thumbnails))
+
+
+def parts(report: Report, thumbnails: Mapping[str, bytes] | None = None) -> Iterator[str]:
+    """What `render` gives, piece by piece: of many rows only a few are held."""
+    data = _inline_json(report)
     if not thumbnails:
-        return page
-    pictures = _data_urls(report, thumbnails, MAX_PAGE - len(page.encode()) - ROW_COST * len(report.findings))
-    return _page(report, pictures, len(thumbnails) - len(pictures))
+        return _page(report, data, {}, 0)
+    size = sum(len(part.encode()) for part in _page(report, data, {}, 0))
+    pictures = _data_urls(report, thumbnails, MAX_PAGE - size - ROW_COST * len(report.findings))
+    return _page(report, data, pictures, len(thumbnails) - len(pictures))
 
 
-def _page(report: Report, pictures: Mapping[str, Markup], left_out: int) -> str:
+def _page(report: Report, data: Markup, pictures: Mapping[str, Markup], left_out: int) -> Iterator[str]:
     style, script = _own("page.css"), _own("page.js")
     neurons = neuron_rows(report, MAX_NEURONS)
     layers = layer_rows(report)
-    template = _environment().get_template("page.html.jinja")
-    return template.render(
-        policy=_content_policy(style, script, bool(pictures)),
-        style=style,
-        script=script,
-        report=report,
-        data=_inline_json(report),
-        state=story.state(report),
-        story=story,
-        words={outcome: (*OUTCOMES[outcome], SYMBOLS[outcome]) for outcome in OUTCOMES},
-        rows=example_rows(report, frozenset(row.anchor for row in neurons)),
-        accepted_words=ACCEPTED,
-        pictures=pictures,
-        pictures_left_out=left_out,
-        neurons=neurons,
-        layers=layers,
-        bars=_bars(layers),
-        curve=_curve(report),
-        timeline=timeline,
-        erasure=erasure,
-        heat=_heat(report),
-        learned=_learned(report),
-        gradients=_gradients(report),
+    settled = accepted(report)
+    page = (
+        _environment()
+        .get_template("page.html.jinja")
+        .stream(
+            policy=_content_policy(style, script, bool(pictures)),
+            style=style,
+            script=script,
+            report=report,
+            data=data,
+            state=story.state(report),
+            story=story,
+            words={outcome: (*OUTCOMES[outcome], SYMBOLS[outcome]) for outcome in OUTCOMES},
+            rows=example_rows(report, frozenset(row.anchor for row in neurons)),
+            accepted=Counter(settled[finding.id] for finding in report.findings if finding.id in settled),
+            accepted_words=ACCEPTED,
+            active=sum(finding.memorized and finding.id not in settled for finding in report.findings),
+            pictures=pictures,
+            pictures_left_out=left_out,
+            neurons=neurons,
+            layers=layers,
+            bars=_bars(layers),
+            curve=_curve(report),
+            timeline=timeline,
+            erasure=erasure,
+            heat=_heat(report),
+            learned=_learned(report),
+            gradients=_gradients(report),
+        )
     )
+    page.enable_buffering(PIECES)
+    return page
 
 
 def embed(report: Report) -> str:
@@ -165,12 +184,18 @@ def _inline_json(report: Report) -> Markup:
     """The report itself, or `{"gzip": base64}` of it where it would outgrow the page."""
     from markupsafe import Markup
 
-    data = json.plain(report)
-    text = json.encode(data, inline=True)
-    if len(text) > MAX_PLAIN_JSON:
-        packed = gzip.compress(json.encode(data).encode(), mtime=0)
-        text = json.encode({"gzip": base64.b64encode(packed).decode()}, inline=True)
-    return Markup(text)  # noqa: S704
+    text, size = [], 0
+    for part in json.compact(report, inline=True):
+        text.append(part)
+        size += len(part)
+        if size > MAX_PLAIN_JSON:
+            break
+    else:
+        return Markup("".join(text))  # noqa: S704
+    packed = BytesIO()
+    with gzip.GzipFile(fileobj=packed, mode="wb", mtime=0) as file:
+        file.writelines(part.encode() for part in json.compact(report))
+    return Markup(json.encode({"gzip": base64.b64encode(packed.getvalue()).decode()}, inline=True))  # noqa: S704
 
 
 def _data_urls(report: Report, thumbnails: Mapping[str, bytes], room: int) -> dict[str, Markup]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -26,14 +27,42 @@ _HTML_ACTIVE = re.compile("[<>&]")
 
 def render(report: Report) -> str:
     """Sorted keys, two-space indent, one newline at the end; equal reports give equal bytes."""
-    return encode(plain(report), indent=2) + "\n"
+    return "".join(parts(report))
 
 
-def plain(report: Report) -> dict[str, Any]:
-    """The report as JSON-ready data. Only `volatile` can hold a non-finite number; it becomes null."""
-    data = report.model_dump(mode="json")
+def parts(report: Report) -> Iterator[str]:
+    """What `render` gives, a finding at a time: of many findings no copy is held."""
+    yield from _object(report, 2, inline=False)
+    yield "\n"
+
+
+def compact(report: Report, *, inline: bool = False) -> Iterator[str]:
+    """The same data without blanks, a finding at a time; `inline` as for `encode`."""
+    return _object(report, None, inline=inline)
+
+
+def _object(report: Report, indent: int | None, *, inline: bool) -> Iterator[str]:
+    """Only `volatile` can hold a non-finite number; it becomes null."""
+    data = report.model_dump(mode="json", exclude={"findings"})
     data["volatile"] = _finite(data["volatile"])
-    return data
+    line, colon = ("\n" + " " * indent, ": ") if indent else ("", ":")
+
+    def deeper(value: object) -> str:
+        return encode(value, indent=indent, inline=inline).replace("\n", line)
+
+    before = "{"
+    for name in sorted([*data, "findings"]):
+        yield f'{before}{line}"{name}"{colon}'
+        before = ","
+        if name != "findings":
+            yield deeper(data[name])
+            continue
+        opening = "["
+        for finding in report.findings:
+            yield opening + (line + deeper(finding.model_dump(mode="json"))).replace("\n", line)
+            opening = ","
+        yield line + "]" if report.findings else "[]"
+    yield "\n}" if indent else "}"
 
 
 def encode(data: object, *, indent: int | None = None, inline: bool = False) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from memaudit.report import erasure, story, timeline
@@ -100,12 +101,11 @@ def _figures(report: Report) -> str:
 
 
 def _examples(report: Report) -> str:
-    rows = example_rows(report)
-    if not rows:
+    if not report.findings:
         return ""
     head = ["example", "source", "label", "outcome", "before → after", "units", "reference", "controls"]
-    more = _more(len(rows), MAX_EXAMPLES, "example")
-    return f"## Examples\n\n{table(head, (_example(row) for row in rows[:MAX_EXAMPLES]))}{more}"
+    more = _more(len(report.findings), MAX_EXAMPLES, "example")
+    return f"## Examples\n\n{table(head, map(_example, islice(example_rows(report), MAX_EXAMPLES)))}{more}"
 
 
 def _example(row: ExampleRow) -> list[str]:

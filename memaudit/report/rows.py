@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
@@ -99,10 +100,10 @@ def unit_anchor(unit: UnitRef | Neuron) -> str:
     return f"unit-{_slug(unit.layer)}-{unit.index}"
 
 
-def example_rows(report: Report, shown_units: frozenset[str] = frozenset()) -> list[ExampleRow]:
+def example_rows(report: Report, shown_units: frozenset[str] = frozenset()) -> Iterator[ExampleRow]:
     """The findings in the report's order; units link to the neurons in `shown_units` (anchors)."""
     settled = accepted(report)
-    return [_example(report, finding, settled.get(finding.id, ""), shown_units) for finding in report.findings]
+    return (_example(report, finding, settled.get(finding.id, ""), shown_units) for finding in report.findings)
 
 
 def _example(report: Report, finding: Finding, settled: str, shown: frozenset[str]) -> ExampleRow:
