@@ -44,7 +44,6 @@ from memaudit.findings import (
     ReportWarning,
     SeriesPoint,
     Stability,
-    UnitRef,
 )
 from memaudit.fit import Observation, Support, live_units, observe, observe_flagged
 from memaudit.intervals import tidy, wilson
@@ -459,7 +458,7 @@ class Auditor:
             support,
             outcome,
             after=after,
-            units=[UnitRef(layer=u.layer, index=u.index, kind=u.kind) for u in map(self.space.unit, cut)],
+            units=[self.space.unit(number) for number in cut],
             reference_accuracy=cost,
             controls=controls,
         )
@@ -523,9 +522,9 @@ class Auditor:
 
     def _settle(self) -> None:
         """Reference costs once more, now that what all findings' samples say together is known."""
-        measured = [(row, f) for row, f in self.found.items() if f.reference_accuracy and f.controls]
-        costs = settle([f.reference_accuracy for _, f in measured if f.reference_accuracy])
-        for (row, finding), cost in zip(measured, costs, strict=True):
+        measured = {row: f.reference_accuracy for row, f in self.found.items() if f.reference_accuracy}
+        for row, cost in zip(measured, settle(list(measured.values())), strict=True):
+            finding = self.found[row]
             outcome = finding.outcome
             if outcome in groups.ERASED and finding.controls:
                 outcome = _erased(cost, finding.controls.random)

@@ -65,13 +65,7 @@ def silenced(adapter: Adapter, images: Tensor, findings: Sequence[Finding]) -> t
     numbers = [space.number(u.layer, u.index, u.kind) for u in units]
     state = {n: t.detach().clone() for n, t in adapter.module.state_dict().items()}
     silence(state, space, numbers)
-    return state, [space_unit(space, n) for n in sorted(numbers)]
-
-
-def space_unit(space: UnitSpace, number: int) -> UnitRef:
-    """Unit `number` as reports name it."""
-    unit = space.unit(number)
-    return UnitRef(layer=unit.layer, index=unit.index, kind=unit.kind)
+    return state, [space.unit(n) for n in sorted(numbers)]
 
 
 def each_alone(

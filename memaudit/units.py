@@ -1,4 +1,4 @@
-"""Units and the sites they are cut at: descriptions and mask arithmetic, for ablation and search."""
+"""The sites where units are cut: descriptions and mask arithmetic, for ablation and search."""
 
 from __future__ import annotations
 
@@ -13,20 +13,8 @@ import torch
 from torch import Tensor
 
 from memaudit.errors import UsageError
-from memaudit.findings import Kind
+from memaudit.findings import Kind, UnitRef
 from memaudit.text import clean, closest
-
-
-@dataclass(frozen=True)
-class Unit:
-    """One channel, neuron or attention head, printed `layer3.0.bn2:17`."""
-
-    layer: str
-    index: int
-    kind: Kind
-
-    def __str__(self) -> str:
-        return f"{self.layer}:{self.index}"
 
 
 @dataclass(frozen=True)
@@ -113,10 +101,17 @@ class UnitSpace:
         """`(total,)` the site number of every unit."""
         return torch.repeat_interleave(torch.arange(len(self.sites)), torch.tensor([s.width for s in self.sites]))
 
-    def unit(self, number: int) -> Unit:
-        """The unit with this number."""
-        s = int(self.site_of[number])
-        return Unit(self.sites[s].layer, number - self.offsets[s], self.sites[s].kind)
+    @cached_property
+    def _named(self) -> dict[int, UnitRef]:
+        return {}
+
+    def unit(self, number: int) -> UnitRef:
+        """The unit with this number; one object, however many findings hold it."""
+        if number not in self._named:
+            s = int(self.site_of[number])
+            site = self.sites[s]
+            self._named[number] = UnitRef(layer=site.layer, index=number - self.offsets[s], kind=site.kind)
+        return self._named[number]
 
     def number(self, layer: str, index: int, kind: str) -> int:
         """The number of a unit.

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from memaudit.errors import UsageError
-from memaudit.units import Site, Unit, UnitSpace, select
+from memaudit.findings import UnitRef
+from memaudit.units import Site, UnitSpace, select
 
 CONV = Site("conv", "channel", 4)
 GATED = Site("mlp.gate", "neuron", 3, axis=2, copies=2)
@@ -20,7 +21,7 @@ def test_units_are_numbered_in_execution_order() -> None:
     assert [str(SPACE.unit(n)) for n in (0, 3, 4, 6, 7, 8)] == [
         "conv:0", "conv:3", "mlp.gate:0", "mlp.gate:2", "attn.proj:0", "attn.proj:1",
     ]  # fmt: skip
-    assert SPACE.unit(8) == Unit("attn.proj", 1, "head")
+    assert SPACE.unit(8) == UnitRef(layer="attn.proj", index=1, kind="head")
 
 
 @pytest.mark.parametrize("number", range(9))
