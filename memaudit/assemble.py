@@ -282,8 +282,10 @@ def _summary(findings: Sequence[Finding], evidence: Evidence) -> Summary:
 
 def _auroc(positive: Tensor, negative: Tensor) -> float:
     """Chance that a positive scores above a negative, ties counting half; equal within float rounding is a tie."""
-    gap = positive[:, None] - negative[None, :]
-    return float(((gap > 1e-6).float() + 0.5 * (gap.abs() <= 1e-6).float()).mean())
+    below = negative.double().sort().values
+    beaten = torch.searchsorted(below, positive.double() - 1e-6)
+    reached = torch.searchsorted(below, positive.double() + 1e-6, right=True)
+    return float((beaten + reached).double().mean()) / (2 * len(below))
 
 
 def _device_name(device: torch.device) -> str:

@@ -19,6 +19,9 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 Kind = Literal["channel", "neuron", "head"]
 
 
+_GIVEN: set[str] = set()
+
+
 class Plain(BaseModel):
     """Base of every part of a report: strict about keys, frozen, finite."""
 
@@ -26,6 +29,10 @@ class Plain(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=(), defer_build=True
     )
+
+    def model_post_init(self, _: Any) -> None:
+        # Which fields were given is asked nowhere, and one such set for each part is half of a large report's memory.
+        object.__setattr__(self, "__pydantic_fields_set__", _GIVEN)
 
 
 class Outcome(StrEnum):

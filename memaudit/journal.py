@@ -15,6 +15,7 @@ import json
 import os
 import time
 import zlib
+from array import array
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -64,11 +65,37 @@ class Batch:
     value: Any
 
 
-@dataclass(frozen=True)
-class _Line:
-    kind: str
-    start: int
-    stop: int
+class _Lines:
+    """Kind, start and end of each line, in a few bytes a line: a long audit writes a hundred thousand."""
+
+    def __init__(self) -> None:
+        self._kinds = bytearray()
+        self._stops = array("Q")
+
+    def __len__(self) -> int:
+        return len(self._stops)
+
+    def append(self, kind: str, stop: int) -> None:
+        self._kinds.append(_KINDS.index(kind))
+        self._stops.append(stop)
+
+    def drop(self, number: int) -> None:
+        """Line `number` and all after it."""
+        del self._kinds[number:], self._stops[number:]
+
+    def kind(self, number: int) -> str:
+        return _KINDS[self._kinds[number]]
+
+    def start(self, number: int) -> int:
+        return self._stops[number - 1] if number else 0
+
+    def stop(self, number: int) -> int:
+        return self._stops[number]
+
+    def of(self, *kinds: str, start: int = 0) -> list[int]:
+        """The numbers of the lines of these kinds, from `start` on."""
+        wanted = {_KINDS.index(kind) for kind in kinds}
+        return [n for n in range(start, len(self)) if self._kinds[n] in wanted]
 
 
 class Journal:
@@ -91,7 +118,7 @@ class Journal:
         self._states = (folder / "journal.0.safetensors", folder / "journal.1.safetensors")
         self._run = dict(run)
         self._file: BinaryIO | None = None
-        self._lines: list[_Line] = []
+        self._lines = _Lines()
         self._at = 0
         self._end = 0
         self._slot = 0
@@ -103,7 +130,7 @@ class Journal:
             self.discard()
         elif self.path.exists():
             self._open()
-        self.recorded = sum(line.kind in ("batch", "change") for line in self._lines)
+        self.recorded = len(self._lines.of("batch", "change"))
 
     # ---- what the measuring code calls -----------------------------------------------------------------------------
 
@@ -134,9 +161,9 @@ class Journal:
         if self._take("begin", key) is None:
             self._append("begin", {"key": key})
             return None
-        end = next((n for n in range(self._at, len(self._lines)) if self._lines[n].kind == "end"), None)
-        if end is not None:
-            self._at = end
+        ends = self._lines.of("end", start=self._at)
+        if ends:
+            self._at = ends[0]
             record = self._take("end", key)
             if record is not None:
                 return decode(record["value"])
@@ -157,7 +184,7 @@ class Journal:
         self.close(sync=False)
         for path in (self.path, *self._states):
             path.unlink(missing_ok=True)
-        self._lines, self._at, self._end = [], 0, 0
+        self._lines, self._at, self._end = _Lines(), 0, 0
         failpoint("journal.removed")
 
     def close(self, *, sync: bool = True) -> None:
@@ -170,7 +197,7 @@ class Journal:
 
     def kept(self) -> str:
         """What an interrupted user is told; empty if there is nothing to go on from."""
-        batches = sum(line.kind in ("batch", "change") for line in self._lines)
+        batches = len(self._lines.of("batch", "change"))
         return f"{batches} batches are kept in {clean(self.path)}" if batches else ""
 
     # ---- lines -----------------------------------------------------------------------------------------------------
@@ -183,10 +210,10 @@ class Journal:
             raise UsageError(
                 f"cannot open {clean(self.path)}: {clean(error.strerror)}", hint="Choose another --out, or --fresh."
             ) from None
-        for kind, start, stop in _sound_lines(self._file):
-            self._lines.append(_Line(kind, start, stop))
+        for kind, stop in _sound_lines(self._file):
+            self._lines.append(kind, stop)
             self._end = stop
-        head = self._record(0) if self._lines and self._lines[0].kind == "head" else {}
+        head = self._record(0) if self._lines and self._lines.kind(0) == "head" else {}
         if head.get("version") != VERSION or not isinstance(head.get("run"), dict):
             self.discard()
             return
@@ -198,16 +225,16 @@ class Journal:
 
     def _record(self, number: int) -> dict[str, Any]:
         assert self._file is not None  # noqa: S101 - lines exist only of an open file
-        line = self._lines[number]
-        self._file.seek(line.start + _PREFIX)
-        record = json.loads(self._file.read(line.stop - line.start - _PREFIX - len("}\n")))
+        start = self._lines.start(number) + _PREFIX
+        self._file.seek(start)
+        record = json.loads(self._file.read(self._lines.stop(number) - start - len("}\n")))
         return cast("dict[str, Any]", next(iter(record.values())))
 
     def _take(self, kind: str, key: str) -> dict[str, Any] | None:
         """The next record, if it is that; otherwise this run went another way, and what follows is worth nothing."""
         if self._at >= len(self._lines):
             return None
-        record = self._record(self._at) if self._lines[self._at].kind == kind else {}
+        record = self._record(self._at) if self._lines.kind(self._at) == kind else {}
         if record.get("key") != key:
             self._cut(self._at)
             return None
@@ -217,8 +244,8 @@ class Journal:
     def _cut(self, number: int) -> None:
         """Drop line `number` and all after it."""
         if number < len(self._lines):
-            self._end = self._lines[number].start
-            del self._lines[number:]
+            self._end = self._lines.start(number)
+            self._lines.drop(number)
             assert self._file is not None  # noqa: S101
             self._file.truncate(self._end)
         self._at = min(self._at, len(self._lines))
@@ -244,8 +271,8 @@ class Journal:
                 self._sync()
         except OSError as error:
             raise _failed(self.path, error) from error
-        self._lines.append(_Line(kind, self._end, self._end + len(line)))
         self._end += len(line)
+        self._lines.append(kind, self._end)
         self._at = len(self._lines)
 
     def _sync(self) -> None:
@@ -257,7 +284,7 @@ class Journal:
 
     def _rewind_to_state(self) -> None:
         """Find the last batch of an unfinished loop whose changes can be put back; later changing ones are dropped."""
-        changes = [n for n in range(self._at, len(self._lines)) if self._lines[n].kind == "change"]
+        changes = self._lines.of("change", start=self._at)
         self._restored_at = -1
         for position in reversed(range(len(changes))):
             state = self._record(changes[position]).get("state")
@@ -354,8 +381,8 @@ def decode(value: Any) -> Any:
     return flat.reshape(shape)
 
 
-def _sound_lines(file: BinaryIO) -> Iterator[tuple[str, int, int]]:
-    """Kind, start and end of each line whose length and checksum hold, up to the first one that does not."""
+def _sound_lines(file: BinaryIO) -> Iterator[tuple[str, int]]:
+    """Kind and end of each line whose length and checksum hold, up to the first one that does not."""
     file.seek(0)
     start = 0
     for line in file:
@@ -364,8 +391,8 @@ def _sound_lines(file: BinaryIO) -> Iterator[tuple[str, int, int]]:
         kind = body[2 : body.find(b'"', 2)].decode("ascii", "replace")
         if not sound or kind not in _KINDS:
             return
-        yield kind, start, start + len(line)
         start += len(line)
+        yield kind, start
 
 
 def _crc(file: BinaryIO) -> int:
