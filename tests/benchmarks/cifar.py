@@ -1,7 +1,7 @@
 """CIFAR-10 with changed labels: the data, and a command that trains the network the benchmarks audit.
 
-    python -m tests.benchmarks.cifar --data DIR --out DIR [--network resnet9|vit] [--images 10000] [--epochs 20]
-        [--tied 'layer2*,layer3*' --p-gen 0.3 --p-mem 0.1]
+    python -m tests.benchmarks.cifar --data DIR --out DIR [--network resnet9|vit] [--images 10000] [--epochs 16]
+        [--augment] [--tied 'layer2*,layer3*' --p-gen 0.3 --p-mem 0.1]
 
 `DIR` holds `cifar10-train.npz` and `cifar10-test.npz` (JPEG bytes in `jpeg`, `offsets`, `label`).
 """
@@ -69,6 +69,18 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor, device: str) -> float:
     return right / len(x)
 
 
+def augment(x: Tensor, pad: int = 4) -> Tensor:
+    """Each image `(N, C, H, W)` shifted by up to `pad` pixels either way, half of them mirrored."""
+    count, _, height, width = x.shape
+    padded = F.pad(x, (pad, pad, pad, pad))
+    down, right = torch.randint(0, 2 * pad + 1, (2, count))
+    columns = torch.arange(width).expand(count, width)
+    columns = torch.where(torch.rand(count, 1) < 0.5, columns.flip(1), columns) + right[:, None]
+    rows = torch.arange(height) + down[:, None]
+    which = torch.arange(count)[:, None, None]
+    return padded[which, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
 def train(
     model: nn.Module,
     x: Tensor,
@@ -80,9 +92,10 @@ def train(
     lr: float = 0.4,
     batch: int = 128,
     adam: bool = False,
+    augmented: bool = False,
     seed: int = 0,
 ) -> None:
-    """Train without augmentation, so that changed labels are fitted; one safetensors file an epoch in `out`."""
+    """Train, one safetensors file an epoch in `out`; without augmentation changed labels are fitted sooner."""
     torch.manual_seed(seed)
     model.to(device, memory_format=torch.channels_last)
     if adam:
@@ -99,7 +112,8 @@ def train(
         total = 0.0
         for step in range(steps):
             rows = order[step * batch : (step + 1) * batch]
-            inputs = x[rows].to(device, memory_format=torch.channels_last)
+            images = augment(x[rows]) if augmented else x[rows]
+            inputs = images.to(device, memory_format=torch.channels_last)
             optimizer.zero_grad()
             with example_ids(rows):
                 loss = F.cross_entropy(model(inputs), y[rows].to(device))
@@ -125,6 +139,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.1)
     parser.add_argument("--lr", type=float, default=0.2)
     parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--augment", action="store_true", help="shifts and mirror images")
     parser.add_argument("--tied", help="layers that get example-tied dropout")
     parser.add_argument("--p-gen", type=float, default=0.3)
     parser.add_argument("--p-mem", type=float, default=0.1)
@@ -139,7 +154,16 @@ def main() -> None:
         add_tied_dropout(model, args.tied, args.p_gen, args.p_mem, input_size=(3, 32, 32))
     x, y, truth = normalise(images), torch.from_numpy(changed), torch.from_numpy(labels)
     train(
-        model, x, y, args.epochs, args.out, device=args.device, lr=args.lr, batch=args.batch, adam=args.network == "vit"
+        model,
+        x,
+        y,
+        args.epochs,
+        args.out,
+        device=args.device,
+        lr=args.lr,
+        batch=args.batch,
+        adam=args.network == "vit",
+        augmented=args.augment,
     )
     clean = np.setdiff1d(np.arange(len(x)), rows)
     test_x, test_y = normalise(test_images), torch.from_numpy(test_labels)

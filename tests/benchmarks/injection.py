@@ -183,8 +183,8 @@ def make(ground: Ground, number: int, size: int) -> Injection:
     evaluator, space = ground.evaluator, ground.space
     module = evaluator.adapter.module
     generator = generator_for(0, "injection", f"{size}:{number}")
-    predicted = int(evaluator.logits(ground.held_out, [number]).argmax())
-    known = (predicted, int(ground.held_out.labels[number]))
+    said = int(evaluator.logits(ground.held_out, [number]).argmax())
+    known = (said, int(ground.held_out.labels[number]))
     others = [k for k in range(ground.teacher.shape[1]) if k not in known]
     label = others[int(torch.randint(len(others), (1,), generator=generator))]
     example = relabelled(ground.held_out, number, label)

@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 
-def options(description: str | None, *needed: str) -> argparse.ArgumentParser:
+def options(description: str | None, *paths: str, required: bool = True) -> argparse.ArgumentParser:
     """A parser with the options of a network that `tests.benchmarks.cifar` trained, and `--out`.
 
     Args:
-        needed: paths that must be given, besides `--data`.
+        paths: options that name a file or folder, besides `--data`.
+        required: whether they must be given.
     """
     parser = argparse.ArgumentParser(description=description)
-    for name in ("data", *needed):
-        parser.add_argument(f"--{name}", type=Path, required=True)
+    for name in ("data", *paths):
+        parser.add_argument(f"--{name}", type=Path, required=required)
     parser.add_argument("--network", choices=["resnet9", "vit"], default="resnet9")
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--images", type=int, default=10_000)
