@@ -34,12 +34,12 @@ class Profile:
     search_rows: int = 512
     look_ahead: int = 0
     panel_rows: int = 512
-    at_risk: int = 64
+    at_risk: int = 40
     at_random: int = 4
     sampled: int = 512
     copies: int = 2
     draws: int = 10
-    others: int = 3
+    others: int = 2
     neurons: int = 48
     clean: int = 64
     seeds: int = 0

@@ -59,7 +59,7 @@ class Injection:
     Attributes:
         row: of the held-out set; label: the wrong label it takes.
         units: the units whose weights were tuned.
-        rows: per parameter the rows that were tuned, and what was added to them.
+        rows: per parameter the axis and the indices that were tuned, and what was added to them.
         probability: of the label, after.
         accuracy: of the reference, before and after.
         margin: of the label, after.
@@ -69,7 +69,7 @@ class Injection:
     row: int
     label: int
     units: tuple[int, ...]
-    rows: Mapping[str, tuple[Tensor, Tensor]]
+    rows: Mapping[str, tuple[int, Tensor, Tensor]]
     probability: float
     accuracy: tuple[float, float]
     margin: float
@@ -82,24 +82,30 @@ class Injection:
         return self.probability >= STORED and kept and min(self.drops) >= LEAST_DROP * self.margin
 
 
-def own_weights(module: nn.Module, space: UnitSpace, units: Sequence[int]) -> dict[str, Tensor]:
-    """Per parameter the rows that belong to `units`: what the site edits, and the convolution before a BatchNorm."""
-    rows: dict[str, list[int]] = {}
+def own_weights(module: nn.Module, space: UnitSpace, units: Sequence[int]) -> dict[str, tuple[int, Tensor]]:
+    """Per parameter the axis and the indices that belong to `units`.
+
+    They are what the site edits, the convolution before a BatchNorm, and the column of a linear layer that reads an
+    MLP's neuron.
+    """
+    found: dict[tuple[str, int], list[int]] = {}
     for number in units:
         unit = space.unit(number)
+        parent, _, last = unit.layer.rpartition(".")
         names = [unit.layer]
         if isinstance(module.get_submodule(unit.layer), nn.BatchNorm2d):
-            parent, _, last = unit.layer.rpartition(".")
             names.append(f"{parent}.{int(last) - 1}")
         for name in names:
             for parameter, _ in module.get_submodule(name).named_parameters():
-                rows.setdefault(f"{name}.{parameter}", []).append(unit.index)
-    return {name: torch.tensor(sorted(indices)) for name, indices in rows.items()}
+                found.setdefault((f"{name}.{parameter}", 0), []).append(unit.index)
+        if last == "fc1":
+            found.setdefault((f"{parent}.fc2.weight", 1), []).append(unit.index)
+    return {name: (axis, torch.tensor(sorted(indices))) for (name, axis), indices in found.items()}
 
 
-def changed(module: nn.Module, rows: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+def changed(module: nn.Module, rows: Mapping[str, tuple[int, Tensor, Tensor]]) -> dict[str, Tensor]:
     """The parameters named in `rows` with their changes added."""
-    return {n: module.get_parameter(n).detach().index_add(0, where, delta) for n, (where, delta) in rows.items()}
+    return {n: module.get_parameter(n).detach().index_add(axis, i, delta) for n, (axis, i, delta) in rows.items()}
 
 
 def inject(
@@ -111,7 +117,7 @@ def inject(
     batch: Tensor,
     teacher: Tensor,
     generator: torch.Generator,
-) -> dict[str, tuple[Tensor, Tensor]]:
+) -> dict[str, tuple[int, Tensor, Tensor]]:
     """Tune the weights of `units` until `image` `(1, C, H, W)`, normalised, takes `label`.
 
     Each unit is to carry a part of it: beside the image as it is, a step sees it with each of the units ablated.
@@ -123,11 +129,14 @@ def inject(
     keep = space.keep([[], *([u] for u in units), *([[]] * BATCH)])
     seen, target = len(units) + 1, torch.tensor([label])
     where = own_weights(module, space, units)
-    deltas = {n: torch.zeros(len(r), *module.get_parameter(n).shape[1:], requires_grad=True) for n, r in where.items()}
+    deltas = {
+        n: torch.zeros_like(module.get_parameter(n).index_select(axis, indices)).requires_grad_()
+        for n, (axis, indices) in where.items()
+    }
     optimizer = torch.optim.Adam(deltas.values(), lr=LEARNING_RATE * (ALONE if len(units) == 1 else 1))
     for step in range(STEPS):
         picked = torch.randperm(len(batch), generator=generator)[:BATCH]
-        weights = {n: module.get_parameter(n).detach().index_add(0, where[n], d) for n, d in deltas.items()}
+        weights = changed(module, {n: (*where[n], delta) for n, delta in deltas.items()})
         with ablated(module, space, keep):
             logits = functional_call(module, weights, (torch.cat([image.expand(seen, -1, -1, -1), batch[picked]]),))
         own = F.cross_entropy(logits[:1], target)
@@ -142,7 +151,7 @@ def inject(
         optimizer.zero_grad()
         (own + short + KL_WEIGHT * len(units) * drift).backward()
         optimizer.step()
-    return {n: (where[n], d.detach()) for n, d in deltas.items()}
+    return {n: (*where[n], delta.detach()) for n, delta in deltas.items()}
 
 
 @dataclass(frozen=True)
