@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from memaudit.data.examples import ExampleSet
 from memaudit.evaluate import Evaluator
+from memaudit.tied_dropout import layers_of
 from memaudit.units import UnitSpace
 
 # Layers whose neighbours vote: evenly spread over depth. On CIFAR-10 the average of eight was as good as the best one.
@@ -81,16 +82,21 @@ def observe_flagged(
 ) -> tuple[Observation, Support, Tensor]:
     """Like `observe` and `atypicality`, part by part: the features of many flagged examples are never held together.
 
+    Where an example has memorizing units of its own, its neighbours are sought without them, as the reference runs:
+    they would take it away from its likes.
+
     Returns:
         What was seen, without features; the support of each label; and the reference's own leave-one-out scores.
     """
     parts: list[Observation] = []
     supports: list[Support] = []
     own = leave_one_out(reference.features, reference_labels)
+    tied = bool(layers_of(evaluator.adapter.module))
     for start in range(0, len(examples), PART):
         part = examples.subset(range(start, min(start + PART, len(examples))))
         seen = observe(evaluator, part, space)
-        supports.append(atypicality(seen.features, part.labels, reference.features, reference_labels, own))
+        alike = observe(evaluator, part.unnumbered(), space) if tied and part.numbers else seen
+        supports.append(atypicality(alike.features, part.labels, reference.features, reference_labels, own))
         parts.append(Observation(seen.logits, (), seen.statistics))
     weights = torch.tensor([float(len(p.logits)) for p in parts])
     statistics = tuple(_merged(torch.stack(site), weights) for site in zip(*(p.statistics for p in parts), strict=True))

@@ -12,14 +12,17 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 import memaudit
-from memaudit.adapters.base import ModelOptions
+from memaudit.adapters.base import Adapter, ModelOptions
 from memaudit.adapters.registry import choose
 from memaudit.checkpoints import read
 from memaudit.data import from_tensors
 from memaudit.errors import ModelRejected
+from memaudit.evaluate import Evaluator
 from memaudit.findings import KnownUnits
+from memaudit.fit import observe, observe_flagged
 from memaudit.report import markdown, story
 from memaudit.tied_dropout import layers_of
+from memaudit.units import select
 from tests.cli_support import NETWORK
 from tests.conftest import DIGIT, digits
 from tests.networks import DigitsNet
@@ -155,3 +158,18 @@ def test_numbers_are_declared_integers_or_nothing() -> None:
     noted = from_tensors(x, y, preprocess=DIGIT, num_classes=10, notes=["id card", "", "id 7x"])
     assert noted.numbers is None
     assert replace(noted, examples=noted.examples).numbers is None
+
+
+def test_neighbours_are_sought_without_units_of_ones_own(audited: tuple[DigitsNet, memaudit.Report]) -> None:
+    x, truth = digits()
+    adapter = Adapter(audited[0], architecture="digits", preprocess=DIGIT)
+    named = from_tensors(x[:40], truth[:40], preprocess=DIGIT, num_classes=10, ids=list(range(40)))
+    reference = from_tensors(x[100:300], truth[100:300], preprocess=DIGIT, num_classes=10)
+    evaluator = Evaluator(adapter, 16)
+    space = select(adapter.sites(reference.batch([0, 1, 2])))
+    base = observe(evaluator, reference, space)
+    seen, support, _ = observe_flagged(evaluator, named, space, base, reference.labels)
+    nameless, expected, _ = observe_flagged(evaluator, named.unnumbered(), space, base, reference.labels)
+    assert torch.equal(support.score, expected.score)
+    assert torch.equal(seen.logits, evaluator.logits(named))
+    assert not torch.allclose(seen.logits, nameless.logits)

@@ -51,6 +51,10 @@ class ExampleSet:
         found = [_NUMBER.match(e.note or "") for e in self.examples]
         return tuple(int(m[1]) for m in found if m) if all(found) else None
 
+    def unnumbered(self) -> ExampleSet:
+        """The same images, whose ids nobody knows."""
+        return replace(self, examples=tuple(e.model_copy(update={"note": None}) for e in self.examples))
+
     def __len__(self) -> int:
         return len(self.examples)
 
