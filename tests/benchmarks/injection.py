@@ -35,7 +35,7 @@ from memaudit.localize import measure_population
 from memaudit.states import holding
 from memaudit.units import UnitSpace, select
 from tests.benchmarks.cifar import load
-from tests.benchmarks.localizers import METHODS, bench
+from tests.benchmarks.localizers import METHODS, Method, bench
 from tests.benchmarks.search import example_set, load_adapter, sets
 from tests.benchmarks.table import options, publish
 
@@ -247,7 +247,7 @@ def stored(ground: Ground, size: int, count: int, store: Path | None) -> list[In
     return found
 
 
-def recall(ground: Ground, case: Injection) -> dict[str, float]:
+def recall(ground: Ground, case: Injection, methods: Mapping[str, Method]) -> dict[str, float]:
     """By method, the share of the case's units among the first so many it names."""
     evaluator, space, reference = ground.evaluator, ground.space, ground.reference
     module = evaluator.adapter.module
@@ -255,7 +255,7 @@ def recall(ground: Ground, case: Injection) -> dict[str, float]:
         example = relabelled(ground.held_out, case.row, case.label)
         population = measure_population(evaluator, space, reference, range(512))
         known = bench(evaluator, space, ground.live, reference, population)
-        named = {name: method(known, example, 0, len(case.units)) for name, method in METHODS.items()}
+        named = {name: method(known, example, 0, len(case.units)) for name, method in methods.items()}
     return {name: len(set(units) & set(case.units)) / len(case.units) for name, units in named.items()}
 
 
@@ -282,13 +282,14 @@ def main() -> None:
 
 
 def remembered(ground: Ground, case: Injection, store: Path | None) -> dict[str, float]:
-    """The case's recalls, kept beside it."""
-    if store is None:
-        return recall(ground, case)
-    path = store / f"{len(case.units)}-{case.row:03d}.json"
-    if not path.is_file():
-        path.write_text(json.dumps(recall(ground, case)), encoding="utf-8")
-    found: dict[str, float] = json.loads(path.read_text("utf-8"))
+    """The case's recalls; kept beside it, those that are missing there are measured."""
+    path = None if store is None else store / f"{len(case.units)}-{case.row:03d}.json"
+    found: dict[str, float] = json.loads(path.read_text("utf-8")) if path and path.is_file() else {}
+    missing = {name: method for name, method in METHODS.items() if name not in found}
+    if missing:
+        found |= recall(ground, case, missing)
+        if path:
+            path.write_text(json.dumps(found), encoding="utf-8")
     return found
 
 
