@@ -172,9 +172,11 @@ def frontier(bench: Bench, steps: int) -> Iterator[Row]:
     for search in (mended, alone):
         for budget in BUDGETS:
             best, tried = search.run(budget)
-            told = ", ".join(f"{path} {kept:g}" for path, kept in best.kept.items())
+            least, most = min(best.kept.values()), max(best.kept.values())
+            told = f"share {least:g}" if least == most else f"shares {least:g} to {most:g}"
             more = f", {best.steps} clean steps" if best.steps else ""
-            variant = f"**chosen within {100 * budget:g} points** of {len(tried)} edits: {told}{more}"
+            name = f"**chosen within {100 * budget:g} points** of {len(tried)} edits"
+            variant = f"{name}: last {len(best.kept)} layers, {told}{more}"
             yield measured(bench, search, best.kept, variant, best.steps)
     for count, kept in FIXED:
         yield measured(bench, alone, dict.fromkeys(names[-count:], kept), f"last {count} layers, share {kept:g}")

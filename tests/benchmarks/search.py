@@ -41,7 +41,7 @@ from tests.reference import auroc
 
 SIDE = 32
 PREPROCESS = Preprocess((3, SIDE, SIDE), mean=MEAN, std=STD)
-EPOCHS = 20  # of the embedded data
+EPOCHS = 30  # of the embedded data
 
 
 def sets(data: Path, images: int, share: float) -> tuple[ExampleSet, ExampleSet]:
@@ -68,7 +68,7 @@ def embedded(width: int, device: str) -> tuple[Adapter, ExampleSet, ExampleSet]:
     torch.manual_seed(0)
     model = build("resnet9", width)
     with TemporaryDirectory() as folder, redirect_stdout(sys.stderr):
-        train(model, normalise(pixels), torch.from_numpy(labels), EPOCHS, Path(folder), device=device, lr=0.1)
+        train(model, normalise(pixels), torch.from_numpy(labels), EPOCHS, Path(folder), device=device, lr=0.2)
     clean = np.setdiff1d(np.arange(len(truth)), rows)
     adapter = Adapter(model.eval(), architecture="resnet9", preprocess=PREPROCESS)
     return adapter, example_set(pixels[rows], labels[rows], "flagged"), example_set(pixels[clean], truth[clean], "rest")
