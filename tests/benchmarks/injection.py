@@ -262,6 +262,7 @@ def recall(ground: Ground, case: Injection, methods: Mapping[str, Method]) -> di
 def main() -> None:
     parser = options(__doc__, "series")
     parser.add_argument("--cases", type=int, default=50)
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="numbers of units")
     parser.add_argument("--store", type=Path, help="folder of tuned weights and recalls, so that a run can go on")
     args = parser.parse_args()
     if args.store is not None:
@@ -273,7 +274,7 @@ def main() -> None:
     with exact_arithmetic():
         ground = Ground.of(evaluator, reference, held_out)
         scores: dict[int, list[dict[str, float]]] = {}
-        for size in sorted(SIZES, reverse=True):
+        for size in sorted(args.sizes, reverse=True):
             cases = stored(ground, size, args.cases, args.store)
             scores[size] = [remembered(ground, case, args.store) for case in cases]
             print(size, {name: round(mean(s[name] for s in scores[size]), 3) for name in METHODS}, file=sys.stderr)

@@ -1,11 +1,11 @@
 """Example-tied dropout on CIFAR-10: changed labels fitted, then dropped, beside the same network without it.
 
-    python -m tests.benchmarks.cifar --data DIR --out STANDARD
-    python -m tests.benchmarks.cifar --data DIR --out TIED --tied 'layer2*,layer3*'
-    python -m tests.benchmarks.tied_cifar --data DIR --standard STANDARD --tied TIED
+    python -m tests.benchmarks.cifar --data DIR --out STANDARD [--augment]
+    python -m tests.benchmarks.cifar --data DIR --out TIED --tied 'layer2*,layer3*' [--augment]
+    python -m tests.benchmarks.tied_cifar --data DIR --run 'standard=STANDARD' --run 'shifts and mirrors=TIED' ...
         [--out reports/benchmarks/tied-cifar10.md]
 
-Both trainings take the same images, labels, epochs and learning rates; the last checkpoint of each is measured.
+All trainings take the same images, labels, epochs and learning rates; the last checkpoint of each is measured.
 """
 
 from __future__ import annotations
@@ -97,26 +97,28 @@ def table(rows: list[Row], setting: str) -> str:
 
 
 def main() -> None:
-    parser = options(__doc__, "standard")
-    parser.add_argument("--tied", type=Path, required=True)
+    parser = options(__doc__)
+    parser.add_argument("--run", action="append", required=True, help="NAME=DIR, once for each network")
     args = parser.parse_args()
-    (standard, epochs), (tied, tied_epochs) = last(args.standard, args.width), last(args.tied, args.width)
-    if epochs != tied_epochs:
-        raise UsageError(f"{args.standard} was trained for {epochs} epochs, {args.tied} for {tied_epochs}")
-    data = Data(args.data, args.images, args.share)
-    rows = [
-        measure("no dropout", standard, data),
-        measure("example-tied dropout, own units on", tied, data),
-        measure("the same, memorizing units dropped", strip_tied_dropout(tied, "drop"), data),
-    ]
-    layers = layers_of(tied)
-    first = next(iter(layers.values()))
+    data, rows, epochs = Data(args.data, args.images, args.share), [], set()
+    for name, _, folder in (run.partition("=") for run in args.run):
+        model, epoch = last(Path(folder), args.width)
+        epochs.add(epoch)
+        layers = layers_of(model)
+        if not layers:
+            rows.append(measure(f"no dropout, {name}", model, data))
+            continue
+        first = next(iter(layers.values()))
+        tied = f"{name}; {len(layers)} layers, p_gen {int(first.rule[2]) / first.channels:.2g}, p_mem {first.p_mem:.2g}"
+        rows.append(measure(f"example-tied dropout, {tied}: own units on", model, data))
+        rows.append(measure("the same, memorizing units dropped", strip_tied_dropout(model, "drop"), data))
+    if len(epochs) > 1:
+        raise UsageError(f"the networks were trained for {' and '.join(map(str, sorted(epochs)))} epochs")
     text = table(
         rows + PUBLISHED,
         f"{args.images:,} training images, {args.share:.0%} of their labels changed, 5,000 test images; ResNet-9 of "
-        f"width {args.width}, {epochs} epochs, both trained alike, one seed. Tied: {', '.join(layers)}; `p_gen` "
-        f"{int(first.rule[2]) / first.channels:.2g}, `p_mem` {first.p_mem:.2g}. Test images have no units of their "
-        "own: with own units on, theirs are at their expected value.",
+        f"width {args.width}, {epochs.pop()} epochs, one seed. Test images have no units of their own: with own units "
+        "on, theirs are at their expected value.",
     )
     publish(text, args.out)
 
