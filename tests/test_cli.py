@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch
 from filelock import FileLock
 from safetensors.torch import save_file
 
+from memaudit import report as reports
 from memaudit.__main__ import run
 from memaudit.errors import ExitCode
 from memaudit.findings import Outcome, Report
@@ -632,11 +633,11 @@ def test_what_would_stop_the_report_at_the_end_stops_it_before_the_audit(
     cli = command(write_timm(tmp_path, "test_resnet", epochs=1), monkeypatch, capsys)
     seen: list[Report] = []
 
-    def trip(skeleton: Report, *_: object) -> bytes:
+    def trip(skeleton: Report, *_: object) -> Iterable[str]:
         seen.append(skeleton)
         raise RuntimeError("a name no renderer has met")
 
-    monkeypatch.setattr("memaudit.report.render", trip)
+    monkeypatch.setitem(reports._RENDERERS, ".json", trip)
     assert cli("scan", "test_resnet.safetensors", *SMALL, *NPZ, *FAST).code == ExitCode.BUG
     (skeleton,) = seen
     assert [f.example.index for f in skeleton.findings] == list(range(6))
