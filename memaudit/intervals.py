@@ -7,6 +7,8 @@ from math import exp, fsum, lgamma, log
 
 # Two-sided 95 %.
 Z = 1.959963984540054
+# Values the bootstrap draws at a time.
+TOGETHER = 1 << 18
 
 
 def wilson(hits: float, count: int) -> tuple[float, float]:
@@ -32,8 +34,14 @@ def bootstrap(values: Sequence[float], seed: int, draws: int = 2000) -> tuple[fl
 
     if not values:
         return 0.0, 1.0
-    array = np.asarray(values, dtype=np.float64)
-    means = array[np.random.default_rng(seed).integers(0, len(array), (draws, len(array)))].mean(1)
+    array, generator = np.asarray(values, dtype=np.float64), np.random.default_rng(seed)
+    block = max(1, TOGETHER // len(array))
+    means = np.concatenate(
+        [
+            array[generator.integers(0, len(array), (min(block, draws - start), len(array)))].mean(1)
+            for start in range(0, draws, block)
+        ]
+    )
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
 

@@ -346,6 +346,13 @@ def test_a_bootstrap_interval_is_about_two_standard_errors_each_way() -> None:
     assert bootstrap(values, 0) == (low, high) != bootstrap(values, 1)
 
 
+def test_a_bootstrap_of_many_draws_the_same_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = torch.rand(999, generator=torch.Generator().manual_seed(0)).tolist()
+    whole = bootstrap(values, 0)
+    monkeypatch.setattr("memaudit.intervals.TOGETHER", 10_000)
+    assert bootstrap(values, 0) == whole
+
+
 def test_auroc_counts_pairs_and_ties_by_half() -> None:
     generator = torch.Generator().manual_seed(0)
     positive, negative = (torch.randint(0, 8, (n,), generator=generator) / 8 for n in (30, 50))
