@@ -92,6 +92,11 @@ class _Lines:
     def stop(self, number: int) -> int:
         return self._stops[number]
 
+    @property
+    def end(self) -> int:
+        """Where the next line starts."""
+        return self.start(len(self))
+
     def of(self, *kinds: str, start: int = 0) -> list[int]:
         """The numbers of the lines of these kinds, from `start` on."""
         wanted = {_KINDS.index(kind) for kind in kinds}
@@ -120,7 +125,6 @@ class Journal:
         self._file: BinaryIO | None = None
         self._lines = _Lines()
         self._at = 0
-        self._end = 0
         self._slot = 0
         self._restored_at = -1  # where the state of an unfinished loop is put back
         self._saved_at, self._save_cost, self._synced = 0.0, 0.0, 0.0
@@ -184,7 +188,7 @@ class Journal:
         self.close(sync=False)
         for path in (self.path, *self._states):
             path.unlink(missing_ok=True)
-        self._lines, self._at, self._end = _Lines(), 0, 0
+        self._lines, self._at = _Lines(), 0
         failpoint("journal.removed")
 
     def close(self, *, sync: bool = True) -> None:
@@ -212,7 +216,6 @@ class Journal:
             ) from None
         for kind, stop in _sound_lines(self._file):
             self._lines.append(kind, stop)
-            self._end = stop
         head = self._record(0) if self._lines and self._lines.kind(0) == "head" else {}
         if head.get("version") != VERSION or not isinstance(head.get("run"), dict):
             self.discard()
@@ -221,7 +224,7 @@ class Journal:
             self.close(sync=False)
             raise _other_run(self.path, cast("dict[str, str]", head["run"]), self._run)
         self._at = 1
-        self._file.truncate(self._end)
+        self._file.truncate(self._lines.end)
 
     def _record(self, number: int) -> dict[str, Any]:
         assert self._file is not None  # noqa: S101 - lines exist only of an open file
@@ -244,10 +247,9 @@ class Journal:
     def _cut(self, number: int) -> None:
         """Drop line `number` and all after it."""
         if number < len(self._lines):
-            self._end = self._lines.start(number)
             self._lines.drop(number)
             assert self._file is not None  # noqa: S101
-            self._file.truncate(self._end)
+            self._file.truncate(self._lines.end)
         self._at = min(self._at, len(self._lines))
 
     def _append(self, kind: str, record: Mapping[str, object]) -> None:
@@ -260,7 +262,7 @@ class Journal:
             self._cut(self._at)
             body = json.dumps({kind: record}, separators=(",", ":")).encode()
             line = b'{"length":"%08x","crc":"%08x","record":%s}\n' % (len(body), zlib.crc32(body), body)
-            self._file.seek(self._end)
+            self._file.seek(self._lines.end)
             self._file.write(line[: len(line) // 2])
             self._file.flush()
             failpoint("journal.half")
@@ -271,8 +273,7 @@ class Journal:
                 self._sync()
         except OSError as error:
             raise _failed(self.path, error) from error
-        self._end += len(line)
-        self._lines.append(kind, self._end)
+        self._lines.append(kind, self._lines.end + len(line))
         self._at = len(self._lines)
 
     def _sync(self) -> None:
