@@ -70,10 +70,8 @@ def scan(folder: Path, count: int) -> Run:
     options[options.index("--flagged") + 1] = str(write(folder, count))
     start = time.perf_counter()
     arguments = [*options, "--audit", "localize", "-q", "--exit-zero", "--out", str(out)]
-    told = subprocess.run(
-        [sys.executable, "-c", SCAN, *arguments], stderr=subprocess.PIPE, text=True, check=True
-    ).stderr
-    peak, cpu = map(float, told.split()[-2:])
+    child = subprocess.run([sys.executable, "-c", SCAN, *arguments], capture_output=True, text=True, check=True)
+    peak, cpu = map(float, child.stderr.split()[-2:])
     report = (out / "report.json").stat().st_size
     return Run(count, peak / 1024, time.perf_counter() - start, cpu, report)
 

@@ -135,7 +135,9 @@ def main() -> None:
     parser.add_argument("--max-units", type=int, default=20)
     parser.add_argument("--json", action="store_true", help="one line instead of indented")
     args = parser.parse_args()
-    if args.data is None or args.series is None:
+    if (args.data is None) != (args.series is None):
+        parser.error("--data and --series are given together, or neither")
+    if args.series is None:
         args.width = 16
         adapter, flagged, reference = embedded(args.width, args.device)
     else:
