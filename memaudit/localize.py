@@ -100,6 +100,7 @@ class Job:
     row: int
     cut: list[int] = field(default_factory=list)
     needed: int | None = None  # without this unit the label was seen to be kept
+    signal: Tensor | None = None  # `(total,)` of `signals`, where the search looks ahead
 
 
 @dataclass(frozen=True)
@@ -134,8 +135,8 @@ class Search:
         waiting = deque(rows)
         active: list[Job] = []
         while waiting or active:
-            while waiting and len(active) < evaluator.batch_size:
-                active.append(Job(waiting.popleft()))
+            room = range(min(len(waiting), evaluator.batch_size - len(active)))
+            active += self.begun(evaluator, examples, [waiting.popleft() for _ in room])
             _, values, gradients = evaluator.mask_gradients(
                 examples, [j.row for j in active], [j.cut for j in active], self.space, margin, self.fill
             )
@@ -156,15 +157,25 @@ class Search:
                     yield Proposal(job.row, tuple(job.cut), erased=False)
             active = going
 
+    def begun(self, evaluator: Evaluator, examples: ExampleSet, rows: Sequence[int]) -> list[Job]:
+        """Jobs for `rows`, with nothing cut."""
+        jobs = [Job(row) for row in rows]
+        if self.look_ahead and jobs:
+            for job, signal in zip(jobs, signals(evaluator, self.space, examples, rows, self.fill), strict=True):
+                job.signal = signal
+        return jobs
+
     def drops(self, evaluator: Evaluator, examples: ExampleSet, jobs: Sequence[Job], gradients: Tensor) -> Tensor:
         """What ablating each unit would take of each job's margin `(jobs, total)`: to first order, or measured.
 
-        With `look_ahead`, that many units of the largest gradient, of either sign, are measured and all others left
-        out: a unit whose signal saturates what follows has a gradient that tells little of its ablation.
+        With `look_ahead`, that many units are measured and all others left out: those of the largest gradient, of
+        either sign, times the square of the unit's signal. A signal that saturates what follows takes its own gradient
+        down, and that says little of what ablating the unit does.
         """
-        if not self.look_ahead:
+        given = [job.signal for job in jobs if job.signal is not None]
+        if not given:
             return gradients
-        allowed = gradients.abs().masked_fill(~self.candidates, -1.0)
+        allowed = (gradients.abs() * torch.stack(given).square()).masked_fill(~self.candidates, -1.0)
         for number, job in enumerate(jobs):
             allowed[number, job.cut] = -1.0
         strength, units = allowed.topk(min(self.look_ahead, allowed.shape[1]))
@@ -242,6 +253,22 @@ class Search:
                 job.cut.remove(best[id(job)][1])
             open_jobs = [j for j in open_jobs if len(j.cut) > 1]
         return jobs
+
+
+def signals(
+    evaluator: Evaluator, space: UnitSpace, examples: ExampleSet, rows: Sequence[int], fill: Sequence[Tensor] | None
+) -> Tensor:
+    """`(rows, total)`: the mean size of each unit's values, over the mean of its site; away from `fill`, if given."""
+
+    def reduce(number: int, values: Tensor) -> Tensor:
+        site = space.sites[number]
+        away = values if fill is None else values - fill[number].to(values)
+        size = away.abs().mean(1, dtype=torch.promote_types(away.dtype, torch.float32))
+        size = size.view(-1, site.copies, site.width, site.span).mean((1, 3))
+        return (size / size.mean(1, keepdim=True)).cpu()
+
+    _, seen = evaluator.observe(examples.subset(rows), space, reduce)
+    return torch.cat([torch.cat(site) for site in seen], 1).nan_to_num()
 
 
 def measure_population(

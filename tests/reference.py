@@ -1,6 +1,7 @@
 """Slow, obvious twins of the fast paths: one example at a time, an edited copy of the weights, plain loops.
 
-Nothing here knows of masks, hooks or batches. A unit is scaled by scaling its slices of the weights in a deep copy.
+Nothing here knows of masks or batches, and hooks only look. A unit is scaled by scaling its slices of the weights in a
+deep copy.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from memaudit.data import ExampleSet
 from memaudit.units import Site, UnitSpace
@@ -80,6 +82,32 @@ def mask_gradient(
     return result
 
 
+def signal(module: nn.Module, space: UnitSpace, examples: ExampleSet, row: int) -> list[float]:
+    """By unit, the mean size of its values for one example, over the mean of its site."""
+    seen: dict[str, Tensor] = {}
+    sites = {site.layer: site for site in space.sites}
+
+    def look(layer: str) -> None:
+        def see(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            seen[layer] = (output if sites[layer].side == "output" else args[0]).detach()
+
+        handles.append(module.get_submodule(layer).register_forward_hook(see))
+
+    handles: list[RemovableHandle] = []
+    for layer in sites:
+        look(layer)
+    logits_of(module, examples, row)
+    for handle in handles:
+        handle.remove()
+    sizes = []
+    for unit in range(space.total):
+        site, index = location(space, unit)
+        values = seen[site.layer].index_select(site.axis, torch.tensor(site.elements(index)))
+        sizes.append(sum(abs(float(v)) for v in values.flatten()) / values.numel())
+    means = {layer: [s for u, s in enumerate(sizes) if location(space, u)[0].layer == layer] for layer in sites}
+    return [s / (sum(m) / len(m)) for u, s in enumerate(sizes) for m in [means[location(space, u)[0].layer]]]
+
+
 @dataclass(frozen=True)
 class Crowd:
     """The reference: `margins[r]`, `effects[r][u]` by which unit u's ablation lowers it to first order, `labels[r]`."""
@@ -140,13 +168,14 @@ class GreedySearch:
         """The cut, in order, and whether it erases the label."""
         cut: list[int] = []
         needed: int | None = None
+        strength = signal(self.module, self.space, examples, row) if self.look_ahead else []
         while True:
             value = self.margin(examples, row, cut)
             if value < 0:
                 return self.reduce(examples, row, cut, needed), True
             gradient = mask_gradient(self.module, self.space, examples, row, cut)
             if self.look_ahead:
-                gradient = self.tried(examples, row, cut, value, gradient)
+                gradient = self.tried(examples, row, cut, value, gradient, strength)
             planned = 0
             while value >= 0 and planned < self.plan and len(cut) < self.max_units:
                 best = self.best(gradient, cut, examples.examples[row].label)
@@ -160,11 +189,17 @@ class GreedySearch:
             needed = cut[-1] if planned == 1 else None
 
     def tried(
-        self, examples: ExampleSet, row: int, cut: Sequence[int], value: float, gradient: Sequence[float]
+        self,
+        examples: ExampleSet,
+        row: int,
+        cut: Sequence[int],
+        value: float,
+        gradient: Sequence[float],
+        strength: Sequence[float],
     ) -> list[float]:
-        """What each of the units with the largest gradients takes of the margin; nothing for all others."""
+        """What each of the units with the largest gradients and signals takes of the margin; nothing for all others."""
         free = [u for u in range(self.space.total) if self.candidates[u] and u not in cut]
-        looked = sorted(free, key=lambda u: -abs(gradient[u]))[: self.look_ahead]
+        looked = sorted(free, key=lambda u: -abs(gradient[u]) * strength[u] ** 2)[: self.look_ahead]
         taken = [-math.inf] * self.space.total
         for unit in looked:
             taken[unit] = value - self.margin(examples, row, [*cut, unit])

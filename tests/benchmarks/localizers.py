@@ -15,7 +15,7 @@ from memaudit.ablate import ablated
 from memaudit.controls import generator_for
 from memaudit.data.examples import ExampleSet
 from memaudit.evaluate import Evaluator, margin
-from memaudit.localize import Job, Population, Search
+from memaudit.localize import Population, Search
 from memaudit.settings import PROFILES
 from memaudit.units import UnitSpace
 
@@ -135,7 +135,7 @@ def looking_ahead(b: Bench, examples: ExampleSet, row: int, count: int) -> list[
 
 
 def _chosen(search: Search, b: Bench, examples: ExampleSet, row: int) -> list[int]:
-    job = Job(row)
+    job = search.begun(b.evaluator, examples, [row])[0]
     while len(job.cut) < search.max_units:
         gradients = b.evaluator.mask_gradients(examples, [row], [job.cut], b.space, margin)[2]
         drops = search.drops(b.evaluator, examples, [job], gradients)[0]
