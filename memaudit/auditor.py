@@ -44,6 +44,7 @@ from memaudit.findings import (
     ReportWarning,
     SeriesPoint,
     Stability,
+    interned,
 )
 from memaudit.fit import Observation, Support, live_units, observe, observe_flagged
 from memaudit.intervals import tidy, wilson
@@ -428,7 +429,7 @@ class Auditor:
             outcome=outcome,
             fitted=fitted,
             memorized=fitted and p_value <= ATYPICAL_P,
-            atypicality=Atypicality(score=tidy(score), p_value=tidy(p_value)),
+            atypicality=interned(Atypicality(score=tidy(score), p_value=tidy(p_value))),
             learning=None if self.over_time is None else self.over_time.learning(row),
             before=before,
             **more,
@@ -460,7 +461,7 @@ class Auditor:
             after=after,
             units=[self.space.unit(number) for number in cut],
             reference_accuracy=cost,
-            controls=controls,
+            controls=interned(controls),
         )
 
     def _finish(self) -> None:

@@ -15,7 +15,14 @@ from torch import Tensor
 from memaudit.cost import first_estimate
 from memaudit.data.examples import ExampleSet
 from memaudit.evaluate import Evaluator, margin
-from memaudit.findings import AugmentedControl, FlaggedOthersControl, RandomControl, ReferenceAccuracy, Sampled
+from memaudit.findings import (
+    AugmentedControl,
+    FlaggedOthersControl,
+    RandomControl,
+    ReferenceAccuracy,
+    Sampled,
+    interned,
+)
 from memaudit.intervals import wilson
 from memaudit.localize import Population
 from memaudit.units import UnitSpace
@@ -90,7 +97,7 @@ class Judge:
         logits = self.evaluator.logits(examples, [row] * draws, cuts, self.space, self.fill)
         erased = int((margin(logits, examples.labels[[row] * draws]) < 0).sum())
         low, high = wilson(erased, draws)
-        return RandomControl(draws=draws, erased=erased, low=low, high=high)
+        return interned(RandomControl(draws=draws, erased=erased, low=low, high=high))
 
     def _draw(self, cut: Sequence[int], generator: torch.Generator) -> list[int]:
         drawn: list[int] = []
@@ -114,9 +121,9 @@ class Judge:
         if len(copies):
             rows = (margin(self.evaluator.logits(copies), copies.labels) > 0).nonzero().flatten().tolist()
         if not rows:
-            return AugmentedControl(copies=0, erased=0)
+            return interned(AugmentedControl(copies=0, erased=0))
         logits = self.evaluator.logits(copies, rows, [cut], self.space, self.fill)
-        return AugmentedControl(copies=len(rows), erased=int((margin(logits, copies.labels[rows]) < 0).sum()))
+        return interned(AugmentedControl(copies=len(rows), erased=int((margin(logits, copies.labels[rows]) < 0).sum())))
 
     def flagged_others(
         self, examples: ExampleSet, row: int, cut: Sequence[int], fitted: Sequence[int], most: int, key: str
@@ -126,10 +133,10 @@ class Judge:
         order = torch.randperm(len(others), generator=generator_for(self.seed, "others", key))[:most]
         rows = [others[i] for i in order.tolist()]
         if not rows:
-            return FlaggedOthersControl(examples=0, lost=0)
+            return interned(FlaggedOthersControl(examples=0, lost=0))
         logits = self.evaluator.logits(examples, rows, [cut], self.space, self.fill)
         lost = int((margin(logits, examples.labels[rows]) < 0).sum())
-        return FlaggedOthersControl(examples=len(rows), lost=lost)
+        return interned(FlaggedOthersControl(examples=len(rows), lost=lost))
 
 
 def augment(examples: ExampleSet, row: int, most: int = 4) -> ExampleSet:
@@ -161,7 +168,7 @@ def augment(examples: ExampleSet, row: int, most: int = 4) -> ExampleSet:
 def _changes(before: Tensor, after: Tensor) -> Sampled:
     """Of rows measured before and after a cut."""
     lost, gained = (before & ~after).sum(), (~before & after).sum()
-    return Sampled(rows=len(before), right=int(before.sum()), lost=int(lost), gained=int(gained))
+    return interned(Sampled(rows=len(before), right=int(before.sum()), lost=int(lost), gained=int(gained)))
 
 
 def matched_clean(

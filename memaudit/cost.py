@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betainc, betaln
 
-from memaudit.findings import ReferenceAccuracy, Sampled
+from memaudit.findings import ReferenceAccuracy, Sampled, interned
 from memaudit.intervals import tidy, wilson
 
 # Grids of the two parameters, mean (flat prior) and weight in rows (flat in its logarithm), and of the rate itself.
@@ -82,7 +82,7 @@ def _settled(cost: ReferenceAccuracy, lost: Triple, gained: Triple) -> Reference
     low = after - hypot(after - low, (most_lost - losses) / n, (gains - least_gained) / n)
     high = after + hypot(high - after, (losses - least_lost) / n, (most_gained - gains) / n)
     losses += cost.at_risk.lost
-    return cost.model_copy(
+    settled = cost.model_copy(
         update={
             "after": tidy(after),
             "low": tidy(max(0.0, low)),
@@ -90,6 +90,7 @@ def _settled(cost: ReferenceAccuracy, lost: Triple, gained: Triple) -> Reference
             "retained": tidy(min(1.0, max(0.0, 1 - losses / right))) if right else None,
         }
     )
+    return interned(settled)
 
 
 def shared_rates(counts: Sequence[tuple[int, int]], unchanged: int = 0) -> dict[tuple[int, int], Triple]:

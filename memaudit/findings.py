@@ -5,9 +5,11 @@ warning says why. The keys are a contract: add, never rename, and raise `SCHEMA_
 Annotations are not postponed here: pydantic would compile each one again at every start.
 """
 
+from collections.abc import Mapping
 from enum import StrEnum
+from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -33,6 +35,24 @@ class Plain(BaseModel):
     def model_post_init(self, _: Any) -> None:
         # Which fields were given is asked nowhere, and one such set for each part is half of a large report's memory.
         object.__setattr__(self, "__pydantic_fields_set__", _GIVEN)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        copied = super().model_copy(update=update, deep=deep)
+        copied.model_post_init(None)
+        return copied
+
+
+Part = TypeVar("Part", bound=Plain)
+
+
+def interned(part: Part) -> Part:
+    """`part`, or an equal one seen before: thousands of findings repeat the same small counts."""
+    return cast(Part, _seen(part))
+
+
+@lru_cache(maxsize=4096)
+def _seen(part: Plain) -> Plain:
+    return part
 
 
 class Outcome(StrEnum):

@@ -15,6 +15,7 @@ from memaudit.controls import BLOCK, Judge, augment, generator_for, matched_clea
 from memaudit.cost import settle
 from memaudit.data import Preprocess, from_tensors
 from memaudit.evaluate import margin
+from memaudit.findings import AugmentedControl, FlaggedOthersControl, interned
 from memaudit.intervals import bootstrap, tidy, wilson
 from memaudit.localize import measure_population
 from tests import reference as slow
@@ -362,3 +363,15 @@ def test_auroc_counts_pairs_and_ties_by_half() -> None:
 @pytest.mark.parametrize(("value", "tidied"), [(1 / 3, 0.333333), (123456789.0, 123457000.0), (0.0, 0.0), (1.0, 1.0)])
 def test_six_digits_are_kept(value: float, tidied: float) -> None:
     assert tidy(value) == tidied
+
+
+def test_equal_counts_of_many_findings_are_one_object() -> None:
+    first, again = (interned(AugmentedControl(copies=4, erased=0)) for _ in range(2))
+    assert first is again
+    assert interned(AugmentedControl(copies=4, erased=1)) is not first
+    # Equal values of another kind are another thing.
+    other = interned(FlaggedOthersControl(examples=4, lost=0))
+    assert isinstance(other, FlaggedOthersControl)
+    changed = first.model_copy(update={"erased": 2})
+    assert (first.erased, changed.erased) == (0, 2)
+    assert changed.__pydantic_fields_set__ is first.__pydantic_fields_set__
