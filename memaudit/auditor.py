@@ -15,7 +15,6 @@ from torch import Tensor
 from memaudit import groups
 from memaudit.adapters.base import Adapter
 from memaudit.assemble import Evidence, assemble, skeleton
-from memaudit.classorder import check_class_order
 from memaudit.controls import Judge, generator_for
 from memaudit.cost import settle
 from memaudit.data import ExampleSet, finding_id, remove_overlap
@@ -23,7 +22,6 @@ from memaudit.errors import DataRejected, Incomplete, PremiseBroken, UsageError
 from memaudit.evaluate import (
     Evaluator,
     automatic_batch_size,
-    check_premises,
     exact_arithmetic,
     margin,
     resolve_device,
@@ -47,11 +45,12 @@ from memaudit.findings import (
     interned,
 )
 from memaudit.fit import Observation, Support, live_units, observe, observe_flagged
-from memaudit.intervals import tidy, wilson
+from memaudit.intervals import tidy
 from memaudit.journal import Journal, journalled
 from memaudit.known import known_units
 from memaudit.localize import Population, Proposal, Search, measure_population
 from memaudit.overtime import OverTime
+from memaudit.premises import check_accuracy, check_labels, check_network
 from memaudit.resume import run_of
 from memaudit.settings import AUDITS, DTYPES, OVER_TIME, PROFILES, Progress, Provenance, Settings, Silent
 from memaudit.states import State
@@ -64,8 +63,6 @@ ATYPICAL_P = 0.05
 REFERENCE_BUDGET = 0.05
 # Random units may erase this share of the draws before an erased example counts as entangled.
 RANDOM_BUDGET = 0.1
-# An accuracy is plausible when it is above chance by this factor's share of the room above chance.
-ABOVE_CHANCE = 0.2
 
 
 class Auditor:
@@ -260,7 +257,7 @@ class Auditor:
     def _prepare(self) -> None:
         """Premises, sites, one observing pass over each set, and the two panels of reference examples."""
         self._stage("check", None)
-        check_premises(self.evaluator, self.reference)
+        check_network(self.evaluator, self.reference)
         probe = self.reference.batch(self._sound_rows(3), self.evaluator.device)
         self.all_sites = self.adapter.sites(probe)
         if not self.all_sites:
@@ -274,10 +271,12 @@ class Auditor:
         self._see()
         if self._drop_non_finite():
             self._see()  # NaN would stay in the statistics
-        self._check_labels()
+        classes = self.flagged_seen.logits.shape[1]
+        self.warnings += check_labels(self.flagged, self.reference, classes)
         self.reference_margins = margin(self.reference_seen.logits, self.reference.labels)
         self.accuracy = float((self.reference_margins > 0).float().mean())
-        self._check_accuracy()
+        names = self.class_names or self.reference.class_names
+        self.warnings += check_accuracy(self.reference_seen.logits, self.reference.labels, names)
         self.live = live_units(self.space, self.reference_seen)
         # A unit that fires for flagged examples alone is just what the search is for.
         candidates = live_units(self.space, self.reference_seen, self.flagged_seen)
@@ -386,37 +385,6 @@ class Auditor:
             setattr(self, name, examples.subset(finite.nonzero().flatten().tolist()))
             dropped = True
         return dropped
-
-    def _check_labels(self) -> None:
-        classes = self.flagged_seen.logits.shape[1]
-        for name, examples in (("flagged", self.flagged), ("reference", self.reference)):
-            wrong = [e for e in examples.examples if e.label >= classes]
-            if wrong:
-                raise DataRejected(
-                    f"{len(wrong)} {name} labels are out of range: {wrong[0].source} has label {wrong[0].label}, "
-                    f"the model has {classes} classes",
-                    hint="Check --num-classes and the class order.",
-                )
-        missing = set(self.flagged.labels.tolist()) - set(self.reference.labels.tolist())
-        if missing:
-            self.warn(
-                "MEM103", f"{len(missing)} flagged labels have no reference example; their atypicality means little"
-            )
-
-    def _check_accuracy(self) -> None:
-        names = self.class_names or self.reference.class_names
-        check_class_order(names, self.reference_seen.logits.argmax(1), self.reference.labels)
-        classes = self.reference_seen.logits.shape[1]
-        common = int(self.reference.labels.bincount().max()) / len(self.reference)
-        chance = max(1 / classes, common if len(set(self.reference.labels.tolist())) > 1 else 0.0)
-        low, high = wilson(self.accuracy * len(self.reference), len(self.reference))
-        if high < 1 / classes + ABOVE_CHANCE * (1 - 1 / classes) and low <= chance * 1.5:
-            raise PremiseBroken(
-                f"reference accuracy is {self.accuracy:.3f}, near chance ({1 / classes:.3f} for {classes} classes)",
-                hint="Check the class order (--class-order), preprocessing (--mean, --std, --input-size) and model.",
-            )
-        if low < 0.5:
-            self.warn("MEM104", f"reference accuracy is only {self.accuracy:.3f}: check class order and preprocessing")
 
     def _finding(self, row: int, support: Support, outcome: Outcome, **more: Any) -> Finding:
         example = self.flagged.examples[row]

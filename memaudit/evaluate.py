@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from memaudit.ablate import ablated
 from memaudit.adapters.base import Adapter
 from memaudit.data.examples import ExampleSet
-from memaudit.errors import BugError, EnvironmentFault, PremiseBroken, UsageError
+from memaudit.errors import EnvironmentFault, UsageError
 from memaudit.hooks import hooked
 from memaudit.interrupts import finishing
 from memaudit.journal import Changing, Journal
@@ -31,8 +31,6 @@ BACKWARD = 1.5
 # Elements of one CPU input batch under `--batch-size auto`: past this, larger batches were no faster on two cores.
 CPU_BATCH_ELEMENTS = 2**19
 MAX_BATCH = 256
-# Kernels may sum in another order for another batch size: relative to the largest logit, float32.
-BATCH_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -442,49 +440,3 @@ def exact_arithmetic() -> Iterator[None]:
     finally:
         cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic, matmul.allow_tf32 = saved[:4]
         mha.set_fastpath_enabled(saved[4])
-
-
-def check_premises(evaluator: Evaluator, examples: ExampleSet) -> None:
-    """Every figure rests on these: eval mode, finite weights, repeatable logits, examples independent of batch-mates.
-
-    Args:
-        examples: some images; the first 8 are used.
-
-    Raises:
-        PremiseBroken: one does not hold; the message names the likely cause.
-        BugError: the forward pass changes the model's buffers.
-    """
-    module = evaluator.adapter.module
-    training = [name or type(module).__name__ for name, m in module.named_modules() if m.training]
-    if training:
-        raise PremiseBroken(
-            f"{len(training)} modules are in training mode, first {clean(training[0])}",
-            hint="The adapter must return a network whose .eval() reaches every sub-module.",
-        )
-    for name, value in [*module.named_parameters(), *module.named_buffers()]:
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise PremiseBroken(f"the weights are not finite: {clean(name)} holds NaN or infinity")
-    before = {name: value.detach().clone() for name, value in module.named_buffers()}
-    few = examples.subset(range(min(8, len(examples))))
-    first, again = evaluator.logits(few), evaluator.logits(few)
-    changed = [name for name, value in module.named_buffers() if not torch.equal(value, before[name])]
-    if changed:
-        raise BugError(
-            f"the forward pass changed the buffer {clean(changed[0])}: the adapter's forward is not in eval mode"
-        )
-    if first.dim() != 2:
-        raise PremiseBroken(f"the network returned shape {tuple(first.shape)}, not (examples, classes)")
-    scale = float(first.nan_to_num().abs().max()) + 1.0
-    if not torch.equal(first.nan_to_num(), again.nan_to_num()):
-        gap = float((first - again).abs().max())
-        raise PremiseBroken(
-            f"two passes over the same images differ (by up to {gap:.2g})",
-            hint="Likely dropout, noise or sampling that eval() does not switch off.",
-        )
-    alone = torch.cat([evaluator.logits(few, [i]) for i in range(len(few))])
-    gap = float((first - alone).nan_to_num().abs().max())
-    if gap > BATCH_TOLERANCE * scale:
-        raise PremiseBroken(
-            f"an image's logits depend on the other images of its batch (by up to {gap:.2g})",
-            hint="Likely BatchNorm in training mode, or a forward that mixes the batch.",
-        )

@@ -26,8 +26,9 @@ from memaudit.errors import (
     PremiseBroken,
     UsageError,
 )
-from memaudit.evaluate import Evaluator, check_premises
+from memaudit.evaluate import Evaluator
 from memaudit.hooks import hook_count
+from memaudit.premises import check_network
 from memaudit.units import Site
 from tests.conftest import DIGIT, NetworkBlocked, Trained
 
@@ -130,7 +131,7 @@ def test_a_premise_that_does_not_hold_stops_the_audit(trained: Trained, case: st
     module = build(deepcopy(trained.module))
     evaluator = Evaluator(Adapter(module, architecture=case, preprocess=DIGIT))
     with pytest.raises(kind, match=message):
-        check_premises(evaluator, trained.reference)
+        check_network(evaluator, trained.reference)
 
 
 def test_the_same_network_without_the_fault_passes(trained: Trained) -> None:
@@ -141,7 +142,7 @@ def test_the_same_network_without_the_fault_passes(trained: Trained) -> None:
             return self.inner(x)
 
     adapter = Adapter(Sound(deepcopy(trained.module)), architecture="Sound", preprocess=DIGIT)
-    check_premises(Evaluator(adapter), trained.reference)
+    check_network(Evaluator(adapter), trained.reference)
 
 
 STOPPED: dict[str, tuple[Callable[[nn.Module], nn.Module], type[MemauditError], str]] = {

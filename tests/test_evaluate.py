@@ -12,11 +12,11 @@ from memaudit.errors import EnvironmentFault, UsageError
 from memaudit.evaluate import (
     Evaluator,
     automatic_batch_size,
-    check_premises,
     exact_arithmetic,
     margin,
     resolve_device,
 )
+from memaudit.premises import check_network
 from memaudit.units import UnitSpace
 from tests.conftest import Trained
 from tests.networks import TokenMajor
@@ -201,5 +201,5 @@ def test_large_images_come_in_small_batches(side: int, size: int) -> None:
 
 def test_a_sound_network_passes_and_is_not_changed(trained: Trained) -> None:
     before = {name: value.clone() for name, value in trained.module.state_dict().items()}
-    check_premises(trained.evaluator(), trained.reference)
+    check_network(trained.evaluator(), trained.reference)
     assert all(torch.equal(value, before[name]) for name, value in trained.module.state_dict().items())
