@@ -140,17 +140,22 @@ class Evaluator:
         space: UnitSpace,
         objective: Callable[[Tensor, Tensor], Tensor],
         fill: Sequence[Tensor] | None = None,
+        *,
+        kept: float = 1.0,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Logits `(n, classes)`, objective `(n,)`, and its gradient by each unit's mask `(n, total)`, on the CPU.
 
         One forward and one backward per batch serve all its rows, each with its own cut: in eval mode examples do not
         touch each other, so the gradient of the sum is every example's own gradient. Parameters get none.
+
+        Args:
+            kept: the mask of every unit that is not cut.
         """
         labels = examples.labels
 
         def body(chunk: slice) -> tuple[Tensor, Tensor, Tensor]:
             images = self._images(examples, rows[chunk])
-            keep = space.keep(cuts[chunk]).to(images.device, images.dtype).requires_grad_()
+            keep = (kept * space.keep(cuts[chunk])).to(images.device, images.dtype).requires_grad_()
             masks = ablated(self.adapter.module, space, keep, fill)
             with torch.enable_grad(), self._told(examples, rows[chunk]), masks:
                 with torch.autocast(images.device.type, self.gradient_dtype, enabled=self.approximate):

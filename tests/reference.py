@@ -64,13 +64,18 @@ def margin_of(logits: Tensor, label: Label) -> Tensor:
 
 
 def mask_gradient(
-    module: nn.Module, space: UnitSpace, examples: ExampleSet, row: int, cut: Sequence[int]
+    module: nn.Module, space: UnitSpace, examples: ExampleSet, row: int, cut: Sequence[int], kept: float = 1.0
 ) -> list[float]:
     """Derivative of the margin by each unit's scale: weight times gradient, summed over the weights it scales.
 
-    Units in `cut` have no weights left to scale, so theirs is 0 here.
+    Units in `cut` have no weights left to scale, so theirs is 0 here; all others are at `kept`.
     """
-    copy = cut_copy(module, space, cut).requires_grad_(True)
+    copy = cut_copy(module, space, cut)
+    with torch.no_grad():
+        for unit in range(space.total):
+            for parameter, where in slices(copy, space, unit):
+                parameter[where] *= kept
+    copy.requires_grad_(True)
     margin_of(logits_of(copy, examples, row), examples.examples[row].label).backward()
     result = []
     for unit in range(space.total):
@@ -78,7 +83,7 @@ def mask_gradient(
         for parameter, where in slices(copy, space, unit):
             assert parameter.grad is not None
             total += float((parameter.grad[where] * parameter.detach()[where]).sum())
-        result.append(total)
+        result.append(total / kept)
     return result
 
 
@@ -161,6 +166,7 @@ class GreedySearch:
     shortlist: int
     plan: int
     look_ahead: int = 0
+    faded: float = 1.0
     deviations: float = 0.0
     fewest: int = 0
 
@@ -175,7 +181,9 @@ class GreedySearch:
                 return self.reduce(examples, row, cut, needed), True
             gradient = mask_gradient(self.module, self.space, examples, row, cut)
             if self.look_ahead:
-                gradient = self.tried(examples, row, cut, value, gradient, strength)
+                faded = mask_gradient(self.module, self.space, examples, row, cut, self.faded)
+                both = [(abs(g) + abs(f)) * s for g, f, s in zip(gradient, faded, strength, strict=True)]
+                gradient = self.tried(examples, row, cut, value, both)
             planned = 0
             while value >= 0 and planned < self.plan and len(cut) < self.max_units:
                 best = self.best(gradient, cut, examples.examples[row].label)
@@ -189,17 +197,11 @@ class GreedySearch:
             needed = cut[-1] if planned == 1 else None
 
     def tried(
-        self,
-        examples: ExampleSet,
-        row: int,
-        cut: Sequence[int],
-        value: float,
-        gradient: Sequence[float],
-        strength: Sequence[float],
+        self, examples: ExampleSet, row: int, cut: Sequence[int], value: float, size: Sequence[float]
     ) -> list[float]:
-        """What each of the units with the largest gradients and signals takes of the margin; nothing for all others."""
+        """What each of the units of the largest `size` takes of the margin; nothing for all others."""
         free = [u for u in range(self.space.total) if self.candidates[u] and u not in cut]
-        looked = sorted(free, key=lambda u: -abs(gradient[u]) * strength[u] ** 2)[: self.look_ahead]
+        looked = sorted(free, key=lambda u: -size[u])[: self.look_ahead]
         taken = [-math.inf] * self.space.total
         for unit in looked:
             taken[unit] = value - self.margin(examples, row, [*cut, unit])

@@ -19,6 +19,7 @@ from memaudit.errors import UsageError
 from memaudit.evaluate import Evaluator, margin
 from memaudit.findings import Outcome
 from memaudit.localize import (
+    FADED,
     FEWEST,
     PLAN,
     RISK_SOFTNESS,
@@ -76,6 +77,7 @@ class Setting:
             shortlist=SHORTLIST,
             plan=1 if look_ahead else PLAN,
             look_ahead=look_ahead,
+            faded=FADED,
             deviations=USUAL_DEVIATIONS,
             fewest=FEWEST,
         )
