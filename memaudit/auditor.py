@@ -49,6 +49,7 @@ from memaudit.intervals import tidy
 from memaudit.journal import Journal, journalled
 from memaudit.known import known_units
 from memaudit.localize import Population, Proposal, Search, measure_population
+from memaudit.memory import give_back
 from memaudit.overtime import OverTime
 from memaudit.premises import check_accuracy, check_labels, check_network
 from memaudit.resume import run_of
@@ -63,6 +64,8 @@ ATYPICAL_P = 0.05
 REFERENCE_BUDGET = 0.05
 # Random units may erase this share of the draws before an erased example counts as entangled.
 RANDOM_BUDGET = 0.1
+# Findings between two times that freed memory is given back to the system.
+GIVE_BACK_EVERY = 256
 
 
 class Auditor:
@@ -251,6 +254,8 @@ class Auditor:
                 self.late = True
                 break
             self.progress.advance()
+            if len(self.found) % GIVE_BACK_EVERY == 0:
+                give_back()
             self.found[proposal.row] = self._judged(proposal, supports)
             yield self.found[proposal.row]
 
@@ -505,6 +510,7 @@ class Auditor:
         return self.started + (self.settings.time_limit or float("inf"))
 
     def _stage(self, name: str, total: int | None) -> None:
+        give_back()
         self.evaluator.stage = name
         self.progress.stage(name, total)
 

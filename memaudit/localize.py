@@ -34,8 +34,8 @@ USUAL_DEVIATIONS = 0.5
 FEWEST = 8
 # Units planned from one gradient before the network is asked again; 4 cost half the passes of 1 and 3 % more units.
 PLAN = 4
-# Mask of all units for the second gradient by which candidates are chosen. Of units that a label was written into, alone
-# or by threes, 0.75 kept 99 % among the first 256 on a ResNet-9 and a ViT; 0.5 as many on the ViT, 97 % on the ResNet.
+# Mask of all units for the second gradient by which candidates are chosen. Of units that a label was written into,
+# alone or by threes, 0.75 kept 99 % among the first 256 on a ResNet-9 and a ViT; 0.5 kept 97 % on the ResNet.
 FADED = 0.75
 
 
