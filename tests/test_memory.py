@@ -10,7 +10,6 @@ import pytest
 
 # Blocks as a network's, each followed by something small that stays: what is free then lies in pieces.
 SCRIPT = """
-import sys
 from pathlib import Path
 from memaudit.memory import give_back
 
