@@ -49,7 +49,7 @@ from memaudit.intervals import tidy
 from memaudit.journal import Journal, journalled
 from memaudit.known import known_units
 from memaudit.localize import Population, Proposal, Search, measure_population
-from memaudit.memory import give_back
+from memaudit.memory import give_back, keep_freed
 from memaudit.overtime import OverTime
 from memaudit.premises import check_accuracy, check_labels, check_network
 from memaudit.resume import run_of
@@ -214,6 +214,7 @@ class Auditor:
         end: its interval narrows, and one at the edge of the budget may change its outcome.
         """
         self.started = time.time()
+        keep_freed()
         device = resolve_device(self.settings.device)
         self.adapter.module.to(device)
         batch = self.settings.batch_size or automatic_batch_size(self.reference.pixels[:1], device)

@@ -10,9 +10,11 @@ saw.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -27,8 +29,10 @@ from memaudit.units import UnitSpace
 RISK_WEIGHT = 30.0
 # Width of the step from right to wrong, in typical reference margins: how far the linear prediction is trusted.
 RISK_SOFTNESS = 0.05
-# Units with the largest effect on the flagged margin whose risk is worked out; the chosen one was always among them.
+# Units with the largest effect on the flagged margin that are considered; the chosen one was always among them.
 SHORTLIST = 64
+# Of those, how many are weighed in the first go; then twice as many each time.
+AT_ONCE = 4
 # Standard deviations above the mean that still count as usual, and fewest examples of a label that tell what is.
 USUAL_DEVIATIONS = 0.5
 FEWEST = 8
@@ -53,7 +57,7 @@ class Population:
     effects: Tensor
     labels: Tensor
 
-    @property
+    @cached_property
     def typical(self) -> float:
         """Median margin of the reference examples the model gets right: the unit margins are measured in."""
         right = self.margins[self.margins > 0]
@@ -74,11 +78,9 @@ class Population:
         """Predicted margins `(R,)` with `cut` ablated."""
         return self.margins - self.effects[list(cut)].sum(0)
 
-    def risk(self, cut: Sequence[int], units: Tensor) -> Tensor:
-        """Predicted share of the reference that each of `units` `(T,)`, cut on top of `cut`, turns wrong; `(T,)`."""
-        now = self.after(cut)
-        scale = RISK_SOFTNESS * self.typical
-        return torch.sigmoid((self.effects[units] - now) / scale).mean(1) - torch.sigmoid(-now / scale).mean()
+    def wrong(self, margins: Tensor) -> Tensor:
+        """Share of the reference that is wrong at `margins` `(..., R)`, counted softly."""
+        return torch.sigmoid(margins * (-1 / (RISK_SOFTNESS * self.typical))).mean(-1)
 
 
 @dataclass(frozen=True)
@@ -96,14 +98,25 @@ class Proposal:
     erased: bool
 
 
-@dataclass
+@dataclass(eq=False)
 class Job:
-    """One example under way: what is cut so far."""
+    """One example under way.
+
+    Attributes:
+        cut: what is cut so far.
+        margin: of `label` then, in full precision once a unit is cut; not a number before it was measured.
+        reference: `(R,)` margins of the reference examples then, as predicted.
+        needed: without this unit the label was seen to be kept.
+        signal: `(total,)` of `signals`, where the search looks ahead.
+    """
 
     row: int
+    label: int
+    reference: Tensor
     cut: list[int] = field(default_factory=list)
-    needed: int | None = None  # without this unit the label was seen to be kept
-    signal: Tensor | None = None  # `(total,)` of `signals`, where the search looks ahead
+    margin: float = math.nan
+    needed: int | None = None
+    signal: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -137,32 +150,22 @@ class Search:
         """
         waiting = deque(rows)
         active: list[Job] = []
-        while waiting or active:
+        lost: list[Job] = []
+        while waiting or active or lost:
             room = range(min(len(waiting), evaluator.batch_size - len(active)))
             active += self.begun(evaluator, examples, [waiting.popleft() for _ in room])
-            _, values, gradients = evaluator.mask_gradients(
-                examples, [j.row for j in active], [j.cut for j in active], self.space, margin, self.fill
-            )
-            margins = values.nan_to_num(nan=torch.inf).tolist()
-            if evaluator.approximate:
-                margins = self._checked(evaluator, examples, active, margins)
-            lost = [j for j, m in zip(active, margins, strict=True) if m < 0]
-            for job in self._reduced(evaluator, examples, lost):
-                yield Proposal(job.row, tuple(job.cut), erased=True)
-            open_jobs = [n for n, m in enumerate(margins) if m >= 0]
-            active = [active[n] for n in open_jobs]
-            drops = self.drops(evaluator, examples, active, gradients.nan_to_num()[open_jobs])
-            going: list[Job] = []
-            for job, place, drop in zip(active, open_jobs, drops, strict=True):
-                if self._extend(job, margins[place], drop, int(examples.labels[job.row])):
-                    going.append(job)
-                else:
-                    yield Proposal(job.row, tuple(job.cut), erased=False)
-            active = going
+            stuck = self._extended(evaluator, examples, active)
+            active = [job for job in active if job not in stuck]
+            reduced = self._measured(evaluator, examples, active, lost)
+            stuck += [job for job in active if job.margin >= 0 and len(job.cut) >= self.max_units]
+            for job in (*stuck, *reduced):
+                yield Proposal(job.row, tuple(job.cut), erased=job in reduced)
+            lost = [job for job in lost if job not in reduced] + [job for job in active if job.margin < 0]
+            active = [job for job in active if job.margin >= 0 and job not in stuck]
 
     def begun(self, evaluator: Evaluator, examples: ExampleSet, rows: Sequence[int]) -> list[Job]:
         """Jobs for `rows`, with nothing cut."""
-        jobs = [Job(row) for row in rows]
+        jobs = [Job(row, int(examples.labels[row]), self.population.margins) for row in rows]
         if self.look_ahead and jobs:
             for job, signal in zip(jobs, signals(evaluator, self.space, examples, rows, self.fill), strict=True):
                 job.signal = signal
@@ -181,9 +184,7 @@ class Search:
         rows, cuts = [job.row for job in jobs], [job.cut for job in jobs]
         _, _, faded = evaluator.mask_gradients(examples, rows, cuts, self.space, margin, self.fill, kept=FADED)
         size = (gradients.abs() + faded.nan_to_num().abs()) * torch.stack(given)
-        allowed = size.masked_fill(~self.candidates, -1.0)
-        for number, job in enumerate(jobs):
-            allowed[number, job.cut] = -1.0
+        allowed = self._allowed(jobs, size, -1.0)
         strength, units = allowed.topk(min(self.look_ahead, allowed.shape[1]))
         trials = [(n, int(u)) for n in range(len(jobs)) for u in units[n][strength[n] >= 0]]
         found = torch.full_like(gradients, -torch.inf)
@@ -196,69 +197,109 @@ class Search:
         found[places[0], places[1]] = margins[places[0]] - margins[len(jobs) :]
         return found.nan_to_num(nan=-torch.inf, neginf=-torch.inf)
 
-    def _checked(
-        self, evaluator: Evaluator, examples: ExampleSet, jobs: list[Job], margins: list[float]
-    ) -> list[float]:
-        """Margins that say "lost", measured again in full precision."""
-        lost = [n for n, m in enumerate(margins) if m < 0]
-        rows = [jobs[n].row for n in lost]
-        logits = evaluator.logits(examples, rows, [jobs[n].cut for n in lost], self.space, self.fill)
-        if lost:
-            exact = margin(logits, examples.labels[rows]).nan_to_num(nan=torch.inf).tolist()
-            for n, value in zip(lost, exact, strict=True):
-                margins[n] = value
-        return margins
+    def _extended(self, evaluator: Evaluator, examples: ExampleSet, jobs: Sequence[Job]) -> list[Job]:
+        """Add units to each job until the linear prediction loses its label, `plan` are added or the budget is spent.
 
-    def _extend(self, job: Job, value: float, drops: Tensor, label: int) -> bool:
-        """Add units until the linear prediction loses the label, `plan` are added or the budget is spent."""
-        added = 0
-        most = 1 if self.look_ahead else self.plan
-        while value >= 0 and added < most and len(job.cut) < self.max_units:
-            unit = self.best(drops, job.cut, label)
-            if unit is None:
-                break
-            value -= float(drops[unit])
-            job.cut.append(unit)
-            added += 1
-        job.needed = job.cut[-1] if added == 1 else None
-        return added > 0
+        Returns:
+            The jobs to which none could be added.
+        """
+        if not jobs:
+            return []
+        rows, cuts = [job.row for job in jobs], [job.cut for job in jobs]
+        _, margins, gradients = evaluator.mask_gradients(examples, rows, cuts, self.space, margin, self.fill)
+        for job, value in zip(jobs, margins.nan_to_num(nan=torch.inf).tolist(), strict=True):
+            job.margin = value if math.isnan(job.margin) else job.margin
+        drops = self.drops(evaluator, examples, jobs, gradients.nan_to_num())
+        left, added = [job.margin for job in jobs], [0] * len(jobs)
+        for _ in range(1 if self.look_ahead else self.plan):
+            going = [n for n, job in enumerate(jobs) if left[n] >= 0 and len(job.cut) < self.max_units]
+            for n, unit in zip(going, self.best([jobs[n] for n in going], drops[going]), strict=True):
+                if unit is None:
+                    left[n] = -torch.inf
+                    continue
+                self.add(jobs[n], unit)
+                left[n] -= float(drops[n, unit])
+                added[n] += 1
+        for job, count in zip(jobs, added, strict=True):
+            job.needed = job.cut[-1] if count == 1 else None
+        return [job for job, count in zip(jobs, added, strict=True) if not count and job.margin >= 0]
 
-    def best(self, drops: Tensor, cut: list[int], label: int) -> int | None:
-        """The live unit that takes most of the flagged margin for the reference it puts at risk."""
-        allowed = drops.masked_fill(~self.candidates, -torch.inf)
-        allowed[cut] = -torch.inf
-        drop, units = allowed.topk(min(SHORTLIST, len(allowed)))
-        units = units[drop > 0]  # cutting any other one would help the label
-        if not len(units):
-            return None
-        score = allowed[units] - self.weight * self.population.typical * self.population.risk(cut, units)
+    def add(self, job: Job, unit: int) -> None:
+        job.cut.append(unit)
+        job.reference = job.reference - self.population.effects[unit]
+
+    def best(self, jobs: Sequence[Job], drops: Tensor) -> list[int | None]:
+        """For each job the live unit that takes most of its margin for the reference it puts at risk.
+
+        Risks are worked out a few units at a time, best first, until no later one could be chosen.
+
+        Args:
+            drops: `(jobs, total)`, what each unit takes of each job's margin.
+        """
+        if not jobs:
+            return []
+        allowed = self._allowed(jobs, drops, -torch.inf)
+        gain, units = allowed.topk(min(SHORTLIST, self.space.total))
+        gain = gain.where(gain > 0, -torch.inf)  # cutting any other one would help the label
         if self.look_ahead:
-            score -= self.population.usual(label, units)
-        return int(units[score.argmax()])
+            usual = [self.population.usual(job.label, own) for job, own in zip(jobs, units, strict=True)]
+            gain, order = (gain - torch.stack(usual)).sort(descending=True)
+            units = units.gather(1, order)
+        now = torch.stack([job.reference for job in jobs])
+        wrong = self.population.wrong(now)
+        price = self.weight * self.population.typical
+        best = torch.full((len(jobs),), -torch.inf, dtype=gain.dtype)
+        chosen = torch.full((len(jobs),), -1)
+        first, size = 0, AT_ONCE
+        while first < gain.shape[1]:
+            few = slice(first, first + size)
+            # Not even by mending all that is wrong could a unit of the others have a better score.
+            live = (gain[:, first] + price * wrong > best).nonzero()[:, 0]
+            if not len(live):
+                break
+            after = now[live, None] - self.population.effects[units[live, few]]
+            scores = gain[live, few] - price * (self.population.wrong(after) - wrong[live, None])
+            top, place = scores.max(1)
+            better = top > best[live]
+            best[live[better]] = top[better]
+            chosen[live[better]] = units[live, first + place][better]
+            first, size = first + size, 2 * size
+        return [None if unit < 0 else unit for unit in chosen.tolist()]
 
-    def _reduced(self, evaluator: Evaluator, examples: ExampleSet, jobs: list[Job]) -> list[Job]:
-        """Restore, one at a time, every unit without which the label stays lost."""
-        open_jobs = [j for j in jobs if len(j.cut) > 1]
-        while open_jobs:
-            trials = [(j, u) for j in open_jobs for u in j.cut if u != j.needed]
-            logits = evaluator.logits(
-                examples,
-                [j.row for j, _ in trials],
-                [[c for c in j.cut if c != u] for j, u in trials],
-                self.space,
-                self.fill,
-            )
-            labels = examples.labels[[j.row for j, _ in trials]]
-            scores = margin(logits, labels).nan_to_num(nan=torch.inf).tolist()
-            best: dict[int, tuple[float, int]] = {}
-            for (job, unit), score in zip(trials, scores, strict=True):
-                if score < 0 and (id(job) not in best or score < best[id(job)][0]):
-                    best[id(job)] = (score, unit)
-            open_jobs = [j for j in open_jobs if id(j) in best]
-            for job in open_jobs:
-                job.cut.remove(best[id(job)][1])
-            open_jobs = [j for j in open_jobs if len(j.cut) > 1]
-        return jobs
+    def _allowed(self, jobs: Sequence[Job], values: Tensor, otherwise: float) -> Tensor:
+        """`values` `(jobs, total)` of the units that may still be cut, `otherwise` of all others."""
+        allowed = values.masked_fill(~self.candidates, otherwise)
+        spent = [(n, unit) for n, job in enumerate(jobs) for unit in job.cut]
+        if spent:
+            allowed[tuple(torch.tensor(spent).T)] = otherwise
+        return allowed
+
+    def _measured(
+        self, evaluator: Evaluator, examples: ExampleSet, jobs: Sequence[Job], lost: Sequence[Job]
+    ) -> list[Job]:
+        """Measure the margins of `jobs`, and restore of each lost job the unit without which its label is lost by most.
+
+        One forward pass serves both. Most labels are lost at the first plan, and then nobody reads a gradient.
+
+        Returns:
+            Those of `lost` that need each of their units.
+        """
+        trials = [(j, u) for j in lost if len(j.cut) > 1 for u in j.cut if u != j.needed]
+        cuts = [(j, j.cut) for j in jobs] + [(j, [c for c in j.cut if c != u]) for j, u in trials]
+        if not cuts:
+            return list(lost)
+        rows = [job.row for job, _ in cuts]
+        logits = evaluator.logits(examples, rows, [cut for _, cut in cuts], self.space, self.fill)
+        scores = margin(logits, examples.labels[rows]).nan_to_num(nan=torch.inf).tolist()
+        for job, score in zip(jobs, scores, strict=False):
+            job.margin = score
+        best: dict[Job, tuple[float, int]] = {}
+        for (job, unit), score in zip(trials, scores[len(jobs) :], strict=True):
+            if score < 0 and (job not in best or score < best[job][0]):
+                best[job] = (score, unit)
+        for job, (_, unit) in best.items():
+            job.cut.remove(unit)
+        return [job for job in lost if job not in best]
 
 
 def signals(

@@ -129,8 +129,9 @@ class UnitSpace:
     def keep(self, cuts: Sequence[Iterable[int]]) -> Tensor:
         """One row per example, `(B, total)` float32: 0 for the units in its cut, 1 elsewhere."""
         mask = torch.ones(len(cuts), self.total)
-        for row, cut in enumerate(cuts):
-            mask[row, list(cut)] = 0
+        gone = [(row, unit) for row, cut in enumerate(cuts) for unit in cut]
+        if gone:
+            mask[tuple(torch.tensor(gone).T)] = 0
         return mask
 
     def split(self, values: Tensor) -> list[Tensor]:

@@ -179,6 +179,8 @@ class GreedySearch:
             value = self.margin(examples, row, cut)
             if value < 0:
                 return self.reduce(examples, row, cut, needed), True
+            if len(cut) == self.max_units:
+                return cut, False
             gradient = mask_gradient(self.module, self.space, examples, row, cut)
             if self.look_ahead:
                 faded = mask_gradient(self.module, self.space, examples, row, cut, self.faded)

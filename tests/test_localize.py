@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import timm
@@ -31,6 +32,7 @@ from memaudit.localize import (
     measure_population,
 )
 from memaudit.units import UnitSpace, select
+from tests import reference
 from tests.conftest import Trained
 from tests.networks import OneUnit
 from tests.reference import Crowd, GreedySearch, mask_gradient
@@ -158,8 +160,10 @@ def test_the_population_is_what_the_twin_measures(setting: Setting) -> None:
     assert torch.allclose(population.effects.T, torch.tensor(crowd.effects, dtype=torch.float64), atol=1e-8)
     assert population.typical == pytest.approx(crowd.typical)
     cut, units = [4, 9], torch.tensor([1, 17, 40])
-    expected = [crowd.wrong([*cut, u], RISK_SOFTNESS) - crowd.wrong(cut, RISK_SOFTNESS) for u in units.tolist()]
-    assert population.risk(cut, units).tolist() == pytest.approx(expected, rel=1e-6, abs=1e-12)
+    expected = [crowd.wrong([*cut, u], RISK_SOFTNESS) for u in units.tolist()]
+    found = population.wrong(population.after(cut) - population.effects[units])
+    assert found.tolist() == pytest.approx(expected, rel=1e-6, abs=1e-12)
+    assert float(population.wrong(population.after(cut))) == pytest.approx(crowd.wrong(cut, RISK_SOFTNESS), rel=1e-6)
     for label in (0, 1, 99):  # nobody is 99: then all examples say what is usual
         expected = [crowd.usual(u, label, USUAL_DEVIATIONS, FEWEST) for u in units.tolist()]
         assert population.usual(label, units).tolist() == pytest.approx(expected, rel=1e-5, abs=1e-7)
@@ -174,6 +178,24 @@ def test_the_batched_search_is_the_slow_one_unit_for_unit(setting: Setting) -> N
     sizes = {len(found[row].cut) for row in rows}
     assert len(sizes) > 2  # several lengths, so that planning and elimination both had something to do
     assert all(set(p.cut) <= set(setting.search.candidates.nonzero().flatten().tolist()) for p in found.values())
+
+
+def test_gradients_are_worked_out_only_of_labels_that_are_kept(
+    digits: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    rows, evaluator, twin = digits.rows[:12], Evaluator(digits.adapter, 5), replace(digits.twin(), plan=1, max_units=2)
+
+    def counting(*args: Any) -> list[float]:
+        asked.append(args[3])
+        return mask_gradient(*args)
+
+    monkeypatch.setattr(reference, "mask_gradient", counting)
+    found = list(replace(digits.search, plan=1, max_units=2).run(evaluator, digits.flagged, rows))
+    for row in rows:
+        twin.run(digits.flagged, row)
+    assert len(rows) < evaluator.passes["audit backward"] == len(asked)
+    assert {p.erased for p in found} == {True, False}
 
 
 def test_looking_ahead_is_the_slow_search_that_tries_unit_for_unit(digits: Setting) -> None:

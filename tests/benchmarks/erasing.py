@@ -31,7 +31,7 @@ from memaudit.finetune import BATCH
 from memaudit.images.preprocess import Preprocess
 from memaudit.states import holding
 from tests.benchmarks.cifar import build, change_labels, load
-from tests.benchmarks.search import PREPROCESS, example_set
+from tests.benchmarks.search import example_set, preprocess
 from tests.benchmarks.table import options
 
 BUDGETS = (0.01, 0.03)
@@ -126,7 +126,7 @@ def setup(args: argparse.Namespace) -> Bench:
     tested, test_labels = load(args.data / "cifar10-test.npz", args.test_images)
     model = build(args.network, args.width)
     model.load_state_dict(load_file(args.model))
-    adapter = Adapter(model, architecture=args.network, preprocess=PREPROCESS)
+    adapter = Adapter(model, architecture=args.network, preprocess=preprocess(32))
     adapter.module.to(args.device)
     evaluator = Evaluator(adapter, 128)
     flagged, test = example_set(pixels[rows], changed[rows], "flagged"), example_set(tested, test_labels, "test")

@@ -138,11 +138,10 @@ def _chosen(search: Search, b: Bench, examples: ExampleSet, row: int) -> list[in
     job = search.begun(b.evaluator, examples, [row])[0]
     while len(job.cut) < search.max_units:
         gradients = b.evaluator.mask_gradients(examples, [row], [job.cut], b.space, margin)[2]
-        drops = search.drops(b.evaluator, examples, [job], gradients)[0]
-        unit = search.best(drops, job.cut, int(examples.labels[row]))
+        unit = search.best([job], search.drops(b.evaluator, examples, [job], gradients))[0]
         if unit is None:
             break
-        job.cut.append(unit)
+        search.add(job, unit)
     return job.cut
 
 
