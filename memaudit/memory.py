@@ -7,7 +7,7 @@ import sys
 from contextlib import suppress
 
 # From malloc.h: freed bytes at the end of the heap that are kept, and the size from which a block is mapped for itself.
-M_TRIM_THRESHOLD, KEPT = -1, 256 * 2**20
+M_TRIM_THRESHOLD, KEPT = -1, 64 * 2**20
 M_MMAP_THRESHOLD, MAPPED = -3, 32 * 2**20
 
 
