@@ -123,7 +123,9 @@
   tools.hidden = !rows.length;
 
   async function copy(text) {
-    try { await navigator.clipboard.writeText(text); return; } catch { /* not allowed here: the old way */ }
+    // Not allowed here, or no answer within two seconds: the old way.
+    const late = new Promise((_, reject) => setTimeout(reject, 2000));
+    try { await Promise.race([navigator.clipboard.writeText(text), late]); return; } catch { /* below */ }
     const area = document.createElement("textarea");
     area.value = text;
     area.className = "unseen";
