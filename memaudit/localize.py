@@ -21,7 +21,7 @@ from torch import Tensor
 
 from memaudit.data.examples import ExampleSet
 from memaudit.evaluate import Evaluator, margin
-from memaudit.units import UnitSpace
+from memaudit.units import UnitSpace, places
 
 # Exchange rate between the flagged margin and the reference: one percentage point of reference accuracy at risk weighs
 # as much as this many hundredths of a typical reference margin. On a CIFAR-10 ResNet-9, 15 and 50 gave 2.5 and 2.8
@@ -193,8 +193,8 @@ class Search:
         cuts += [[*jobs[n].cut, u] for n, u in trials]
         rows += [jobs[n].row for n, _ in trials]
         margins = margin(evaluator.logits(examples, rows, cuts, self.space, self.fill), examples.labels[rows])
-        places = torch.tensor(trials).T
-        found[places[0], places[1]] = margins[places[0]] - margins[len(jobs) :]
+        own, units = torch.tensor(trials).T
+        found[own, units] = margins[own] - margins[len(jobs) :]
         return found.nan_to_num(nan=-torch.inf, neginf=-torch.inf)
 
     def _extended(self, evaluator: Evaluator, examples: ExampleSet, jobs: Sequence[Job]) -> list[Job]:
@@ -269,9 +269,7 @@ class Search:
     def _allowed(self, jobs: Sequence[Job], values: Tensor, otherwise: float) -> Tensor:
         """`values` `(jobs, total)` of the units that may still be cut, `otherwise` of all others."""
         allowed = values.masked_fill(~self.candidates, otherwise)
-        spent = [(n, unit) for n, job in enumerate(jobs) for unit in job.cut]
-        if spent:
-            allowed[tuple(torch.tensor(spent).T)] = otherwise
+        allowed[places([job.cut for job in jobs])] = otherwise
         return allowed
 
     def _measured(

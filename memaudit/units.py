@@ -129,14 +129,19 @@ class UnitSpace:
     def keep(self, cuts: Sequence[Iterable[int]]) -> Tensor:
         """One row per example, `(B, total)` float32: 0 for the units in its cut, 1 elsewhere."""
         mask = torch.ones(len(cuts), self.total)
-        gone = [(row, unit) for row, cut in enumerate(cuts) for unit in cut]
-        if gone:
-            mask[tuple(torch.tensor(gone).T)] = 0
+        mask[places(cuts)] = 0
         return mask
 
     def split(self, values: Tensor) -> list[Tensor]:
         """`(..., total)` into one tensor a site."""
         return list(torch.split(values, [s.width for s in self.sites], dim=-1))
+
+
+def places(cuts: Sequence[Iterable[int]]) -> tuple[Tensor, Tensor]:
+    """Rows and units of all that is cut: an index into a tensor `(B, total)`."""
+    pairs = [(row, unit) for row, cut in enumerate(cuts) for unit in cut]
+    rows, units = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).T
+    return rows, units
 
 
 def select(sites: Sequence[Site], unit: str = "auto", layers: str | None = None) -> UnitSpace:

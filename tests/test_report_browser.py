@@ -265,8 +265,11 @@ def test_the_downloaded_report_is_the_report(open_page: Open, tmp_path: Path, fi
     assert report.read(tmp_path / "report.json") == sample
 
 
-def copy_the_neurons(page: Page) -> str:
-    """What is on the clipboard once the button says so."""
+@pytest.mark.parametrize("answers", [True, False])
+def test_copying_the_neurons_copies_one_unit_per_line(open_page: Open, answers: bool) -> None:
+    page = open_page(samples.small(), permissions=["clipboard-read", "clipboard-write"])
+    if not answers:  # as a browser that waits for leave nobody gives
+        page.evaluate("() => { navigator.clipboard.writeText = () => new Promise(() => {}) }")
     button = page.get_by_role("button", name="Copy the list")
     # "Copied" stands for a moment only: what the button said is kept, however late this process looks.
     button.evaluate(
@@ -275,15 +278,10 @@ def copy_the_neurons(page: Page) -> str:
     )
     button.click()
     page.locator("button[data-said*=Copied]").wait_for()
-    return str(page.evaluate("navigator.clipboard.readText()"))
-
-
-@pytest.mark.parametrize("answers", [True, False])
-def test_copying_the_neurons_copies_one_unit_per_line(open_page: Open, answers: bool) -> None:
-    page = open_page(samples.small(), permissions=["clipboard-read", "clipboard-write"])
-    if not answers:  # as a browser that waits for leave nobody gives
-        page.evaluate("() => { navigator.clipboard.writeText = () => new Promise(() => {}) }")
-    assert copy_the_neurons(page) == "layer4.0.bn1:200\nlayer3.0.bn2:17\nlayer4.0.bn2:7\nconv1.bn:3"
+    assert (
+        page.evaluate("navigator.clipboard.readText()")
+        == "layer4.0.bn1:200\nlayer3.0.bn2:17\nlayer4.0.bn2:7\nconv1.bn:3"
+    )
 
 
 def test_pictures_are_shown(open_page: Open) -> None:
