@@ -17,7 +17,9 @@ from memaudit.units import Site, UnitSpace
 
 @contextmanager
 def ablated(module: nn.Module, space: UnitSpace, keep: Tensor, fill: Sequence[Tensor] | None = None) -> Iterator[None]:
-    """Multiply every site's tensor by `keep` while the body runs. Out of place, nestable, differentiable in `keep`.
+    """Multiply every site's tensor by `keep` while the body runs. Nestable, differentiable in `keep`.
+
+    Where no gradient is recorded, what is cut is overwritten in a module's own output, and nothing else is touched.
 
     Args:
         keep: `(total,)` for the whole batch or `(B, total)` with a row per example: 1 keeps a unit, 0 ablates it.
@@ -42,6 +44,8 @@ def ablated(module: nn.Module, space: UnitSpace, keep: Tensor, fill: Sequence[Te
 
 
 def _mask_hook(site: Site, keep: Tensor, fill: Tensor | None) -> Callable[..., Any]:
+    overwrite = None if keep.requires_grad else _overwriting(site, keep, fill)
+
     def mask(value: Tensor) -> Tensor:
         factor = site.shaped(keep.to(device=value.device, dtype=value.dtype), value)
         if fill is None:
@@ -53,10 +57,43 @@ def _mask_hook(site: Site, keep: Tensor, fill: Tensor | None) -> Callable[..., A
     def on_input(_: nn.Module, args: tuple[Any, ...]) -> Any:
         return (mask(args[0]), *args[1:])
 
-    def on_output(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+    def on_output(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if overwrite is not None and _own_memory(output, args):
+            return overwrite(output)
         return mask(output)
 
     return on_input if site.side == "input" else on_output
+
+
+def _own_memory(output: Tensor, args: tuple[Any, ...]) -> bool:
+    """Whether nobody else can see it when `output` is written to: no graph, no input, no element twice."""
+    if torch.is_grad_enabled() or 0 in output.stride():
+        return False
+    pointer = output.untyped_storage().data_ptr()
+    return all(pointer != arg.untyped_storage().data_ptr() for arg in args if isinstance(arg, Tensor))
+
+
+def _overwriting(site: Site, keep: Tensor, fill: Tensor | None) -> Callable[[Tensor], Tensor] | None:
+    """What puts 0, or `fill`, where `keep` `(width,)` or `(B, width)` is 0; None where some of it is neither 0 nor 1.
+
+    A batch has a few units cut per example: to multiply all that a network computes costs up to a tenth of its time.
+    """
+    if not ((keep == 0) | (keep == 1)).all():
+        return None
+    own = keep[0] if len(keep) == 1 else keep  # one row is for the whole batch
+    cut = (site.spread(own) == 0).nonzero(as_tuple=True)
+
+    def overwrite(value: Tensor) -> Tensor:
+        seen = site.examples_first(value, len(own)) if len(cut) == 2 else value.movedim(site.axis, -1)
+        *rows, elements = (index.to(value.device) for index in cut)
+        level = value.new_zeros(len(elements)) if fill is None else fill.to(value)[elements]
+        if rows:
+            seen[rows[0], ..., elements] = level.reshape(-1, *[1] * (seen.dim() - 2))
+        else:
+            seen[..., elements] = level
+        return value
+
+    return overwrite
 
 
 @contextmanager

@@ -68,13 +68,16 @@ class Site:
                 spread = spread.T
         return spread.reshape(shape)
 
+    def examples_first(self, tensor: Tensor, examples: int) -> Tensor:
+        """The site's tensor as `(examples, ..., elements)`, in the same memory."""
+        moved = tensor.movedim((self.batch_axis, self.axis), (0, -1))
+        if self.batch_minor:
+            return moved.view(-1, examples, *moved.shape[1:]).movedim(1, 0)
+        return moved.view(examples, -1, *moved.shape[1:])
+
     def by_example(self, tensor: Tensor, examples: int) -> Tensor:
         """The site's tensor as `(examples, positions, elements)`."""
-        moved = tensor.movedim((self.batch_axis, self.axis), (0, -1))
-        fold = len(moved) // examples
-        if self.batch_minor:
-            moved = moved.reshape(fold, examples, *moved.shape[1:]).movedim(1, 0)
-        return moved.reshape(examples, -1, moved.shape[-1])
+        return self.examples_first(tensor, examples).flatten(1, -2)
 
 
 @dataclass(frozen=True)

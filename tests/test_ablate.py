@@ -130,6 +130,58 @@ def test_units_may_take_their_mean_instead_of_zero(trained: Trained) -> None:
     assert not torch.allclose(found, run(cut_copy(module, space, CUT)), atol=1e-2)
 
 
+@pytest.mark.parametrize("filled", [False, True])
+@pytest.mark.parametrize("cuts", [[CUT], [[], [3], CUT, [0, 40, 60]]])
+def test_written_over_or_multiplied_is_the_same(trained: Trained, cuts: list[list[int]], filled: bool) -> None:
+    """With a gradient recorded somewhere a new tensor is made; without, the module's own output is written to."""
+    space = trained.space
+    fill = [torch.linspace(0.5, 2, site.width) for site in space.sites] if filled else None
+    with ablated(trained.module, space, space.keep(cuts), fill):
+        written = run(trained.module)
+        multiplied = trained.module(IMAGES).detach()
+    assert torch.equal(written, multiplied)
+    assert not torch.equal(written, run(trained.module))
+
+
+def test_a_unit_may_be_kept_in_part(trained: Trained) -> None:
+    keep = torch.full((4, trained.space.total), 0.5)
+    with ablated(trained.module, trained.space, keep):
+        assert torch.equal(run(trained.module), trained.module(IMAGES).detach())
+
+
+class Aside(nn.Module):
+    """What its one layer is given counts as well, also where the layer returns just that."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([x, self.layer(x)])
+
+
+@pytest.mark.parametrize("layer", [nn.Identity(), nn.Flatten(), nn.Dropout().eval()])
+def test_nothing_is_written_to_what_a_layer_was_given(layer: nn.Module) -> None:
+    module, x = Aside(layer), torch.ones(2, 3)
+    space = UnitSpace((Site("layer", "neuron", 3, axis=1),))
+    with ablated(module, space, space.keep([[0], [1, 2]])):
+        given, returned = run(module, x)
+    assert torch.equal(given, torch.ones(2, 3))
+    assert torch.equal(returned, torch.tensor([[0.0, 1, 1], [1, 0, 0]]))
+    assert torch.equal(x, torch.ones(2, 3))
+
+
+def test_nothing_is_written_to_an_expanded_tensor() -> None:
+    class Same(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.new_ones(1, 3).expand(len(x), 3)
+
+    module = Aside(Same())
+    space = UnitSpace((Site("layer", "neuron", 3, axis=1),))
+    with ablated(module, space, space.keep([[0], []])):
+        assert torch.equal(run(module, torch.ones(2, 3))[1], torch.tensor([[0.0, 1, 1], [1, 1, 1]]))
+
+
 def test_keeping_everything_registers_nothing(trained: Trained) -> None:
     with ablated(trained.module, trained.space, torch.ones(trained.space.total)):
         assert hook_count(trained.module) == 0
