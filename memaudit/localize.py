@@ -80,7 +80,7 @@ class Population:
 
     def wrong(self, margins: Tensor) -> Tensor:
         """Share of the reference that is wrong at `margins` `(..., R)`, counted softly."""
-        return torch.sigmoid(margins * (-1 / (RISK_SOFTNESS * self.typical))).mean(-1)
+        return (margins * (-1 / (RISK_SOFTNESS * self.typical))).sigmoid_().mean(-1)
 
 
 @dataclass(frozen=True)
@@ -210,10 +210,11 @@ class Search:
         for job, value in zip(jobs, margins.nan_to_num(nan=torch.inf).tolist(), strict=True):
             job.margin = value if math.isnan(job.margin) else job.margin
         drops = self.drops(evaluator, examples, jobs, gradients.nan_to_num())
+        gains, units = self.shortlist(jobs, drops)
         left, added = [job.margin for job in jobs], [0] * len(jobs)
         for _ in range(1 if self.look_ahead else self.plan):
             going = [n for n, job in enumerate(jobs) if left[n] >= 0 and len(job.cut) < self.max_units]
-            for n, unit in zip(going, self.best([jobs[n] for n in going], drops[going]), strict=True):
+            for n, unit in zip(going, self.best([jobs[n] for n in going], gains[going], units[going]), strict=True):
                 if unit is None:
                     left[n] = -torch.inf
                     continue
@@ -228,37 +229,45 @@ class Search:
         job.cut.append(unit)
         job.reference = job.reference - self.population.effects[unit]
 
-    def best(self, jobs: Sequence[Job], drops: Tensor) -> list[int | None]:
-        """For each job the live unit that takes most of its margin for the reference it puts at risk.
-
-        Risks are worked out a few units at a time, best first, until no later one could be chosen.
+    def shortlist(self, jobs: Sequence[Job], drops: Tensor) -> tuple[Tensor, Tensor]:
+        """Gains, largest first, and numbers of the units that may be cut and take most of each job's margin.
 
         Args:
             drops: `(jobs, total)`, what each unit takes of each job's margin.
         """
-        if not jobs:
-            return []
-        allowed = self._allowed(jobs, drops, -torch.inf)
-        gain, units = allowed.topk(min(SHORTLIST, self.space.total))
-        gain = gain.where(gain > 0, -torch.inf)  # cutting any other one would help the label
+        gains, units = self._allowed(jobs, drops, -torch.inf).topk(min(SHORTLIST, self.space.total))
+        gains = gains.where(gains > 0, -torch.inf)  # cutting any other one would help the label
         if self.look_ahead:
             usual = [self.population.usual(job.label, own) for job, own in zip(jobs, units, strict=True)]
-            gain, order = (gain - torch.stack(usual)).sort(descending=True)
+            gains, order = (gains - torch.stack(usual)).sort(descending=True)
             units = units.gather(1, order)
+        return gains, units
+
+    def best(self, jobs: Sequence[Job], gains: Tensor, units: Tensor) -> list[int | None]:
+        """Of each job's `shortlist` the live unit that takes most of its margin for the reference it puts at risk.
+
+        Risks are worked out a few units at a time, best first, until no later one could be chosen.
+        """
+        if not jobs:
+            return []
+        cut = torch.zeros(len(jobs), self.space.total, dtype=torch.bool)
+        cut[places([job.cut for job in jobs])] = True
+        cut = cut.gather(1, units)
         now = torch.stack([job.reference for job in jobs])
         wrong = self.population.wrong(now)
         price = self.weight * self.population.typical
-        best = torch.full((len(jobs),), -torch.inf, dtype=gain.dtype)
+        best = torch.full((len(jobs),), -torch.inf, dtype=gains.dtype)
         chosen = torch.full((len(jobs),), -1)
         first, size = 0, AT_ONCE
-        while first < gain.shape[1]:
+        while first < gains.shape[1]:
             few = slice(first, first + size)
             # Not even by mending all that is wrong could a unit of the others have a better score.
-            live = (gain[:, first] + price * wrong > best).nonzero()[:, 0]
+            live = (gains[:, first] + price * wrong > best).nonzero()[:, 0]
             if not len(live):
                 break
             after = now[live, None] - self.population.effects[units[live, few]]
-            scores = gain[live, few] - price * (self.population.wrong(after) - wrong[live, None])
+            scores = gains[live, few] - price * (self.population.wrong(after) - wrong[live, None])
+            scores = scores.masked_fill(cut[live, few], -torch.inf)
             top, place = scores.max(1)
             better = top > best[live]
             best[live[better]] = top[better]

@@ -186,9 +186,11 @@ class GreedySearch:
                 faded = mask_gradient(self.module, self.space, examples, row, cut, self.faded)
                 both = [(abs(g) + abs(f)) * s for g, f, s in zip(gradient, faded, strength, strict=True)]
                 gradient = self.tried(examples, row, cut, value, both)
+            free = [u for u in range(self.space.total) if self.candidates[u] and u not in cut and gradient[u] > 0]
+            short = sorted(free, key=lambda u: -gradient[u])[: self.shortlist]
             planned = 0
             while value >= 0 and planned < self.plan and len(cut) < self.max_units:
-                best = self.best(gradient, cut, examples.examples[row].label)
+                best = self.best(gradient, short, cut, examples.examples[row].label)
                 if best is None:
                     break
                 value -= gradient[best]
@@ -209,13 +211,12 @@ class GreedySearch:
             taken[unit] = value - self.margin(examples, row, [*cut, unit])
         return taken
 
-    def best(self, gradient: Sequence[float], cut: Sequence[int], label: int) -> int | None:
-        free = [u for u in range(self.space.total) if self.candidates[u] and u not in cut and gradient[u] > 0]
-        short = sorted(free, key=lambda u: -gradient[u])[: self.shortlist]
+    def best(self, gradient: Sequence[float], short: Sequence[int], cut: Sequence[int], label: int) -> int | None:
         now = self.crowd.wrong(cut, self.softness)
         scores = {
             u: gradient[u] - self.weight * self.crowd.typical * (self.crowd.wrong([*cut, u], self.softness) - now)
             for u in short
+            if u not in cut
         }
         if self.look_ahead:
             scores = {u: s - self.crowd.usual(u, label, self.deviations, self.fewest) for u, s in scores.items()}

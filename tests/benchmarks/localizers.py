@@ -138,7 +138,8 @@ def _chosen(search: Search, b: Bench, examples: ExampleSet, row: int) -> list[in
     job = search.begun(b.evaluator, examples, [row])[0]
     while len(job.cut) < search.max_units:
         gradients = b.evaluator.mask_gradients(examples, [row], [job.cut], b.space, margin)[2]
-        unit = search.best([job], search.drops(b.evaluator, examples, [job], gradients))[0]
+        drops = search.drops(b.evaluator, examples, [job], gradients)
+        unit = search.best([job], *search.shortlist([job], drops))[0]
         if unit is None:
             break
         search.add(job, unit)
