@@ -1,8 +1,9 @@
 """CIFAR-10 with changed labels: the data, and a command that trains the network the benchmarks audit.
 
     python -m tests.benchmarks.cifar --data DIR --out DIR [--network resnet9|vit] [--images 10000] [--epochs 16]
-        [--augment] [--tied 'layer2*,layer3*' --p-gen 0.3 --p-mem 0.1]
+        [--augment] [--mixup 1] [--tied 'layer2*,layer3*' --p-gen 0.3 --p-mem 0.1 [--own-epochs 14]]
 
+With `--own-epochs` generalizing units learn first, alone, and memorizing ones after them (`own_units`).
 `DIR` holds `cifar10-train.npz` and `cifar10-test.npz` (JPEG bytes in `jpeg`, `offsets`, `label`).
 """
 
@@ -12,6 +13,7 @@ import argparse
 import io
 import json
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from memaudit import add_tied_dropout, example_ids
+from memaudit.tied_dropout.modes import set_mode
+from tests.benchmarks.own_units import teach
 from tests.networks import ResNet9
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)
@@ -81,6 +85,13 @@ def augment(x: Tensor, pad: int = 4) -> Tensor:
     return padded[which, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
+def mixed(x: Tensor, alpha: float) -> tuple[Tensor, Tensor, float]:
+    """Images mixed with others of the batch, which ones, and how much is their own (mixup, Zhang et al. 2018)."""
+    share = float(torch.distributions.Beta(alpha, alpha).sample())
+    share, order = max(share, 1 - share), torch.randperm(len(x))
+    return share * x + (1 - share) * x[order], order, share
+
+
 def train(
     model: nn.Module,
     x: Tensor,
@@ -93,9 +104,16 @@ def train(
     batch: int = 128,
     adam: bool = False,
     augmented: bool = False,
+    mixup: float = 0.0,
+    dropped: bool = False,
     seed: int = 0,
 ) -> None:
-    """Train, one safetensors file an epoch in `out`; without augmentation changed labels are fitted sooner."""
+    """Train, one safetensors file an epoch in `out`; without augmentation changed labels are fitted sooner.
+
+    Args:
+        mixup: parameter of the Beta distribution the shares are drawn from; 0: images are not mixed.
+        dropped: memorizing units of example-tied dropout stay off.
+    """
     torch.manual_seed(seed)
     model.to(device, memory_format=torch.channels_last)
     if adam:
@@ -113,19 +131,29 @@ def train(
         for step in range(steps):
             rows = order[step * batch : (step + 1) * batch]
             images = augment(x[rows]) if augmented else x[rows]
+            labels, order_in, share = y[rows].to(device), None, 1.0
+            if mixup:
+                images, order_in, share = mixed(images, mixup)
             inputs = images.to(device, memory_format=torch.channels_last)
             optimizer.zero_grad()
-            with example_ids(rows):
-                loss = F.cross_entropy(model(inputs), y[rows].to(device))
+            with example_ids(rows), set_mode(model, "drop") if dropped else nullcontext():
+                logits = model(inputs)
+                loss = F.cross_entropy(logits, labels)
+                if order_in is not None:
+                    loss = share * loss + (1 - share) * F.cross_entropy(logits, labels[order_in])
                 loss.backward()
             if adam:
                 nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
             total += loss.item()
-        state = {k: v.cpu().contiguous().clone() for k, v in model.state_dict().items()}
-        save_file(state, out / f"epoch-{epoch + 1:03d}.safetensors", metadata={"epoch": str(epoch + 1)})
+        save(model, out, epoch + 1)
         print(f"epoch {epoch + 1} loss {total / steps:.4f} {time.time() - start:.0f} s", flush=True)
+
+
+def save(model: nn.Module, out: Path, epoch: int) -> None:
+    state = {k: v.cpu().contiguous().clone() for k, v in model.state_dict().items()}
+    save_file(state, out / f"epoch-{epoch:03d}.safetensors", metadata={"epoch": str(epoch)})
 
 
 def main() -> None:
@@ -140,9 +168,11 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=0.2)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--augment", action="store_true", help="shifts and mirror images")
+    parser.add_argument("--mixup", type=float, default=0.0, help="mix images, by shares of this Beta distribution")
     parser.add_argument("--tied", help="layers that get example-tied dropout")
     parser.add_argument("--p-gen", type=float, default=0.3)
     parser.add_argument("--p-mem", type=float, default=0.1)
+    parser.add_argument("--own-epochs", type=int, default=0, help="then memorizing units alone, for so many epochs")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     images, labels = load(args.data / "cifar10-train.npz", args.images)
@@ -164,7 +194,12 @@ def main() -> None:
         batch=args.batch,
         adam=args.network == "vit",
         augmented=args.augment,
+        mixup=args.mixup,
+        dropped=bool(args.own_epochs),
     )
+    if args.own_epochs:
+        teach(model, build(args.network, args.width), x, y, args.own_epochs, args.batch, args.device)
+        save(model, args.out, args.epochs + args.own_epochs)
     clean = np.setdiff1d(np.arange(len(x)), rows)
     test_x, test_y = normalise(test_images), torch.from_numpy(test_labels)
     facts = {

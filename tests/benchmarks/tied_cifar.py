@@ -1,11 +1,12 @@
 """Example-tied dropout on CIFAR-10: changed labels fitted, then dropped, beside the same network without it.
 
     python -m tests.benchmarks.cifar --data DIR --out STANDARD [--augment]
-    python -m tests.benchmarks.cifar --data DIR --out TIED --tied 'layer2*,layer3*' [--augment]
+    python -m tests.benchmarks.cifar --data DIR --out TIED --tied 'layer2*,layer3*' --augment [--mixup 1]
+        [--own-epochs 14]
     python -m tests.benchmarks.tied_cifar --data DIR --run 'standard=STANDARD' --run 'shifts and mirrors=TIED' ...
         [--out reports/benchmarks/tied-cifar10.md]
 
-All trainings take the same images, labels, epochs and learning rates; the last checkpoint of each is measured.
+All trainings take the same images, labels and learning rates; the last checkpoint of each is measured.
 """
 
 from __future__ import annotations
@@ -19,16 +20,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from memaudit import example_ids, strip_tied_dropout
-from memaudit.errors import UsageError
 from memaudit.tied_dropout import layers_of, restore, split_rules
 from tests.benchmarks.cifar import accuracy, build, change_labels, load, normalise
 from tests.benchmarks.table import options, publish
 
-Row = tuple[str, float, float | None, float, float]
+Row = tuple[str, int | None, float, float | None, float, float]
 # Maini et al. 2023, section 5: all 50,000 images, the full-size network.
 PUBLISHED: list[Row] = [
-    ("published: example-tied dropout, own units on", 0.99, None, 0.999, 0.793),
-    ("published: the same, memorizing units dropped", 0.03, None, 0.908, 0.827),
+    ("published: example-tied dropout, own units on", None, 0.99, None, 0.999, 0.793),
+    ("published: the same, memorizing units dropped", None, 0.03, None, 0.908, 0.827),
 ]
 
 
@@ -65,7 +65,7 @@ def predictions(model: nn.Module, data: Data, rows: np.ndarray) -> Tensor:
     return torch.cat(said)
 
 
-def measure(name: str, model: nn.Module, data: Data) -> Row:
+def measure(name: str, model: nn.Module, data: Data, epochs: int | None = None) -> Row:
     changed, clean = predictions(model, data, data.changed), predictions(model, data, data.clean)
 
     def share(said: Tensor, labels: Tensor) -> float:
@@ -73,6 +73,7 @@ def measure(name: str, model: nn.Module, data: Data) -> Row:
 
     return (
         name,
+        epochs,
         share(changed, data.given[data.changed]),
         share(changed, data.truth[data.changed]),
         share(clean, data.truth[data.clean]),
@@ -82,15 +83,15 @@ def measure(name: str, model: nn.Module, data: Data) -> Row:
 
 def table(rows: list[Row], setting: str) -> str:
     def cell(value: float | None) -> str:
-        return "–" if value is None else f"{value:.3f}"
+        return "–" if value is None else str(value) if isinstance(value, int) else f"{value:.3f}"
 
     lines = [
         "# Example-tied dropout on CIFAR-10",
         "",
         f"{setting} torch {torch.__version__}, CPU. Written by `python -m tests.benchmarks.tied_cifar`.",
         "",
-        "| variant | changed label | true label of the changed | clean training images | test accuracy |",
-        "|---|---|---|---|---|",
+        "| variant | epochs | changed label | true label of the changed | clean training images | test accuracy |",
+        "|---|---|---|---|---|---|",
         *(f"| {name} | {' | '.join(map(cell, values))} |" for name, *values in rows),
     ]
     return "\n".join(lines) + "\n"
@@ -100,24 +101,21 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--run", action="append", required=True, help="NAME=DIR, once for each network")
     args = parser.parse_args()
-    data, rows, epochs = Data(args.data, args.images, args.share), [], set()
+    data, rows = Data(args.data, args.images, args.share), []
     for name, _, folder in (run.partition("=") for run in args.run):
-        model, epoch = last(Path(folder), args.width)
-        epochs.add(epoch)
+        model, epochs = last(Path(folder), args.width)
         layers = layers_of(model)
         if not layers:
-            rows.append(measure(f"no dropout, {name}", model, data))
+            rows.append(measure(f"no dropout, {name}", model, data, epochs))
             continue
         first = next(iter(layers.values()))
         tied = f"{name}; {len(layers)} layers, p_gen {int(first.rule[2]) / first.channels:.2g}, p_mem {first.p_mem:.2g}"
-        rows.append(measure(f"example-tied dropout, {tied}: own units on", model, data))
-        rows.append(measure("the same, memorizing units dropped", strip_tied_dropout(model, "drop"), data))
-    if len(epochs) > 1:
-        raise UsageError(f"the networks were trained for {' and '.join(map(str, sorted(epochs)))} epochs")
+        rows.append(measure(f"example-tied dropout, {tied}: own units on", model, data, epochs))
+        rows.append(measure("the same, memorizing units dropped", strip_tied_dropout(model, "drop"), data, epochs))
     text = table(
         rows + PUBLISHED,
         f"{args.images:,} training images, {args.share:.0%} of their labels changed, 5,000 test images; ResNet-9 of "
-        f"width {args.width}, {epochs.pop()} epochs, one seed. Test images have no units of their own: with own units "
+        f"width {args.width}, one seed. Test images have no units of their own: with own units "
         "on, theirs are at their expected value.",
     )
     publish(text, args.out)
