@@ -1,14 +1,17 @@
 """Every way to choose units, on the same examples: what is erased, with how many units, and at what cost.
 
-    python -m tests.benchmarks.compare --data DIR --series DIR [--network resnet9|vit] [--out FILE.md]
+    python -m tests.benchmarks.compare --data DIR --series DIR [--network resnet9|vit] [--out FILE.md] [--only PATTERN]
 
 A ranking is cut unit by unit until the label is lost or the budget is spent. Each set is then measured on reference
-images and on other flagged examples that chose nothing. Writes FILE.md and, beside it, FILE.json.
+images and on other flagged examples that chose nothing. Writes FILE.md and, beside it, FILE.json; methods that `--only`
+does not match keep the rows they have there.
 """
 
 from __future__ import annotations
 
 import argparse
+import fnmatch
+import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -25,7 +28,7 @@ from memaudit.localize import RISK_WEIGHT, Search, measure_population
 from memaudit.settings import PROFILES
 from memaudit.units import UnitSpace, select
 from tests.benchmarks import published
-from tests.benchmarks.localizers import METHODS, Bench, bench
+from tests.benchmarks.localizers import METHODS, Bench, Method, bench
 from tests.benchmarks.search import load_adapter, sets
 from tests.benchmarks.table import options, publish
 
@@ -113,23 +116,22 @@ def as_published(b: Bench, examples: ExampleSet, rows: Sequence[int], most: int,
     return cuts
 
 
-def rows_of(b: Bench, judge: Judge, flagged: ExampleSet, args: argparse.Namespace) -> list[Row]:
+def methods(b: Bench, flagged: ExampleSet, args: argparse.Namespace) -> dict[str, tuple[UnitSpace, Callable[[], Cuts]]]:
+    """By name, the units each method chooses from and what chooses them."""
     rows, most = range(args.flagged), args.max_units
-    found = []
+    found: dict[str, tuple[UnitSpace, Callable[[], Cuts]]] = {}
     for name, method in METHODS.items():
         if name.startswith("memaudit"):
             continue
 
-        def choose(method: object = method) -> Cuts:
-            return [shortest(b, flagged, row, method(b, flagged, row, most)) for row in rows]  # type: ignore[operator]
+        def choose(method: Method = method) -> Cuts:
+            return [shortest(b, flagged, row, method(b, flagged, row, most)) for row in rows]
 
-        found.append(judge.row(name, b.space, choose))
+        found[name] = b.space, choose
     convolutions = published.conv_outputs(b.evaluator.adapter.module)
     if args.published and convolutions.total > b.space.total // 2:
         few = range(args.published)
-        found.append(
-            judge.row("published greedy", convolutions, lambda: as_published(b, flagged, few, most, convolutions))
-        )
+        found["published greedy"] = convolutions, lambda: as_published(b, flagged, few, most, convolutions)
     for ahead in (0, PROFILES["deep"].look_ahead):
         for weight in WEIGHTS:
             name = f"memaudit{', deep' if ahead else ''}, reference weight {weight:g}"
@@ -137,7 +139,7 @@ def rows_of(b: Bench, judge: Judge, flagged: ExampleSet, args: argparse.Namespac
             def own(weight: float = weight, ahead: int = ahead) -> Cuts:
                 return searched(b, flagged, rows, most, weight, ahead)
 
-            found.append(judge.row(name + (" (default)" if weight == RISK_WEIGHT else ""), b.space, own))
+            found[name + (" (default)" if weight == RISK_WEIGHT else "")] = b.space, own
     return found
 
 
@@ -170,7 +172,11 @@ def main() -> None:
     parser.add_argument("--flagged", type=int, default=32)
     parser.add_argument("--published", type=int, default=8, help="examples for the published search, which is slow")
     parser.add_argument("--max-units", type=int, default=20)
+    parser.add_argument("--only", default="*", help="shell pattern of the methods to measure")
     args = parser.parse_args()
+    before = {}
+    if args.only != "*":
+        before = {r["method"]: Row(**r) for r in json.loads(args.out.with_suffix(".json").read_text("utf-8"))}
     flagged, reference = sets(args.data, args.images, args.share)
     evaluator = Evaluator(load_adapter(args.series, args.network, args.width, args.device), 128)
     with exact_arithmetic():
@@ -181,7 +187,10 @@ def main() -> None:
         judge = Judge(
             evaluator, known[1].subset(range(PANEL)), known[0].subset(range(args.flagged, args.flagged + PANEL))
         )
-        rows = rows_of(b, judge, known[0], args)
+        rows = [
+            judge.row(name, *chosen) if fnmatch.fnmatchcase(name, args.only) else before[name]
+            for name, chosen in methods(b, known[0], args).items()
+        ]
     text = table(rows, args, args.network)
     publish(text, args.out, [asdict(r) for r in rows])
 
