@@ -7,7 +7,6 @@ example's own mask; nothing that the dropped network computes changes any more.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -22,10 +21,8 @@ from memaudit.hooks import interposed
 from memaudit.tied_dropout.modes import evaluating, set_mode
 
 LR = 0.03
-# Part of each batch that is drawn from the examples that were not sure when last seen, or the hardest where those are
-# few: a few drawn again and again push out the others.
-HARD = 0.3
-UNSURE = math.log(2)  # a loss below it: the label has more than half of the probability
+# Part of each batch that is drawn from the examples that were wrong when last seen.
+WRONG = 0.3
 
 
 def unread_when_dropped(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
@@ -97,30 +94,31 @@ def teach(model: nn.Module, fresh: nn.Module, x: Tensor, y: Tensor, epochs: int,
             parameter.register_hook(lambda gradient, own=free[name]: gradient * own)
     learning = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(learning, lr=LR, momentum=0.9, nesterov=True)
-    steps = len(x) // batch
-    losses = torch.full((len(x),), torch.inf)  # by example, when last seen
+    steps, wrong = len(x) // batch, torch.ones(len(x), dtype=torch.bool)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=LR, total_steps=epochs * steps, pct_start=0.2)
     start = time.time()
     for epoch in range(epochs):
         total = 0.0
-        for rows in drawn(losses, batch, steps):
+        for rows in drawn(wrong, batch, steps):
             optimizer.zero_grad()
             with example_ids(rows):
                 logits = model(x[rows])
-            each = F.cross_entropy(logits, y[rows], reduction="none")
-            each.mean().backward()
+            loss = F.cross_entropy(logits, y[rows])
+            loss.backward()
             optimizer.step()
             schedule.step()
-            losses[rows] = each.detach().cpu()
-            total += float(losses[rows].mean())
-        sure = float((losses < UNSURE).float().mean())
-        print(f"own units, epoch {epoch + 1} loss {total / steps:.4f} sure {sure:.4f} {time.time() - start:.0f} s")
+            total += loss.item()
+            wrong[rows] = (logits.argmax(1) != y[rows]).cpu()
+        fitted = 1 - float(wrong.float().mean())
+        print(f"own units, epoch {epoch + 1} loss {total / steps:.4f} fitted {fitted:.4f} {time.time() - start:.0f} s")
 
 
-def drawn(losses: Tensor, batch: int, steps: int) -> Iterator[Tensor]:
-    """Rows of each batch: a random part of all, and of the hardest by `losses` `(N,)`, which the caller updates."""
-    again = round(HARD * batch)
+def drawn(wrong: Tensor, batch: int, steps: int) -> Iterator[Tensor]:
+    """Rows of each batch: a random part of all, and of those `wrong` `(N,)`, which changes as they are learned."""
+    again = round(WRONG * batch)
     for _ in range(steps):
-        rows = torch.randperm(len(losses))[: batch - again]
-        hard = losses.topk(max(again, int((losses >= UNSURE).sum()))).indices
-        yield torch.cat([rows, hard[torch.randint(len(hard), (again,))]])
+        rows = torch.randperm(len(wrong))[: batch - again]
+        missed = wrong.nonzero()[:, 0]
+        if len(missed):
+            rows = torch.cat([rows, missed[torch.randint(len(missed), (again,))]])
+        yield rows
