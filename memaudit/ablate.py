@@ -76,7 +76,7 @@ def _own_memory(output: Tensor, args: tuple[Any, ...]) -> bool:
 def _overwriting(site: Site, keep: Tensor, fill: Tensor | None) -> Callable[[Tensor], Tensor] | None:
     """What puts 0, or `fill`, where `keep` `(width,)` or `(B, width)` is 0; None where some of it is neither 0 nor 1.
 
-    A batch has a few units cut per example: to multiply all that a network computes costs up to a tenth of its time.
+    A batch has a few units cut per example; multiplying every tensor for them took 3 to 5 % of a ResNet-9 pass.
     """
     if not ((keep == 0) | (keep == 1)).all():
         return None
