@@ -57,20 +57,20 @@ def _mask_hook(site: Site, keep: Tensor, fill: Tensor | None) -> Callable[..., A
     def on_input(_: nn.Module, args: tuple[Any, ...]) -> Any:
         return (mask(args[0]), *args[1:])
 
-    def on_output(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        if overwrite is not None and _own_memory(output, args):
+    def on_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if overwrite is not None and _own_memory(output, [*args, *module.parameters(), *module.buffers()]):
             return overwrite(output)
         return mask(output)
 
     return on_input if site.side == "input" else on_output
 
 
-def _own_memory(output: Tensor, args: tuple[Any, ...]) -> bool:
-    """Whether nobody else can see it when `output` is written to: no graph, no input, no element twice."""
+def _own_memory(output: Tensor, others: Sequence[Any]) -> bool:
+    """Whether nobody else can see it when `output` is written to: no graph, none of `others`, no element twice."""
     if torch.is_grad_enabled() or 0 in output.stride():
         return False
     pointer = output.untyped_storage().data_ptr()
-    return all(pointer != arg.untyped_storage().data_ptr() for arg in args if isinstance(arg, Tensor))
+    return all(pointer != other.untyped_storage().data_ptr() for other in others if isinstance(other, Tensor))
 
 
 def _overwriting(site: Site, keep: Tensor, fill: Tensor | None) -> Callable[[Tensor], Tensor] | None:

@@ -171,6 +171,22 @@ def test_nothing_is_written_to_what_a_layer_was_given(layer: nn.Module) -> None:
     assert torch.equal(x, torch.ones(2, 3))
 
 
+def test_nothing_is_written_to_a_parameter_that_a_layer_returns() -> None:
+    class Table(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rows = nn.Parameter(torch.ones(2, 3), requires_grad=False)
+
+        def forward(self, _: Tensor) -> Tensor:
+            return self.rows
+
+    layer = Table()
+    module, space = Aside(layer), UnitSpace((Site("layer", "neuron", 3, axis=1),))
+    with ablated(module, space, space.keep([[1]])):
+        assert torch.equal(run(module, torch.ones(2, 3))[1], torch.tensor([[1.0, 0, 1], [1, 0, 1]]))
+    assert torch.equal(layer.rows, torch.ones(2, 3))
+
+
 def test_nothing_is_written_to_an_expanded_tensor() -> None:
     class Same(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
