@@ -250,9 +250,7 @@ class Search:
         """
         if not jobs:
             return []
-        cut = torch.zeros(len(jobs), self.space.total, dtype=torch.bool)
-        cut[places([job.cut for job in jobs])] = True
-        cut = cut.gather(1, units)
+        cut = self._allowed(jobs, gains.new_zeros(len(jobs), self.space.total), -torch.inf).gather(1, units)
         now = torch.stack([job.reference for job in jobs])
         wrong = self.population.wrong(now)
         price = self.weight * self.population.typical
@@ -266,8 +264,7 @@ class Search:
             if not len(live):
                 break
             after = now[live, None] - self.population.effects[units[live, few]]
-            scores = gains[live, few] - price * (self.population.wrong(after) - wrong[live, None])
-            scores = scores.masked_fill(cut[live, few], -torch.inf)
+            scores = gains[live, few] + cut[live, few] - price * (self.population.wrong(after) - wrong[live, None])
             top, place = scores.max(1)
             better = top > best[live]
             best[live[better]] = top[better]

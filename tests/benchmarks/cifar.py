@@ -13,7 +13,6 @@ import argparse
 import io
 import json
 import time
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -105,14 +104,12 @@ def train(
     adam: bool = False,
     augmented: bool = False,
     mixup: float = 0.0,
-    dropped: bool = False,
     seed: int = 0,
 ) -> None:
     """Train, one safetensors file an epoch in `out`; without augmentation changed labels are fitted sooner.
 
     Args:
         mixup: parameter of the Beta distribution the shares are drawn from; 0: images are not mixed.
-        dropped: memorizing units of example-tied dropout stay off.
     """
     torch.manual_seed(seed)
     model.to(device, memory_format=torch.channels_last)
@@ -136,7 +133,7 @@ def train(
                 images, order_in, share = mixed(images, mixup)
             inputs = images.to(device, memory_format=torch.channels_last)
             optimizer.zero_grad()
-            with example_ids(rows), set_mode(model, "drop") if dropped else nullcontext():
+            with example_ids(rows):
                 logits = model(inputs)
                 loss = F.cross_entropy(logits, labels)
                 if order_in is not None:
@@ -183,20 +180,20 @@ def main() -> None:
     if args.tied:
         add_tied_dropout(model, args.tied, args.p_gen, args.p_mem, input_size=(3, 32, 32))
     x, y, truth = normalise(images), torch.from_numpy(changed), torch.from_numpy(labels)
-    train(
-        model,
-        x,
-        y,
-        args.epochs,
-        args.out,
-        device=args.device,
-        lr=args.lr,
-        batch=args.batch,
-        adam=args.network == "vit",
-        augmented=args.augment,
-        mixup=args.mixup,
-        dropped=bool(args.own_epochs),
-    )
+    with set_mode(model, "drop" if args.own_epochs else None):
+        train(
+            model,
+            x,
+            y,
+            args.epochs,
+            args.out,
+            device=args.device,
+            lr=args.lr,
+            batch=args.batch,
+            adam=args.network == "vit",
+            augmented=args.augment,
+            mixup=args.mixup,
+        )
     if args.own_epochs:
         teach(model, build(args.network, args.width), x, y, args.own_epochs, args.batch, args.device)
         save(model, args.out, args.epochs + args.own_epochs)

@@ -176,6 +176,8 @@ def main() -> None:
     args = parser.parse_args()
     before = {}
     if args.only != "*":
+        if args.out is None:
+            parser.error("--only needs --out: the other rows are read from the JSON beside it")
         before = {r["method"]: Row(**r) for r in json.loads(args.out.with_suffix(".json").read_text("utf-8"))}
     flagged, reference = sets(args.data, args.images, args.share)
     evaluator = Evaluator(load_adapter(args.series, args.network, args.width, args.device), 128)

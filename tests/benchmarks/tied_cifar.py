@@ -65,7 +65,7 @@ def predictions(model: nn.Module, data: Data, rows: np.ndarray) -> Tensor:
     return torch.cat(said)
 
 
-def measure(name: str, model: nn.Module, data: Data, epochs: int | None = None) -> Row:
+def measure(name: str, model: nn.Module, data: Data, epochs: int) -> Row:
     changed, clean = predictions(model, data, data.changed), predictions(model, data, data.clean)
 
     def share(said: Tensor, labels: Tensor) -> float:
