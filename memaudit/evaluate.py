@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TypeVar
 
 import torch
@@ -19,12 +20,14 @@ from memaudit.errors import EnvironmentFault, UsageError
 from memaudit.hooks import hooked
 from memaudit.interrupts import finishing
 from memaudit.journal import Changing, Journal
+from memaudit.memory import out_of_memory
 from memaudit.text import clean
 from memaudit.tied_dropout import example_ids
 from memaudit.units import UnitSpace
 
 T = TypeVar("T")
 Cut = Sequence[int]
+Seen = tuple[Tensor, ...]
 
 # What a backward pass costs, in forward passes: only activations and masks get gradients.
 BACKWARD = 1.5
@@ -142,8 +145,8 @@ class Evaluator:
         fill: Sequence[Tensor] | None = None,
         *,
         kept: float = 1.0,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits `(n, classes)`, objective `(n,)`, and its gradient by each unit's mask `(n, total)`, on the CPU.
+    ) -> tuple[Tensor, Tensor]:
+        """The objective `(n,)` and its gradient by each unit's mask `(n, total)`, on the CPU.
 
         One forward and one backward per batch serve all its rows, each with its own cut: in eval mode examples do not
         touch each other, so the gradient of the sum is every example's own gradient. Parameters get none.
@@ -153,31 +156,31 @@ class Evaluator:
         """
         labels = examples.labels
 
-        def body(chunk: slice) -> tuple[Tensor, Tensor, Tensor]:
+        def body(chunk: slice) -> tuple[Tensor, Tensor]:
             images = self._images(examples, rows[chunk])
             keep = (kept * space.keep(cuts[chunk])).to(images.device, images.dtype).requires_grad_()
             masks = ablated(self.adapter.module, space, keep, fill)
             with torch.enable_grad(), self._told(examples, rows[chunk]), masks:
                 with torch.autocast(images.device.type, self.gradient_dtype, enabled=self.approximate):
                     logits = self.adapter.forward(images)
-                logits = logits.to(images.dtype)
-                scores = objective(logits, labels[list(rows[chunk])].to(images.device))
+                scores = objective(logits.to(images.dtype), labels[list(rows[chunk])].to(images.device))
             (gradient,) = torch.autograd.grad(scores.sum(), keep)
-            return logits.detach().cpu(), scores.detach().cpu(), gradient.cpu()
+            return scores.detach().cpu(), gradient.cpu()
 
-        logits, scores, gradients = zip(*self._run(len(rows), body, backward=1), strict=True)
-        return torch.cat(logits), torch.cat(scores), torch.cat(gradients)
+        scores, gradients = zip(*self._run(len(rows), body, backward=1), strict=True)
+        return torch.cat(scores), torch.cat(gradients)
 
     def observe(
-        self, examples: ExampleSet, space: UnitSpace, reduce: Callable[[int, Tensor], T]
-    ) -> tuple[Tensor, list[list[T]]]:
+        self, examples: ExampleSet, space: UnitSpace, reduce: Callable[[int, Tensor], Seen]
+    ) -> tuple[Tensor, list[list[Seen]]]:
         """Intact logits of all examples, and per site what `reduce` made of its tensor, batch by batch.
 
         Args:
-            reduce: from site number and `(batch, positions, elements)` to something small.
+            reduce: from site number and `(batch, positions, elements)` to small tensors, which are moved to the CPU
+                after the pass: a device that is waited for at every site stands still.
         """
-        seen: list[list[T]] = [[] for _ in space.sites]
-        pending: dict[int, T] = {}
+        seen: list[list[Seen]] = [[] for _ in space.sites]
+        pending: dict[int, Seen] = {}
         size = 0
 
         def at(number: int) -> Callable[..., None]:
@@ -194,7 +197,7 @@ class Evaluator:
             target = self.adapter.module.get_submodule(site.layer)
             (inputs if site.side == "input" else outputs).append((target, at(number)))
 
-        def body(chunk: slice) -> tuple[Tensor, list[T | None]]:
+        def body(chunk: slice) -> tuple[Tensor, list[Seen | None]]:
             nonlocal size
             pending.clear()
             rows = range(len(examples))[chunk]
@@ -202,7 +205,8 @@ class Evaluator:
             size = len(images)
             with torch.no_grad(), self._told(examples, rows), hooked(before=inputs, after=outputs):
                 logits = self.adapter.forward(images).cpu()
-            return logits, [pending.get(number) for number in range(len(seen))]
+            moved = {number: tuple(value.cpu() for value in values) for number, values in pending.items()}
+            return logits, [moved.get(number) for number in range(len(seen))]
 
         logits, batches = zip(*self._run(len(examples), body), strict=True)
         for values in batches:
@@ -240,16 +244,16 @@ class Evaluator:
     def mixed(
         self,
         panels: Sequence[Panel],
-        body: Callable[[Tensor, Tensor, Tensor], T],
+        body: Callable[[Tensor, Tensor, Mapping[int, slice]], T],
         *,
         batch: int,
         backward: int = 0,
         changing: Changing | None = None,
     ) -> list[T]:
-        """What `body(images, labels, origin)` makes of each batch; every batch holds its share of every panel.
+        """What `body(images, labels, origins)` makes of each batch; every batch holds its share of every panel.
 
         Args:
-            body: `origin` `(batch,)` says which panel each example is of.
+            body: `origins` says where in the batch the examples of each panel are, by the panel's number.
             batch, backward, changing: as in `each`.
         """
         order = sorted(
@@ -266,11 +270,12 @@ class Evaluator:
             ]
             images = torch.cat([self._images(examples, rows) for _, examples, rows in parts])
             labels = torch.cat([examples.labels[rows] for _, examples, rows in parts])
-            origin = torch.cat([torch.full((len(rows),), number) for number, _, rows in parts])
+            ends = list(accumulate(len(rows) for *_, rows in parts))
+            origins = {number: slice(end - len(rows), end) for (number, _, rows), end in zip(parts, ends, strict=True)}
             ids = [examples.numbers[i] for _, examples, rows in parts if examples.numbers for i in rows]
             told = example_ids(ids) if len(ids) == len(images) else nullcontext()
             with told:
-                return body(images, labels.to(self.device), origin.to(self.device))
+                return body(images, labels.to(self.device), origins)
 
         return self._run(len(order), run, backward=backward, batch=batch, changing=changing)
 
@@ -346,7 +351,7 @@ class Evaluator:
             try:
                 value = body(chunk)
             except RuntimeError as error:
-                if not _out_of_memory(error):
+                if not out_of_memory(error):
                     raise
                 return False
             if self.journal is not None:
@@ -368,12 +373,6 @@ class Evaluator:
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    return (
-        isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error) or "can't allocate" in str(error)
-    )
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from memaudit.data.examples import ExampleSet
-from memaudit.evaluate import Evaluator
+from memaudit.evaluate import Evaluator, Seen
 from memaudit.tied_dropout import layers_of
 from memaudit.units import UnitSpace
 
@@ -63,18 +63,19 @@ def observe(evaluator: Evaluator, examples: ExampleSet, space: UnitSpace) -> Obs
     """Logits, neighbour features, and the range and mean of every site, in one pass."""
     voting = voting_sites(space)
 
-    def reduce(number: int, tensor: Tensor) -> tuple[Tensor | None, Tensor, int]:
-        feature = _pooled(tensor, number).cpu() if number in voting else None
+    def reduce(number: int, tensor: Tensor) -> Seen:
         flat = tensor.reshape(-1, tensor.shape[-1]).float()
-        return feature, torch.stack([flat.amin(0), flat.amax(0), flat.mean(0)]).cpu(), len(flat)
+        statistics = torch.stack([flat.amin(0), flat.amax(0), flat.mean(0)])
+        size = torch.tensor(float(len(flat)))
+        return (statistics, size, _pooled(tensor, number)) if number in voting else (statistics, size)
 
     logits, seen = evaluator.observe(examples, space, reduce)
-    features = tuple(torch.cat([f for f, _, _ in seen[n] if f is not None]) for n in voting)
-    statistics = []
-    for batches in seen:
-        sizes = torch.tensor([float(n) for _, _, n in batches])
-        statistics.append(_merged(torch.stack([s for _, s, _ in batches]), sizes))
-    return Observation(logits, features, tuple(statistics))
+    features = tuple(torch.cat([batch[2] for batch in seen[n]]) for n in voting)
+    statistics = tuple(
+        _merged(torch.stack([batch[0] for batch in batches]), torch.stack([batch[1] for batch in batches]))
+        for batches in seen
+    )
+    return Observation(logits, features, statistics)
 
 
 def observe_flagged(

@@ -110,10 +110,10 @@ def _add(
     """Add the gradient of each panel's summed cross-entropy by each parameter to `sums`."""
     names = list(panels)
 
-    def add(images: Tensor, labels: Tensor, origin: Tensor) -> None:
+    def add(images: Tensor, labels: Tensor, origins: Mapping[int, slice]) -> None:
         with torch.enable_grad():
             losses = F.cross_entropy(evaluator.adapter.forward(images), labels, reduction="none")
-            sides = {number: losses[origin == number].sum() for number in sorted(set(origin.tolist()))}
+            sides = {number: losses[own].sum() for number, own in origins.items()}
         for number, loss in sides.items():
             again = number != max(sides)
             gradients = torch.autograd.grad(loss, parameters, retain_graph=again, allow_unused=True)

@@ -182,7 +182,7 @@ class Search:
         if not given:
             return gradients
         rows, cuts = [job.row for job in jobs], [job.cut for job in jobs]
-        _, _, faded = evaluator.mask_gradients(examples, rows, cuts, self.space, margin, self.fill, kept=FADED)
+        _, faded = evaluator.mask_gradients(examples, rows, cuts, self.space, margin, self.fill, kept=FADED)
         size = (gradients.abs() + faded.nan_to_num().abs()) * torch.stack(given)
         allowed = self._allowed(jobs, size, -1.0)
         strength, units = allowed.topk(min(self.look_ahead, allowed.shape[1]))
@@ -206,7 +206,7 @@ class Search:
         if not jobs:
             return []
         rows, cuts = [job.row for job in jobs], [job.cut for job in jobs]
-        _, margins, gradients = evaluator.mask_gradients(examples, rows, cuts, self.space, margin, self.fill)
+        margins, gradients = evaluator.mask_gradients(examples, rows, cuts, self.space, margin, self.fill)
         for job, value in zip(jobs, margins.nan_to_num(nan=torch.inf).tolist(), strict=True):
             job.margin = value if math.isnan(job.margin) else job.margin
         drops = self.drops(evaluator, examples, jobs, gradients.nan_to_num())
@@ -311,15 +311,15 @@ def signals(
 ) -> Tensor:
     """`(rows, total)`: the mean size of each unit's values, over the mean of its site; away from `fill`, if given."""
 
-    def reduce(number: int, values: Tensor) -> Tensor:
+    def reduce(number: int, values: Tensor) -> tuple[Tensor]:
         site = space.sites[number]
         away = values if fill is None else values - fill[number].to(values)
         size = away.abs().mean(1, dtype=torch.promote_types(away.dtype, torch.float32))
         size = size.view(-1, site.copies, site.width, site.span).mean((1, 3))
-        return (size / size.mean(1, keepdim=True)).cpu()
+        return (size / size.mean(1, keepdim=True),)
 
     _, seen = evaluator.observe(examples.subset(rows), space, reduce)
-    return torch.cat([torch.cat(site) for site in seen], 1).nan_to_num()
+    return torch.cat([torch.cat([size for (size,) in site]) for site in seen], 1).nan_to_num()
 
 
 def measure_population(
@@ -330,5 +330,5 @@ def measure_population(
     fill: Sequence[Tensor] | None = None,
 ) -> Population:
     """Margins and per-unit effects of the reference examples `rows`, in one forward and one backward pass."""
-    _, margins, gradients = evaluator.mask_gradients(reference, rows, [[]] * len(rows), space, margin, fill)
+    margins, gradients = evaluator.mask_gradients(reference, rows, [[]] * len(rows), space, margin, fill)
     return Population(margins, gradients.nan_to_num().T.contiguous(), reference.labels[list(rows)])

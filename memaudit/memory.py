@@ -1,4 +1,7 @@
-"""Freed memory: kept between batches, given back to the system between stages. Only glibc lets itself be told."""
+"""Memory: whether an error says that it ran out, and what becomes of freed memory.
+
+That is kept between batches and given back to the system between stages; only glibc lets itself be told.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,12 @@ from contextlib import suppress
 # From malloc.h: freed bytes at the end of the heap that are kept, and the size from which a block is mapped for itself.
 M_TRIM_THRESHOLD, KEPT = -1, 64 * 2**20
 M_MMAP_THRESHOLD, MAPPED = -3, 32 * 2**20
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether PyTorch says with `error` that memory ran out, on whatever device."""
+    said = str(error)
+    return type(error).__name__ == "OutOfMemoryError" or "not enough memory" in said or "can't allocate" in said
 
 
 def keep_freed() -> None:

@@ -65,12 +65,12 @@ def test_observing_sees_each_example_once_and_in_order() -> None:
     images = torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     examples = from_tensors(images, torch.zeros(5, dtype=torch.int64), preprocess=shape, num_classes=5)
     space = UnitSpace(tuple(adapter.sites(images[:3])))
-    logits, seen = Evaluator(adapter, 3).observe(examples, space, lambda _, tensor: tensor)
-    _, alone = Evaluator(adapter, 1).observe(examples, space, lambda _, tensor: tensor)
+    logits, seen = Evaluator(adapter, 3).observe(examples, space, lambda _, tensor: (tensor,))
+    _, alone = Evaluator(adapter, 1).observe(examples, space, lambda _, tensor: (tensor,))
     assert torch.allclose(logits, Evaluator(adapter).logits(examples), atol=1e-5)
     assert len(seen) == len(space.sites) == 4
     for number, site in enumerate(space.sites):
-        together, one_by_one = torch.cat(seen[number]), torch.cat(alone[number])
+        together, one_by_one = (torch.cat([v for (v,) in found[number]]) for found in (seen, alone))
         assert together.shape == (5, 16, site.width)
         assert torch.allclose(together, one_by_one, atol=1e-5)
         assert not torch.allclose(together[0], together[1], atol=1e-2)
@@ -130,9 +130,9 @@ def test_gradients_and_observations_shrink_too(fifty: ExampleSet) -> None:
     for a, b in zip(tight.mask_gradients(fifty, rows, cuts, space, margin), expected, strict=True):
         assert torch.allclose(a, b, atol=1e-5)
     tight.batch_size = 64
-    _, seen = tight.observe(fifty, space, lambda _, tensor: tensor)
-    _, whole = roomy.observe(fifty, space, lambda _, tensor: tensor)
-    assert torch.allclose(torch.cat(seen[0]), torch.cat(whole[0]), atol=1e-5)
+    _, seen = tight.observe(fifty, space, lambda _, tensor: (tensor,))
+    _, whole = roomy.observe(fifty, space, lambda _, tensor: (tensor,))
+    assert torch.allclose(*(torch.cat([v for (v,) in found[0]]) for found in (seen, whole)), atol=1e-5)
 
 
 def test_one_example_that_does_not_fit_is_the_machines_fault(fifty: ExampleSet) -> None:

@@ -121,9 +121,7 @@ def setting(request: pytest.FixtureRequest) -> Setting:
 
 def test_gradients_by_mask_are_those_of_scaling_the_weights(setting: Setting) -> None:
     rows, cuts = [2, 0, 1], [[], [3], [5, 30, 31]]
-    _, values, gradients = Evaluator(setting.adapter, 2).mask_gradients(
-        setting.flagged, rows, cuts, setting.space, margin
-    )
+    values, gradients = Evaluator(setting.adapter, 2).mask_gradients(setting.flagged, rows, cuts, setting.space, margin)
     assert not any(p.requires_grad or p.grad is not None for p in setting.adapter.module.parameters())
     for row, cut, gradient in zip(rows, cuts, gradients, strict=True):
         expected = torch.tensor(mask_gradient(setting.adapter.module, setting.space, setting.flagged, row, cut))
@@ -139,7 +137,7 @@ def test_gradients_by_mask_are_finite_differences(digits: Setting, mean: bool) -
     space, step = digits.space, 1e-6
     fill = [torch.linspace(0.5, 2, s.width, dtype=torch.float64) for s in space.sites] if mean else None
     evaluator = Evaluator(digits.adapter)
-    _, _, gradients = evaluator.mask_gradients(digits.flagged, [1], [[3]], space, margin, fill)
+    _, gradients = evaluator.mask_gradients(digits.flagged, [1], [[3]], space, margin, fill)
 
     def at(keep: Tensor) -> float:
         with torch.no_grad(), ablated(digits.adapter.module, space, keep, fill):
@@ -322,7 +320,7 @@ def test_what_a_search_in_half_precision_proposes_is_erased_in_full(trained: Tra
     margins = margin(exact.logits(trained.flagged), trained.flagged.labels)
     rows = (margins > 0).nonzero().flatten().tolist()
     half = Evaluator(trained.adapter, 64, gradient_dtype=torch.bfloat16)
-    _, rough, _ = half.mask_gradients(trained.flagged, rows, [[]] * len(rows), trained.space, margin)
+    rough, _ = half.mask_gradients(trained.flagged, rows, [[]] * len(rows), trained.space, margin)
     assert not torch.allclose(rough, margins[rows], rtol=1e-4)  # it is rough indeed
     assert torch.allclose(rough, margins[rows], rtol=0.1, atol=0.2)
     assert torch.equal(half.logits(trained.flagged), exact.logits(trained.flagged))

@@ -199,7 +199,7 @@ def make(ground: Ground, number: int, size: int) -> Injection:
     example = relabelled(ground.held_out, number, label)
     # A unit with no gradient never reaches this example's logits, and one that speaks against the label can only be
     # switched off for it: neither can store it.
-    able = evaluator.mask_gradients(example, [0], [[]], space, margin)[2][0] > 0
+    able = evaluator.mask_gradients(example, [0], [[]], space, margin)[1][0] > 0
     pool = (ground.live & able).nonzero().flatten()
     units = tuple(sorted(pool[torch.randperm(len(pool), generator=generator)[:size]].tolist()))
     image = evaluator.adapter.preprocess.normalise(example.batch([0], "cpu"))

@@ -49,8 +49,8 @@ Method = Callable[[Bench, ExampleSet, int, int], list[int]]
 
 def activations(evaluator: Evaluator, space: UnitSpace, examples: ExampleSet) -> Tensor:
     """`(N, total)` mean over positions of each unit's rectified value."""
-    _, seen = evaluator.observe(examples, space, lambda _, v: v.clamp_min(0).mean(1).cpu())
-    return torch.cat([torch.cat(site) for site in seen], 1)
+    _, seen = evaluator.observe(examples, space, lambda _, v: (v.clamp_min(0).mean(1),))
+    return torch.cat([torch.cat([mean for (mean,) in site]) for site in seen], 1)
 
 
 def bench(evaluator: Evaluator, space: UnitSpace, live: Tensor, reference: ExampleSet, population: Population) -> Bench:
@@ -81,7 +81,7 @@ def activation_score(b: Bench, examples: ExampleSet, row: int, count: int) -> li
 
 def gradient(b: Bench, examples: ExampleSet, row: int, count: int) -> list[int]:
     """Gradient times activation, once, at the intact model: the margin's derivative by the unit's mask."""
-    return _first(b.evaluator.mask_gradients(examples, [row], [[]], b.space, margin)[2][0], b.live, count)
+    return _first(b.evaluator.mask_gradients(examples, [row], [[]], b.space, margin)[1][0], b.live, count)
 
 
 def leave_one_out(b: Bench, examples: ExampleSet, row: int, count: int) -> list[int]:
@@ -137,7 +137,7 @@ def looking_ahead(b: Bench, examples: ExampleSet, row: int, count: int) -> list[
 def _chosen(search: Search, b: Bench, examples: ExampleSet, row: int) -> list[int]:
     job = search.begun(b.evaluator, examples, [row])[0]
     while len(job.cut) < search.max_units:
-        gradients = b.evaluator.mask_gradients(examples, [row], [job.cut], b.space, margin)[2]
+        gradients = b.evaluator.mask_gradients(examples, [row], [job.cut], b.space, margin)[1]
         drops = search.drops(b.evaluator, examples, [job], gradients)
         unit = search.best([job], *search.shortlist([job], drops))[0]
         if unit is None:
