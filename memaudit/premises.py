@@ -26,6 +26,7 @@ def check_network(evaluator: Evaluator, examples: ExampleSet) -> None:
         examples: some images; the first 8 are used.
 
     Raises:
+        ModelRejected: it does not run on this device.
         PremiseBroken: one does not hold; the message names the likely cause.
         BugError: the forward pass changes the model's buffers.
     """
@@ -41,7 +42,8 @@ def check_network(evaluator: Evaluator, examples: ExampleSet) -> None:
             raise PremiseBroken(f"the weights are not finite: {clean(name)} holds NaN or infinity")
     before = {name: value.detach().clone() for name, value in module.named_buffers()}
     few = examples.subset(range(min(8, len(examples))))
-    first, again = evaluator.logits(few), evaluator.logits(few)
+    with evaluator.adapter.blamed(len(few)):
+        first, again = evaluator.logits(few), evaluator.logits(few)
     changed = [name for name, value in module.named_buffers() if not torch.equal(value, before[name])]
     if changed:
         raise BugError(

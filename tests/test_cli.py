@@ -296,6 +296,12 @@ class Mixing(DigitsNet):
 build = Mixing
 """
 
+
+def forward(body: str) -> Change:
+    """The network with another forward, of one line."""
+    return source(f"\nclass Odd(DigitsNet):\n    def forward(self, x):\n        {body}\n\nbuild = Odd\n")
+
+
 # what is wrong, how to make it so, arguments after `scan`, exit code, what stderr says
 REFUSED: list[tuple[str, Change, tuple[str, ...], int, str]] = [
     ("unknown option", nothing, (*MODEL, *NPZ, "--max-unit", "3"), 2, "No such option: --max-unit"),
@@ -351,6 +357,18 @@ REFUSED: list[tuple[str, Change, tuple[str, ...], int, str]] = [
     ("training mode", source(TRAINS), BAD_CODE, 3, "modules are in training mode, first one"),
     ("not repeatable", source(DROPS), BAD_CODE, 3, "two passes over the same images differ"),
     ("depends on the batch", source(MIXES), BAD_CODE, 3, "depend on the other images of its batch"),
+    (
+        "forward raises",
+        forward("return self.nothing"),
+        BAD_CODE,
+        3,
+        "(return self.nothing): AttributeError: 'Odd' object",
+    ),
+    ("forward exits", forward("raise SystemExit(0)"), BAD_CODE, 3, "the network fails on a batch (1, 1, 8, 8) on cpu"),
+    ("one batch size", forward("return super().forward(x.view(1, 1, 8, 8))"), BAD_CODE, 3, "batch (8, 1, 8, 8) on cpu"),
+    ("no tensor", forward("return {'logits': super().forward(x)}"), BAD_CODE, 3, "returned dict, not logits"),
+    ("one number", forward("return super().forward(x).sum()"), BAD_CODE, 3, "returned Tensor, not logits"),
+    ("other input size", nothing, (*MODEL[:-1], "1,16,16", *NPZ), 3, "batch (1, 1, 16, 16) on cpu, network.py line"),
     ("device that is not there", nothing, (*MODEL, *NPZ, "--device", "cuda:99"), 5, "this machine has no device"),
     ("buffers change", source(COUNTS), BAD_CODE, 70, "changed the buffer calls"),
 ]

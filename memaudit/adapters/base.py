@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -10,8 +14,11 @@ from torch import Tensor, nn
 
 from memaudit.adapters.options import ModelOptions as ModelOptions
 from memaudit.checkpoints import Checkpoint
+from memaudit.errors import EnvironmentFault, MemauditError, ModelRejected
 from memaudit.images.preprocess import Preprocess
+from memaudit.memory import out_of_memory
 from memaudit.sites import find_sites
+from memaudit.text import clean
 from memaudit.tied_dropout import bypassed
 from memaudit.units import Site
 
@@ -79,16 +86,60 @@ class Adapter:
             logits = logits[0]
         return logits  # type: ignore[no-any-return]
 
+    def attempt(self, images: Tensor) -> Tensor:
+        """`forward` of the network as it is, where what goes wrong is its own fault or its transform's.
+
+        Raises:
+            ModelRejected: it raises, or what it returns are no logits.
+            EnvironmentFault: memory ran out.
+        """
+        with torch.no_grad(), self.blamed(len(images)):
+            logits = self.forward(images)
+        if not isinstance(logits, Tensor) or not logits.dim():
+            raise ModelRejected(
+                f"the network returned {clean(type(logits).__name__)}, not logits (N, classes)",
+                hint="wrap it in a module whose forward returns the logits",
+            )
+        return logits
+
+    @contextmanager
+    def blamed(self, size: int) -> Iterator[None]:
+        """Say of whatever goes wrong in the body, which runs the network on `size` images, that it is the network's.
+
+        Raises:
+            ModelRejected: the body raises; the message names the line.
+            EnvironmentFault: memory ran out.
+        """
+        try:
+            yield
+        except MemauditError:
+            raise
+        except (Exception, SystemExit) as error:
+            if out_of_memory(error):
+                raise EnvironmentFault(
+                    f"out of memory on {self.device} with a batch of {size}",
+                    hint="Use a machine with more memory, or --device cpu.",
+                ) from error
+            batch = (size, *self.preprocess.input_size)
+            raise ModelRejected(
+                f"the network fails on a batch {batch} on {self.device.type}{_line(error)}: "
+                f"{type(error).__name__}: {clean(error)}",
+                hint="check --input-size, and that its forward takes batches (N, C, H, W) of any N"
+                if self.device.type == "cpu"
+                else "what it makes or keeps must be where its input is (register_buffer, device=x.device); "
+                "--device cpu does without",
+            ) from error
+
     def sites(self, images: Tensor) -> list[Site]:
         """Where units can be cut, in execution order, found by following `images` through one forward pass."""
         with bypassed(self.module):
+            self.attempt(images)
             return find_sites(self.module, self.forward, images)
 
     @cached_property
     def num_classes(self) -> int:
         """Width of the logits, seen on one black image."""
-        with torch.no_grad():
-            return int(self.forward(torch.zeros(1, *self.preprocess.input_size, device=self.device)).shape[-1])
+        return int(self.attempt(torch.zeros(1, *self.preprocess.input_size, device=self.device)).shape[-1])
 
     @property
     def parameters(self) -> int:
@@ -100,3 +151,11 @@ class Adapter:
         """Where the parameters are."""
         first = next(self.module.parameters(), None)
         return first.device if first is not None else torch.device("cpu")
+
+
+def _line(error: BaseException) -> str:
+    """Which line raised it: the innermost that is neither PyTorch's nor ours."""
+    inside = (Path(torch.__file__).parent, Path(__file__).parents[1])
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if not any(Path(f.filename).is_relative_to(folder) for folder in inside)]
+    return f", {clean(Path(own[-1].filename).name)} line {own[-1].lineno} ({clean(own[-1].line)})" if own else ""
