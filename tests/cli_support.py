@@ -109,7 +109,7 @@ def write_table(path: Path, rows: Sequence[Sequence[object]]) -> None:
 SIDE = 32
 
 
-def write_timm(folder: Path, architecture: str, *, epochs: int = 8, changed: int = 6) -> Path:
+def write_timm(folder: Path, architecture: str, *, epochs: int = 8, changed: int = 6, **kwargs: Any) -> Path:
     """`<architecture>.safetensors`, a bare file trained on three digits with some labels changed, and its data."""
     x, y = digits()
     keep = y < 3
@@ -118,7 +118,7 @@ def write_timm(folder: Path, architecture: str, *, epochs: int = 8, changed: int
     labels[:changed] = (labels[:changed] + 1) % 3
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = timm.create_model(architecture, num_classes=3)
+        network = timm.create_model(architecture, num_classes=3, **kwargs)
         mean, std = (torch.tensor(network.default_cfg[k]).view(3, 1, 1) for k in ("mean", "std"))
         inputs = (x - mean) / std
         optimiser = torch.optim.Adam(network.parameters(), lr=3e-3)
