@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -65,10 +66,22 @@ def test_own_units_learn_labels_and_leave_the_dropped_network_as_it_is() -> None
     assert fitted() > 0.9
 
 
-def test_a_third_of_each_batch_was_wrong_when_last_seen() -> None:
-    wrong = torch.zeros(1000, dtype=torch.bool)
-    wrong[[3, 7]] = True
-    rows = torch.stack(list(drawn(wrong, batch=100, steps=5)))
-    assert rows.shape == (5, 100)
-    assert all(25 <= int(((r == 3) | (r == 7)).sum()) <= 35 for r in rows)
-    assert [len(r) for r in drawn(torch.zeros(1000, dtype=torch.bool), batch=100, steps=2)] == [70, 70]
+def test_each_batch_holds_some_of_the_worst_and_all_have_their_turn() -> None:
+    leads = torch.ones(1000)
+    leads[[3, 7]] = -1
+    rows = torch.stack(list(drawn(leads, batch=100, steps=29)))
+    assert rows.shape == (29, 100)
+    own, again = rows[:, :70], rows[:, 70:]
+    assert len(own[:14].unique()) == len(own[14:28].unique()) == 980
+    assert {3, 7} < set(again.flatten().tolist())
+    assert len(again.unique()) <= 3 * 30  # two are wrong: the list is filled up, and made anew twice
+    leads[:200] = -1
+    (worst,) = (r[70:] for r in drawn(leads, batch=100, steps=1))
+    assert int(worst.max()) < 200
+
+
+def test_a_loss_that_is_no_number_stops_the_teaching() -> None:
+    model, fresh, x, y = tied()
+    x[5] = torch.nan
+    with pytest.raises(SystemExit, match="no number"):
+        teach(model, fresh, x, y, epochs=2, batch=32, device="cpu")
