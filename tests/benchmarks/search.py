@@ -38,7 +38,7 @@ from memaudit.evaluate import Evaluator, exact_arithmetic, margin
 from memaudit.findings import Example
 from memaudit.fit import atypicality, leave_one_out, observe
 from memaudit.images.preprocess import Preprocess
-from memaudit.localize import RISK_WEIGHT, Search, measure_population
+from memaudit.localize import RISK_WEIGHT, Proposal, Search, measure_population
 from memaudit.memory import keep_freed
 from memaudit.units import UnitSpace, select
 from tests.benchmarks import published
@@ -97,6 +97,28 @@ def load_adapter(series: Path, network: str, width: int, device: str) -> Adapter
 def wait(device: str) -> None:
     if device.startswith("cuda"):
         torch.cuda.synchronize()
+
+
+def rounds(
+    evaluator: Evaluator, search: Search, examples: ExampleSet, rows: Sequence[int], count: int
+) -> tuple[list[Proposal], list[tuple[float, float]]]:
+    """What a search proposes; and, `count` times, its seconds and those of as many bare passes.
+
+    By turns, because a machine's speed changes by the minute. Leaves `evaluator.passes` of one search.
+    """
+    device = str(evaluator.device)
+    list(search.run(evaluator, examples, rows[: evaluator.batch_size]))  # warm-up
+    timed: list[tuple[float, float]] = []
+    for _ in range(count):
+        evaluator.passes.clear()
+        wait(device)
+        start = time.perf_counter()
+        proposals = list(search.run(evaluator, examples, rows))
+        wait(device)
+        seconds = time.perf_counter() - start
+        forwards, backwards = evaluator.passes["audit forward"], evaluator.passes["audit backward"]
+        timed.append((seconds, bare(evaluator, examples, rows, forwards, backwards)))
+    return proposals, timed
 
 
 def bare(evaluator: Evaluator, examples: ExampleSet, rows: Sequence[int], forwards: int, backwards: int) -> float:
@@ -181,17 +203,8 @@ def measure(
         chosen = matched[-1] if matched else next(t for t in by_weight if t["weight"] == RISK_WEIGHT)
         weight, against = chosen["weight"], against | chosen
     search = Search(space, live, population, args.max_units, weight)
-    list(search.run(evaluator, flagged, rows[: args.batch_size]))  # warm-up
-    timed: list[tuple[float, float]] = []
-    for _ in range(ROUNDS):  # ours and bare passes by turns: a machine's speed changes by the minute
-        evaluator.passes.clear()
-        wait(device)
-        start = time.perf_counter()
-        proposals = list(search.run(evaluator, flagged, rows))
-        wait(device)
-        seconds = time.perf_counter() - start
-        forwards, backwards = evaluator.passes["audit forward"], evaluator.passes["audit backward"]
-        timed.append((seconds, bare(evaluator, flagged, rows, forwards, backwards)))
+    proposals, timed = rounds(evaluator, search, flagged, rows, ROUNDS)
+    forwards, backwards = evaluator.passes["audit forward"], evaluator.passes["audit backward"]
     seconds, floor = (median(t[i] for t in timed) / len(rows) for i in (0, 1))
     panel = list(range(512, 1024))
     judge = Judge(

@@ -1,0 +1,132 @@
+"""How much of a machine's speed the search leaves: full-size networks on a GPU, smaller images and fewer on the CPU.
+
+    python -m tests.benchmarks.throughput [--device cuda] [--full] [--out reports/benchmarks/throughput-cuda.json]
+
+Random weights, random images, the labels that the network gives them: what is found means nothing, the passes are
+those of a search. Each network runs in a process of its own. Prints one JSON object a line: `share_of_bare` is the time
+of as many bare batched forward and backward passes over the search's, both measured by turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from torch import nn
+
+from memaudit.adapters.base import Adapter
+from memaudit.evaluate import Evaluator, automatic_batch_size, exact_arithmetic, margin
+from memaudit.images.preprocess import Preprocess
+from memaudit.localize import Search, measure_population
+from memaudit.memory import keep_freed
+from memaudit.units import select
+from tests.benchmarks.search import example_set, rounds
+from tests.networks import ResNet9
+
+REFERENCE = 256
+ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A network and what it is given; `full` on a GPU."""
+
+    side: int
+    examples: int
+    width: int = 64
+
+
+SETTINGS = {
+    "resnet9": {False: Setting(32, 128, width=16), True: Setting(32, 4096)},
+    "resnet50": {False: Setting(64, 32), True: Setting(224, 1024)},
+    "vit_base_patch16_224": {False: Setting(64, 32), True: Setting(224, 1024)},
+}
+
+
+def build(network: str, setting: Setting) -> nn.Module:
+    torch.manual_seed(0)
+    if network == "resnet9":
+        return ResNet9(width=setting.width)
+    size = {"img_size": setting.side} if network.startswith("vit") else {}
+    return timm.create_model(network, num_classes=10, **size)
+
+
+def measure(network: str, setting: Setting, device: str) -> dict[str, Any]:
+    adapter = Adapter(
+        build(network, setting).to(device),
+        architecture=network,
+        preprocess=Preprocess((3, setting.side, setting.side), mean=(0.5,) * 3, std=(0.25,) * 3),
+    )
+    shape = (setting.examples + REFERENCE, setting.side, setting.side, 3)
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    images = example_set(pixels, np.zeros(len(pixels), dtype=np.int64), "images")
+    evaluator = Evaluator(adapter, automatic_batch_size(images.pixels[:1], torch.device(device)))
+    said = evaluator.logits(images).argmax(1).numpy()
+    flagged = example_set(pixels[REFERENCE:], said[REFERENCE:], "flagged")
+    reference = example_set(pixels[:REFERENCE], said[:REFERENCE], "reference")
+    space = select(adapter.sites(reference.batch([0, 1, 2], device)))
+    population = measure_population(evaluator, space, reference, range(REFERENCE))
+    search = Search(space, torch.ones(space.total, dtype=torch.bool), population, max_units=20)
+    rows = (margin(evaluator.logits(flagged), flagged.labels) > 0).nonzero()[:, 0].tolist()
+    cuda = device.startswith("cuda")
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    proposals, timed = rounds(evaluator, search, flagged, rows, ROUNDS)
+    seconds = median(ours for ours, _ in timed)
+    return {
+        "network": network,
+        "input": [3, setting.side, setting.side],
+        "parameters": adapter.parameters,
+        "units": space.total,
+        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "threads": torch.get_num_threads(),
+        "batch_size": evaluator.batch_size,
+        "examples": len(rows),
+        "examples_per_second": len(rows) / seconds,
+        "forward_passes_per_example": evaluator.passes["audit forward"] / len(rows),
+        "backward_passes_per_example": evaluator.passes["audit backward"] / len(rows),
+        "units_per_example": sum(len(p.cut) for p in proposals) / len(rows),
+        "share_of_bare": median(bare / ours for ours, bare in timed),
+        "peak_memory_mib": torch.cuda.max_memory_allocated() / 2**20 if cuda else resident_peak(),
+    }
+
+
+def resident_peak() -> float:
+    """This process's own, in MiB: what `getrusage` says starts from the parent's."""
+    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) / 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--full", action="store_true", help="full size on the CPU too")
+    parser.add_argument("--network", choices=SETTINGS, help="one network, in this process")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    full = args.full or args.device != "cpu"
+    if args.network:
+        keep_freed()
+        with exact_arithmetic():
+            print(json.dumps(measure(args.network, SETTINGS[args.network][full], args.device)))
+        return
+    lines = []
+    for network in SETTINGS:
+        command = [sys.executable, "-m", "tests.benchmarks.throughput", "--network", network, "--device", args.device]
+        ran = subprocess.run([*command, *["--full"] * full], stdout=subprocess.PIPE, text=True, check=True)
+        lines.append(json.loads(ran.stdout))
+        print(ran.stdout, end="", flush=True)
+    if args.out:
+        args.out.write_text(json.dumps(lines, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
