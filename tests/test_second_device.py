@@ -23,6 +23,7 @@ from tests.networks import DigitsNet
 
 ALL = ("--flagged", "all-flagged.npz", "--reference", "reference.npz")
 VIT = ("--flagged", "vit/flagged.npz", "--reference", "vit/reference.npz")
+NUMBERED = ("--flagged", "numbered.npz", "--reference", "reference.npz")  # with ids: each runs with its own units
 OTHERS = ("--images", "none", "--batch-size", "64")
 SERIES = ("--checkpoints", "run/epoch-*.safetensors", "--audit", "gradients,rewind,retrain")
 ERASE = ("erase", "standard-cpu/report.json", "--model", "digits.safetensors", "--adapter", "network.py:build")
@@ -30,7 +31,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "standard": ("scan", *MODEL, *ALL, *OTHERS, "--limit", "8"),
     "deep": ("scan", *MODEL, *NPZ, *OTHERS, "--profile", "deep", "--ablation", "mean", "--limit", "2"),
     "time": ("scan", *MODEL, *NPZ, *OTHERS, *SERIES, "--profile", "fast"),
-    "tied": ("scan", "tied.safetensors", *MODEL[1:], *NPZ, *OTHERS, "--profile", "fast"),
+    "tied": ("scan", "tied.safetensors", *MODEL[1:], *NUMBERED, *OTHERS, "--profile", "fast"),
     "vit": ("scan", "vit/test_vit.safetensors", "--model-kwargs", "img_size=32", *VIT, *OTHERS, "--profile", "fast"),
     "units": ERASE,
     "curvature": (*ERASE, *ALL, "--method", "curvature", "--clean-steps", "5"),
@@ -81,6 +82,8 @@ def work(tmp_path_factory: pytest.TempPathFactory, trained: Trained) -> Path:
     folder = write_work(tmp_path_factory.mktemp("second"), trained)
     labels = trained.flagged.labels.numpy()
     np.savez(folder / "all-flagged.npz", x=trained.flagged.pixels.numpy(), y=labels, true_label=(labels + 1) % 10)
+    few = trained.flagged.subset(range(12))
+    np.savez(folder / "numbered.npz", x=few.pixels.numpy(), y=few.labels.numpy(), id=np.arange(12) + 2**40)
     for name in ("run", "vit"):
         (folder / name).mkdir()
     state = trained.module.state_dict()
