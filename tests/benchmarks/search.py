@@ -78,7 +78,9 @@ def embedded(width: int, device: str) -> tuple[Adapter, ExampleSet, ExampleSet]:
     with TemporaryDirectory() as folder, redirect_stdout(sys.stderr):
         train(model, normalise(pixels), torch.from_numpy(labels), EPOCHS, Path(folder), device=device, lr=0.2)
     clean = np.setdiff1d(np.arange(len(truth)), rows)
-    adapter = Adapter(model.eval(), architecture="resnet9", preprocess=preprocess(SIDE))
+    loaded = build("resnet9", width)  # in the memory format that a scan loads a file into, not the training's
+    loaded.load_state_dict(model.state_dict())
+    adapter = Adapter(loaded.to(device), architecture="resnet9", preprocess=preprocess(SIDE))
     return adapter, example_set(pixels[rows], labels[rows], "flagged"), example_set(pixels[clean], truth[clean], "rest")
 
 
