@@ -120,7 +120,8 @@ waits: Counter[str] = Counter()
 
 def note() -> None:
     """The host waits, on behalf of the innermost function of memaudit."""
-    frames = [f for f in traceback.extract_stack() if "/memaudit/" in f.filename]
+    package = Path(evaluate.__file__).parent
+    frames = [f for f in traceback.extract_stack() if Path(f.filename).is_relative_to(package)]
     within = any(f.name == "forward" and f.filename.endswith("adapters/base.py") for f in frames)
     place = f"{Path(frames[-1].filename).name} {frames[-1].name}" if frames else "elsewhere"
     waits[f"{place}, forward" if within else place] += 1
