@@ -91,6 +91,9 @@ def _run(given: list[str]) -> int | Failure:
         return _stopped("interrupted", stopped, ExitCode.INTERRUPTED)
     except Terminated as stopped:
         return _stopped("terminated", stopped, ExitCode.TERMINATED)
+    except SystemExit as error:  # nothing of ours does that, and its code would pass for a verdict
+        said = f"code that was run for the audit ended the program (SystemExit: {clean(error)})"
+        return Failure(ExitCode.REJECTED, "ModelRejected", said, "Find the exit in the network's or adapter's code.")
     except Exception as error:  # the one place that may catch everything: a bug must never look like a verdict
         if isinstance(error, usage_problem):
             where = error.ctx.command_path if getattr(error, "ctx", None) is not None else "memaudit"  # type: ignore[attr-defined]

@@ -297,6 +297,20 @@ build = Mixing
 """
 
 
+EXITS = """
+class Exits(DigitsNet):
+    calls = 0
+
+    def forward(self, x):
+        Exits.calls += 1
+        if Exits.calls == 40:
+            raise SystemExit(0)
+        return super().forward(x)
+
+build = Exits
+"""
+
+
 def forward(body: str) -> Change:
     """The network with another forward, of one line."""
     return source(f"\nclass Odd(DigitsNet):\n    def forward(self, x):\n        {body}\n\nbuild = Odd\n")
@@ -372,6 +386,14 @@ REFUSED: list[tuple[str, Change, tuple[str, ...], int, str]] = [
     ("device that is not there", nothing, (*MODEL, *NPZ, "--device", "cuda:99"), 5, "this machine has no device"),
     ("buffers change", source(COUNTS), BAD_CODE, 70, "changed the buffer calls"),
 ]
+
+
+def test_a_network_that_exits_half_way_is_no_verdict(cli: Command, work: Path) -> None:
+    source(EXITS)(work)
+    ran = cli("scan", *BAD_CODE, "--out", "none", *FAST)
+    assert ran.code == 3
+    assert "code that was run for the audit ended the program (SystemExit: 0)" in ran.err
+    assert not (work / "none" / "report.json").exists()
 
 
 @pytest.mark.parametrize(("change", "arguments", "code", "says"), [r[1:] for r in REFUSED], ids=[r[0] for r in REFUSED])
