@@ -24,8 +24,6 @@ DETAILS_SHOWN = 20
 # What check, diff and render do without.
 AUDIT_NEEDS = frozenset({"torch", "timm", "numpy", "PIL", "safetensors", "sklearn", "filelock"})
 ERROR_JSON = "--error-json"
-# What torch's allocator says on the CPU, in a plain RuntimeError.
-_ALLOCATOR = "can't allocate memory"
 # What a full disk or a reader that has gone says when standard output is written.
 _OUTPUT_LOST = frozenset({errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO})
 
@@ -104,10 +102,12 @@ def _run(given: list[str]) -> int | Failure:
 
 def _failure(error: Exception) -> Failure:
     """An exception in the words a user reads; what nobody foresaw is a bug, with a log."""
+    from memaudit.memory import out_of_memory  # ctypes would cost every command's start
+
     if isinstance(error, MemauditError):
         details = (*error.details, *_notes(error))
         return Failure(error.exit_code, type(error).__name__, error.message, error.hint, details)
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or _ALLOCATOR in str(error):
+    if out_of_memory(error):
         hint = "Give fewer examples, or use a machine with more memory."
         return Failure(ExitCode.ENVIRONMENT, "EnvironmentFault", "out of memory", hint)
     if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in AUDIT_NEEDS:

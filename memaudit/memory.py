@@ -15,9 +15,10 @@ M_MMAP_THRESHOLD, MAPPED = -3, 32 * 2**20
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether PyTorch says with `error` that memory ran out, on whatever device."""
-    said = str(error)
-    return type(error).__name__ == "OutOfMemoryError" or "not enough memory" in said or "can't allocate" in said
+    """Whether Python or PyTorch says with `error` that memory ran out, on whatever device."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return any(words in str(error) for words in ("not enough memory", "can't allocate"))
 
 
 def keep_freed() -> None:

@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from memaudit.adapters.base import Adapter
-from memaudit.evaluate import Evaluator, automatic_batch_size, exact_arithmetic, margin
+from memaudit.evaluate import Evaluator, automatic_batch_size, exact_arithmetic
 from memaudit.images.preprocess import Preprocess
 from memaudit.localize import Search, measure_population
 from memaudit.memory import keep_freed
@@ -71,12 +71,12 @@ def measure(network: str, setting: Setting, device: str) -> dict[str, Any]:
     images = example_set(pixels, np.zeros(len(pixels), dtype=np.int64), "images")
     evaluator = Evaluator(adapter, automatic_batch_size(images.pixels[:1], torch.device(device)))
     said = evaluator.logits(images).argmax(1).numpy()
-    flagged = example_set(pixels[REFERENCE:], said[REFERENCE:], "flagged")
-    reference = example_set(pixels[:REFERENCE], said[:REFERENCE], "reference")
+    labelled = example_set(pixels, said, "images")
+    reference, flagged = labelled.subset(range(REFERENCE)), labelled.subset(range(REFERENCE, len(labelled)))
     space = select(adapter.sites(reference.batch([0, 1, 2], device)))
     population = measure_population(evaluator, space, reference, range(REFERENCE))
     search = Search(space, torch.ones(space.total, dtype=torch.bool), population, max_units=20)
-    rows = (margin(evaluator.logits(flagged), flagged.labels) > 0).nonzero()[:, 0].tolist()
+    rows = range(len(flagged))
     cuda = device.startswith("cuda")
     if cuda:
         torch.cuda.reset_peak_memory_stats()
