@@ -68,7 +68,7 @@ class Spectrum:
 
     def _strongest(self, rho: float) -> list[Tensor]:
         every = torch.cat([b.curvature.flatten() for b in self.blocks])
-        order = every.sort(descending=True).values.double()
+        order = every.sort(descending=True).values.cpu().double()
         share = order.cumsum(0) / order.sum().clamp_min(torch.finfo(torch.float64).tiny)
         count = int((share < rho).sum()) + 1
         least = float(order[min(count, len(order)) - 1]) if rho > 0 else float("inf")
@@ -248,5 +248,5 @@ def _positions(layer: Layer, gradient: Tensor, groups: int) -> Tensor:
 
 def _eigen(factor: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues, none below zero, and eigenvectors as columns."""
-    values, vectors = torch.linalg.eigh(factor.double().cpu())
+    values, vectors = torch.linalg.eigh(factor.cpu().double())
     return values.clamp_min(0).to(factor), vectors.to(factor)

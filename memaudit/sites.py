@@ -303,21 +303,28 @@ def zero_slices(parameters: dict[str, nn.Parameter] | dict[str, Tensor], site: S
 
 
 def _marks(candidates: list[_Candidate], forward: Callable[[Tensor], Tensor], images: Tensor) -> list[list[Tensor]]:
-    """Per candidate and axis, the sums of its tensor over all other axes: a fingerprint of each slice."""
-    marks: list[list[Tensor]] = [[] for _ in candidates]
+    """Per candidate and axis, the sums of its tensor over all other axes: a fingerprint of each slice.
+
+    Sums are taken after the pass, on the CPU: not every device has float64, and none has to be waited for at each site.
+    """
+    seen: dict[int, Tensor] = {}
 
     def at(number: int) -> Callable[..., None]:
         def mark(module: nn.Module, args: tuple[Any, ...], output: Any = None) -> None:
             value = output if candidates[number].site.side == "output" else args[0] if args else None
-            if not marks[number] and isinstance(value, Tensor):
-                wide = value.detach().double()
-                marks[number] = [wide.sum([b for b in range(wide.dim()) if b != a]) for a in range(wide.dim())]
+            if number not in seen and isinstance(value, Tensor):
+                seen[number] = value.detach().clone()  # what follows may write over it
 
         return mark
 
     with torch.no_grad(), hooked(after=[(c.module, at(i)) for i, c in enumerate(candidates)]):
         forward(images)
-    return marks
+    return [_sums(seen.pop(number).cpu().double()) if number in seen else [] for number in range(len(candidates))]
+
+
+def _sums(wide: Tensor) -> list[Tensor]:
+    """Over all axes but one, for each axis."""
+    return [wide.sum([b for b in range(wide.dim()) if b != a]) for a in range(wide.dim())]
 
 
 def _place_batch(candidate: _Candidate, before: list[Tensor], after: list[Tensor], examples: int) -> None:

@@ -1,8 +1,8 @@
 """memaudit on a device beside the CPU: what can be said of the code's way with a GPU where none is at hand.
 
 The device's tensors lie in the CPU's memory and its kernels are the CPU's, but PyTorch takes it for another device: an
-operation on tensors of both fails as it does on CUDA. Each wait of the host for the device is noted with the place in
-memaudit that asked for it; `forward` is added where the network was running.
+operation on tensors of both fails as it does on CUDA, and float64 as it does on MPS. Each wait of the host for the
+device is noted with the place in memaudit that asked for it; `forward` is added where the network was running.
 
     python -m tests.second_device COMMANDS.json NOTED.json
 
@@ -77,6 +77,8 @@ class Second(Tensor):
 
     @staticmethod
     def __new__(cls, value: Tensor) -> Second:
+        if value.dtype is torch.float64:
+            raise TypeError(f"{NAME} has no float64")
         own = torch.Tensor._make_wrapper_subclass(
             cls,
             value.shape,

@@ -76,8 +76,8 @@ class ExampleTiedDropout(nn.Module):
 
     def factors(self, mode: Mode) -> Tensor:
         """`(channels,)` float32: what `test` or `drop` multiplies each channel by."""
-        share = self.rule[3].double() / (1 << 32) if mode == "test" else self.rule.new_zeros((), dtype=torch.float64)
-        return torch.where(self.memorizing(), share, 1.0).float()
+        share = self.rule[3].float() / (1 << 32) if mode == "test" else 0.0
+        return torch.where(self.memorizing(), share, torch.ones((), device=self.rule.device))
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` with the channels of each example scaled; of any shape that has the examples on axis 0.
