@@ -77,7 +77,7 @@ class ExampleTiedDropout(nn.Module):
     def factors(self, mode: Mode) -> Tensor:
         """`(channels,)` float32: what `test` or `drop` multiplies each channel by."""
         share = self.rule[3].float() / (1 << 32) if mode == "test" else 0.0
-        return torch.where(self.memorizing(), share, torch.ones((), device=self.rule.device))
+        return torch.where(self.memorizing(), share, torch.ones((), dtype=torch.float32, device=self.rule.device))
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` with the channels of each example scaled; of any shape that has the examples on axis 0.
