@@ -10,7 +10,8 @@ import sys
 from contextlib import suppress
 
 # From malloc.h: freed bytes at the end of the heap that are kept, and the size from which a block is mapped for itself.
-M_TRIM_THRESHOLD, KEPT = -1, 64 * 2**20
+# The graph of one batch of a small ResNet takes 200 MiB: with 64 kept, one search in three took 5 % longer.
+M_TRIM_THRESHOLD, KEPT = -1, 2**30
 M_MMAP_THRESHOLD, MAPPED = -3, 32 * 2**20
 
 

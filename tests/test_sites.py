@@ -95,7 +95,8 @@ def test_each_row_loses_its_own_unit_as_if_its_weights_were_zeroed(built: Built)
             with edited(built.module, built.space, [unit]):
                 alone = run(built, built.images[row : row + 1])[0]
             gap = float((masked[row] - alone).abs().max())
-            assert gap < TOLERANCE * scale, f"{site.layer}:{unit - offset} row {row} differs by {gap}"
+            # One row and three are rounded differently, and by how much depends on the processor.
+            assert gap < 3 * TOLERANCE * scale, f"{site.layer}:{unit - offset} row {row} differs by {gap}"
         moved.append(float((masked - intact).abs().max()))
     # Nearly every site matters, by far more than the tolerance, so that the equality above is not 0 == 0.
     assert sum(m > 10 * TOLERANCE * scale for m in moved) >= 0.9 * len(moved)
