@@ -2,7 +2,7 @@
 
 A site is kept only if editing its weights gives, number for number, what masking its tensor gives. That is measured on
 the module's own input, so no naming convention is trusted: a norm that is not affine, an activation that is not zero at
-zero or a parametrised weight drops out by itself.
+zero or a computed weight drops out by itself.
 """
 
 from __future__ import annotations
@@ -116,10 +116,18 @@ def _carrier(trace: Trace, op: Op) -> Site | None:
         return None
     inputs_first = isinstance(owner, nn.modules.conv._ConvTransposeNd)
     edits = []
-    for name, parameter in owner.named_parameters(recurse=False):
+    for name, parameter in _silenced(owner):
         axes = [a for a in ((1, 0) if inputs_first else (0, 1)) if parameter.shape[a : a + 1] == (elements,)]
         edits += [(name, axes[0])] if axes else []
     return Site(holder.module, kind, elements // copies, copies=copies, edits=tuple(edits))
+
+
+def _silenced(owner: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters whose slices may be zeroed: of a weight norm's the length, for a direction of zeros is none."""
+    own = {n: p for n, p in owner.named_parameters() if "." not in n or n.startswith("parametrizations.")}
+    for name, parameter in own.items():
+        if not name.endswith(".original1"):
+            yield name, parameter
 
 
 def _heads(trace: Trace, op: Op) -> Iterator[Site]:
@@ -279,7 +287,7 @@ def _compare(candidate: _Candidate, args: tuple[Any, ...], output: Tensor) -> st
 
 def _edited_output(site: Site, module: nn.Module, args: tuple[Any, ...], index: int) -> Tensor:
     """The module's output with unit `index` zeroed in its weights; the weights are put back."""
-    parameters = dict(module.named_parameters(recurse=False))
+    parameters = dict(module.named_parameters())
     saved = {name: parameters[name].detach().clone() for name, _ in site.edits}
     try:
         with torch.no_grad():

@@ -319,6 +319,13 @@ CASES = {
         lambda: Layered(
             nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 8, 3)), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.ReLU()
         ),
+        {"body.0", "body.2"},
+    ),
+    # Without one row every other row of the weight is divided by another number.
+    "spectral norm": (
+        lambda: Layered(
+            nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 8, 3)), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.ReLU()
+        ),
         {"body.2"},
     ),
     "weights beside a sub-module": (lambda: Layered(Padded(), nn.ReLU()), {"body.0"}),
@@ -359,6 +366,21 @@ def test_only_what_a_weight_edit_can_silence_is_a_site(case: str) -> None:
     torch.manual_seed(0)
     with exact_arithmetic():
         assert set(sites_of(build())) == expected
+
+
+def test_a_weight_norm_is_silenced_by_its_length() -> None:
+    torch.manual_seed(0)
+    network = Layered(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 8, 3)), nn.ReLU())
+    space = UnitSpace((sites_of(network)["body.0"],))
+    images = torch.rand(2, 3, 16, 16)
+    with exact_arithmetic(), torch.no_grad():
+        intact = network(images)
+        with ablated(network, space, space.keep([[2]])[0]):
+            masked = network(images)
+        with edited(network, space, [2]):
+            assert torch.allclose(network(images), masked, atol=1e-6)
+        assert torch.equal(network(images), intact)
+    assert not torch.allclose(intact, masked, atol=1e-3)
 
 
 @pytest.mark.parametrize(("network", "found"), [(Oddly, True), (Jumbled, False)])
