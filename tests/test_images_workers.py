@@ -86,10 +86,10 @@ def test_a_file_that_swells_is_unreadable_and_nothing_else() -> None:
 
 
 def test_a_file_that_takes_for_ever_is_unreadable_and_nothing_else() -> None:
-    """A progressive JPEG whose every scan is a pass over 36 megapixels."""
-    plain = encoded(Image.new("L", (6000, 6000)), "JPEG", progressive=True)
-    at = plain.rindex(b"\xff\xda")
-    slow = plain[:-2] + plain[at:-2] * (MAX_SCANS - plain.count(b"\xff\xda")) + plain[-2:]
+    """A progressive JPEG whose every scan is a pass over four components of 36 megapixels."""
+    head, *scans = encoded(Image.new("CMYK", (6000, 6000)), "JPEG", progressive=True).split(b"\xff\xda")
+    at = scans.index(max(scans, key=len))
+    slow = b"\xff\xda".join([head, *scans[:at], *[scans[at]] * (MAX_SCANS - len(scans)), *scans[at:]])
     with Workers(SMALL, seconds=0) as workers:
         workers.decode(GOOD, ".png")
         with pytest.raises(Unreadable, match=r"more than 0 s of processor time"):

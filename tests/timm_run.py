@@ -50,7 +50,7 @@ def arguments(data: str, **changes: Any) -> argparse.Namespace:
         "class_map": "", "model": MODEL, "pretrained": False, "num_classes": len(CLASSES), "gp": None, "in_chans": None,
         "img_size": None, "input_size": [3, SIDE, SIDE], "crop_pct": 1.0, "mean": list(MEAN), "std": list(STD),
         "interpolation": "", "train_interpolation": "random", "model_ema": False, "model_kwargs": {}, "batch_size": 32,
-        "lr": 3e-3, "opt": "adam", "epochs": 12, "checkpoint_hist": 3, "aa": None, "seed": 42, "output": "",
+        "lr": 1e-3, "opt": "adam", "epochs": 24, "checkpoint_hist": 3, "aa": None, "seed": 42, "output": "",
     }  # fmt: skip
     return argparse.Namespace(**{**values, **changes})
 
