@@ -18,6 +18,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from memaudit.data.examples import ExampleSet
 from memaudit.evaluate import Evaluator, margin
@@ -250,7 +251,8 @@ class Search:
         """
         if not jobs:
             return []
-        cut = self._allowed(jobs, gains.new_zeros(len(jobs), self.space.total), -torch.inf).gather(1, units)
+        cuts = pad_sequence([torch.tensor(job.cut, dtype=torch.long) for job in jobs], True, -1)
+        free = gains.masked_fill((units[:, :, None] == cuts[:, None]).any(-1), -torch.inf)
         now = torch.stack([job.reference for job in jobs])
         wrong = self.population.wrong(now)
         price = self.weight * self.population.typical
@@ -264,7 +266,7 @@ class Search:
             if not len(live):
                 break
             after = now[live, None] - self.population.effects[units[live, few]]
-            scores = gains[live, few] + cut[live, few] - price * (self.population.wrong(after) - wrong[live, None])
+            scores = free[live, few] - price * (self.population.wrong(after) - wrong[live, None])
             top, place = scores.max(1)
             better = top > best[live]
             best[live[better]] = top[better]

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Literal
 
 import torch
@@ -43,6 +44,11 @@ class Site:
     copies: int = 1
     edits: tuple[tuple[str, int], ...] = ()
 
+    @property
+    def size(self) -> int:
+        """Number of elements on `axis`."""
+        return self.copies * self.width * self.span
+
     def elements(self, index: int) -> list[int]:
         """Positions on `axis` (and on the edited axis of each parameter) that unit `index` owns."""
         block = self.width * self.span
@@ -56,7 +62,10 @@ class Site:
 
     def shaped(self, values: Tensor, like: Tensor) -> Tensor:
         """Per-unit values `(width,)`, or one row per example `(B, width)`, ready to multiply the site's tensor."""
-        spread = self.spread(values)
+        return self.aligned(self.spread(values), like)
+
+    def aligned(self, spread: Tensor, like: Tensor) -> Tensor:
+        """Per-element values `(size,)` or `(B, size)`, ready to multiply the site's tensor."""
         shape = [1] * like.dim()
         shape[self.axis] = spread.shape[-1]
         if spread.dim() == 2 and len(spread) > 1:
@@ -129,6 +138,31 @@ class UnitSpace:
                 return offset + index
         raise UsageError(f"no site {clean(layer)!r} in this model{closest(layer, (s.layer for s in self.sites))}")
 
+    @cached_property
+    def _shapes(self) -> Tensor:
+        """`(4, sites)`: first number, width, span and copies of each site."""
+        return torch.tensor([self.offsets[:-1], *zip(*((s.width, s.span, s.copies) for s in self.sites), strict=True)])
+
+    def elements(self, cut: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Site numbers, rows and elements of the sites' axes that `cut` `(2, n)`, rows and units, stands for; by site.
+
+        Raises:
+            IndexError: a unit this space does not have.
+        """
+        rows, units = cut
+        number = self.site_of[units]
+        first, width, span, copies = self._shapes[:, number]
+        local = units - first
+        if bool((span * copies > 1).any()):
+            repeats = span * copies
+            source = torch.repeat_interleave(repeats)
+            part = torch.arange(len(source)) - (repeats.cumsum(0) - repeats)[source]
+            span, local = span[source], local[source]
+            local = (part // span) * width[source] * span + local * span + part % span
+            number, rows = number[source], rows[source]
+        order = number.argsort(stable=True)
+        return number[order], rows[order], local[order]
+
     def keep(self, cuts: Sequence[Iterable[int]]) -> Tensor:
         """One row per example, `(B, total)` float32: 0 for the units in its cut, 1 elsewhere."""
         mask = torch.ones(len(cuts), self.total)
@@ -142,9 +176,9 @@ class UnitSpace:
 
 def places(cuts: Sequence[Iterable[int]]) -> tuple[Tensor, Tensor]:
     """Rows and units of all that is cut: an index into a tensor `(B, total)`."""
-    pairs = [(row, unit) for row, cut in enumerate(cuts) for unit in cut]
-    rows, units = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).T
-    return rows, units
+    listed = [list(cut) for cut in cuts]
+    units = torch.tensor(list(chain.from_iterable(listed)), dtype=torch.long)
+    return torch.repeat_interleave(torch.tensor([len(cut) for cut in listed], dtype=torch.long)), units
 
 
 def select(sites: Sequence[Site], unit: str = "auto", layers: str | None = None) -> UnitSpace:

@@ -168,17 +168,18 @@ def test_switches_are_put_back_also_when_the_body_raises() -> None:
             cudnn.deterministic,
             matmul.allow_tf32,
             mha.get_fastpath_enabled(),
+            torch._C._get_mem_efficient_sdp_enabled(),
         )
 
     found = switches()
     try:
-        unlike = (True, True, False, True, True)
+        unlike = (True, True, False, True, True, True)
         cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic, matmul.allow_tf32 = unlike[:4]
         mha.set_fastpath_enabled(unlike[4])
         inside: list[tuple[bool, ...]] = []
         with pytest.raises(ZeroDivisionError), exact_arithmetic():
             inside.append(switches()) or 1 / 0
-        assert inside == [(False, False, True, False, False)]
+        assert inside == [(False, False, True, False, False, False)]
         assert switches() == unlike
     finally:
         cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic, matmul.allow_tf32 = found[:4]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -110,7 +111,18 @@ def runs(work: Path) -> Runs:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_finds_the_same_there(runs: Runs, name: str) -> None:
     assert runs.noted[name]["code"] == runs.codes[name] <= 4
-    assert runs.result(name, "second") == runs.result(name, "cpu")
+    assert alike(runs.result(name, "second"), runs.result(name, "cpu"))
+
+
+def alike(one: Any, other: Any) -> bool:
+    """Equal but for the last digits of numbers: a GPU's batches are padded, and sums depend on a batch's size."""
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=1e-4, abs_tol=1e-5)
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(alike(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(alike, one, other))
+    return bool(one == other)
 
 
 @pytest.mark.parametrize("name", ["standard", "deep", "vit"])

@@ -16,6 +16,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
 import memaudit
@@ -217,6 +218,17 @@ def test_inductor_makes_one_graph_for_all_ids(tmp_path: Path, monkeypatch: pytes
                 got, expected = compiled(x), model(x)
             assert torch.equal(got != 0, layer.mask(batch))
             assert torch.allclose(got, expected, atol=1e-6)
+
+
+def test_an_index_is_never_multiplied_as_it_is() -> None:
+    """Of an index times a number PyTorch's compiler makes int32 for a GPU, and 0x9E3779B9 has no place there."""
+    layer = ExampleTiedDropout(24)
+    graph = make_fx(lambda ids: layer.mask(ids))(torch.tensor(IDS)).graph
+    indices = [node for node in graph.nodes if "arange" in str(node.target)]
+    used = {str(user.target) for node in indices for user in node.users}
+    assert indices
+    assert used
+    assert not [name for name in used if "mul" in name]
 
 
 def test_saved_and_loaded_masks_are_the_same(tmp_path: Path) -> None:

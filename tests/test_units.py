@@ -7,7 +7,7 @@ import torch
 
 from memaudit.errors import UsageError
 from memaudit.findings import UnitRef
-from memaudit.units import Site, UnitSpace, select
+from memaudit.units import Site, UnitSpace, places, select
 
 CONV = Site("conv", "channel", 4)
 GATED = Site("mlp.gate", "neuron", 3, axis=2, copies=2)
@@ -48,6 +48,20 @@ def test_elements_of_a_unit() -> None:
     assert CONV.elements(2) == [2]
     assert GATED.elements(1) == [1, 4]
     assert HEADS.elements(1) == [3, 4, 5]
+
+
+def test_elements_of_many_units_are_those_of_each() -> None:
+    cuts = [[8, 1], [], [5, 0, 3], [7]]
+    found = SPACE.elements(torch.stack(places(cuts)))
+    expected = sorted(
+        (int(SPACE.site_of[unit]), row, element)
+        for row, cut in enumerate(cuts)
+        for unit in cut
+        for element in SPACE.sites[int(SPACE.site_of[unit])].elements(SPACE.unit(unit).index)
+    )
+    assert sorted(zip(*(part.tolist() for part in found), strict=True)) == expected
+    assert found[0].tolist() == sorted(found[0].tolist())
+    assert [part.tolist() for part in SPACE.elements(torch.stack(places([[], []])))] == [[], [], []]
 
 
 @pytest.mark.parametrize("site", SPACE.sites)

@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 
 from memaudit.findings import Example
+from memaudit.memory import to_device
 
+# Share of a GPU's free memory that a set's pixels may take there.
+RESIDENT = 1 / 8
 # How a row's declared id leads its note (`Row.example`), where it is an integer.
 _NUMBER = re.compile(r"id (-?[0-9]{1,40})(?:;|$)")
 
@@ -70,8 +73,23 @@ class ExampleSet:
 
     def batch(self, indices: Sequence[int] | Tensor, device: torch.device | str = "cpu") -> Tensor:
         """Images `indices` as float32 on `device`; uint8 is scaled to [0, 1]."""
-        picked = self.pixels[torch.as_tensor(indices, dtype=torch.int64)].to(device, non_blocking=True)
+        place, rows = torch.device(device), torch.as_tensor(indices, dtype=torch.int64)
+        there = self._on(place)
+        picked = to_device(self.pixels[rows], place) if there is None else there[to_device(rows, place)]
         return picked.float() / 255 if picked.dtype == torch.uint8 else picked.float()
+
+    def _on(self, device: torch.device) -> Tensor | None:
+        """All pixels on a GPU, moved once, unless they would take more of its free memory than `RESIDENT`."""
+        if device.type != "cuda":
+            return None
+        if device not in self._resident:
+            room = RESIDENT * torch.cuda.mem_get_info(device)[0]
+            self._resident[device] = self.pixels.to(device) if self.pixels.nbytes <= room else None
+        return self._resident[device]
+
+    @cached_property
+    def _resident(self) -> dict[torch.device, Tensor | None]:
+        return {}
 
     def subset(self, indices: Sequence[int]) -> ExampleSet:
         """The examples `indices`, in that order."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from memaudit.memory import to_device
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -37,5 +39,6 @@ class Preprocess:
         """`(N, C, H, W)` in [0, 1] to the network's input; without mean and std, `batch` itself."""
         if not self.mean:
             return batch
-        mean, std = (batch.new_tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
+        both = to_device(batch.new_tensor([self.mean, self.std], device="cpu"), batch.device)
+        mean, std = both.view(2, 1, -1, 1, 1).unbind()
         return (batch - mean) / std

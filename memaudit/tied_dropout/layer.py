@@ -70,7 +70,8 @@ class ExampleTiedDropout(nn.Module):
         generalizing, threshold, seed = self.rule[2:].unbind()
         low = _mix(_mix(seed & _WORD) ^ (ids & _WORD))
         high = _mix(_mix((seed >> 32) & _WORD) ^ _mix((ids >> 32) & _WORD) ^ low)
-        own = _mix((channel * _CHUNK) & _WORD)
+        # Masked first: of an index times a number alone, PyTorch's compiler makes int32 for a GPU, which overflows.
+        own = _mix((channel & _WORD) * _CHUNK & _WORD)
         drawn = _mix(_mix(low[:, None] ^ own) ^ high[:, None])
         return (drawn < threshold) | (channel < generalizing)
 

@@ -1,6 +1,7 @@
 """How much of a machine's speed the search leaves: full-size networks on a GPU, smaller images and fewer on the CPU.
 
-    python -m tests.benchmarks.throughput [--device cuda] [--full] [--out reports/benchmarks/throughput-cuda.json]
+    python -m tests.benchmarks.throughput [--device cuda] [--full] [--rounds 3]
+        [--out reports/benchmarks/throughput-cuda.json]
 
 Random weights, random images, the labels that the network gives them: what is found means nothing, the passes are
 those of a search. Each network runs in a process of its own. Prints one JSON object a line: `share_of_bare` is the time
@@ -33,8 +34,6 @@ from tests.benchmarks.search import example_set, rounds
 from tests.networks import ResNet9
 
 REFERENCE = 256
-ROUNDS = 3
-
 
 @dataclass(frozen=True)
 class Setting:
@@ -47,8 +46,8 @@ class Setting:
 
 SETTINGS = {
     "resnet9": {False: Setting(32, 128, width=16), True: Setting(32, 4096)},
-    "resnet50": {False: Setting(64, 32), True: Setting(224, 1024)},
-    "vit_base_patch16_224": {False: Setting(64, 32), True: Setting(224, 1024)},
+    "resnet50": {False: Setting(64, 32), True: Setting(224, 512)},
+    "vit_base_patch16_224": {False: Setting(64, 32), True: Setting(224, 512)},
 }
 
 
@@ -60,7 +59,7 @@ def build(network: str, setting: Setting) -> nn.Module:
     return timm.create_model(network, num_classes=10, **size)
 
 
-def measure(network: str, setting: Setting, device: str) -> dict[str, Any]:
+def measure(network: str, setting: Setting, device: str, count: int) -> dict[str, Any]:
     adapter = Adapter(
         build(network, setting).to(device),
         architecture=network,
@@ -80,7 +79,7 @@ def measure(network: str, setting: Setting, device: str) -> dict[str, Any]:
     cuda = device.startswith("cuda")
     if cuda:
         torch.cuda.reset_peak_memory_stats()
-    proposals, timed = rounds(evaluator, search, flagged, rows, ROUNDS)
+    proposals, timed = rounds(evaluator, search, flagged, rows, count)
     seconds = median(ours for ours, _ in timed)
     return {
         "network": network,
@@ -109,6 +108,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--full", action="store_true", help="full size on the CPU too")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--network", choices=SETTINGS, help="one network, in this process")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -116,12 +116,13 @@ def main() -> None:
     if args.network:
         keep_freed()
         with exact_arithmetic():
-            print(json.dumps(measure(args.network, SETTINGS[args.network][full], args.device)))
+            print(json.dumps(measure(args.network, SETTINGS[args.network][full], args.device, args.rounds)))
         return
     lines = []
     for network in SETTINGS:
         command = [sys.executable, "-m", "tests.benchmarks.throughput", "--network", network, "--device", args.device]
-        ran = subprocess.run([*command, *["--full"] * full], stdout=subprocess.PIPE, text=True, check=True)
+        command += ["--rounds", str(args.rounds), *["--full"] * full]
+        ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         lines.append(json.loads(ran.stdout))
         print(ran.stdout, end="", flush=True)
     if args.out:

@@ -56,17 +56,18 @@ def last(folder: Path, width: int) -> tuple[nn.Module, int]:
 
 
 @torch.no_grad()
-def predictions(model: nn.Module, data: Data, rows: np.ndarray) -> Tensor:
+def predictions(model: nn.Module, data: Data, rows: np.ndarray, device: str) -> Tensor:
     """Of training images, each with its own memorizing units on."""
     said = []
     for part in torch.split(torch.from_numpy(rows), 500):
         with example_ids(part):
-            said.append(model(data.x[part]).argmax(1))
+            said.append(model(data.x[part].to(device)).argmax(1).cpu())
     return torch.cat(said)
 
 
-def measure(name: str, model: nn.Module, data: Data, epochs: int) -> Row:
-    changed, clean = predictions(model, data, data.changed), predictions(model, data, data.clean)
+def measure(name: str, model: nn.Module, data: Data, epochs: int, device: str) -> Row:
+    model.to(device)
+    changed, clean = (predictions(model, data, rows, device) for rows in (data.changed, data.clean))
 
     def share(said: Tensor, labels: Tensor) -> float:
         return float((said == labels).float().mean())
@@ -77,18 +78,18 @@ def measure(name: str, model: nn.Module, data: Data, epochs: int) -> Row:
         share(changed, data.given[data.changed]),
         share(changed, data.truth[data.changed]),
         share(clean, data.truth[data.clean]),
-        accuracy(model, data.test, data.test_labels, "cpu"),
+        accuracy(model, data.test, data.test_labels, device),
     )
 
 
-def table(rows: list[Row], setting: str) -> str:
+def table(rows: list[Row], setting: str, device: str) -> str:
     def cell(value: float | None) -> str:
         return "–" if value is None else str(value) if isinstance(value, int) else f"{value:.3f}"
 
     lines = [
         "# Example-tied dropout on CIFAR-10",
         "",
-        f"{setting} torch {torch.__version__}, CPU. Written by `python -m tests.benchmarks.tied_cifar`.",
+        f"{setting} torch {torch.__version__}, {device}. Written by `python -m tests.benchmarks.tied_cifar`.",
         "",
         "| variant | epochs | changed label | true label of the changed | clean training images | test accuracy |",
         "|---|---|---|---|---|---|",
@@ -106,17 +107,19 @@ def main() -> None:
         model, epochs = last(Path(folder), args.width)
         layers = layers_of(model)
         if not layers:
-            rows.append(measure(f"no dropout, {name}", model, data, epochs))
+            rows.append(measure(f"no dropout, {name}", model, data, epochs, args.device))
             continue
         first = next(iter(layers.values()))
         tied = f"{name}; {len(layers)} layers, p_gen {int(first.rule[2]) / first.channels:.2g}, p_mem {first.p_mem:.2g}"
-        rows.append(measure(f"example-tied dropout, {tied}: own units on", model, data, epochs))
-        rows.append(measure("the same, memorizing units dropped", strip_tied_dropout(model, "drop"), data, epochs))
+        rows.append(measure(f"example-tied dropout, {tied}: own units on", model, data, epochs, args.device))
+        dropped = strip_tied_dropout(model, "drop")
+        rows.append(measure("the same, memorizing units dropped", dropped, data, epochs, args.device))
     text = table(
         rows + PUBLISHED,
         f"{args.images:,} training images, {args.share:.0%} of their labels changed, 5,000 test images; ResNet-9 of "
         f"width {args.width}, one seed. Test images have no units of their own: with own units "
         "on, theirs are at their expected value.",
+        args.device,
     )
     publish(text, args.out)
 
