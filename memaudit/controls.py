@@ -64,7 +64,7 @@ class Judge:
         does not change; a random sample stands for the others. `cost.settle` sharpens what the sample says.
         """
         before = self.population.margins > 0
-        away = torch.where(before, 1.0, -1.0) * self.population.after(cut)
+        away = torch.where(before, 1.0, -1.0) * self.population.after([cut])[0]
         order = away.argsort(stable=True)
         first, sampled = min(BLOCK, self.at_risk), order[:0]
         if self.at_risk + self.at_random >= len(order):

@@ -149,7 +149,8 @@ class Evaluator:
         fill: Sequence[Tensor] | None = None,
         *,
         kept: float = 1.0,
-    ) -> tuple[Tensor, Tensor]:
+        reduce: Callable[[slice, Tensor], Seen] = lambda _, gradient: (gradient,),
+    ) -> Seen:
         """The objective `(n,)` and its gradient by each unit's mask `(n, total)`, on the CPU.
 
         One forward and one backward per batch serve all its rows, each with its own cut: in eval mode examples do not
@@ -157,10 +158,12 @@ class Evaluator:
 
         Args:
             kept: the mask of every unit that is not cut.
+            reduce: from a part of `rows` and its gradients, where they were computed, to tensors that are returned
+                in place of the gradients: those of a large network are slow to move and to record.
         """
         labels = examples.labels
 
-        def body(chunk: slice) -> tuple[Tensor, Tensor]:
+        def body(chunk: slice) -> Seen:
             batch, size = self._padded(rows[chunk]), len(rows[chunk])
             images = self._images(examples, batch)
             keep = images.new_full((len(batch), space.total), kept)
@@ -172,10 +175,9 @@ class Evaluator:
                     logits = self.adapter.forward(images)
                 scores = objective(logits.to(images.dtype), to_device(labels[batch], images.device))
             (gradient,) = torch.autograd.grad(scores.sum(), keep)
-            return scores[:size].detach().cpu(), gradient[:size].cpu()
+            return tuple(value.cpu() for value in (scores[:size].detach(), *reduce(chunk, gradient[:size])))
 
-        scores, gradients = zip(*self._run(len(rows), body, backward=1), strict=True)
-        return torch.cat(scores), torch.cat(gradients)
+        return tuple(map(torch.cat, zip(*self._run(len(rows), body, backward=1), strict=True)))
 
     def observe(
         self, examples: ExampleSet, space: UnitSpace, reduce: Callable[[int, Tensor], Seen]

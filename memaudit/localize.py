@@ -15,13 +15,15 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
+from torch.nn import functional as F
 
 from memaudit.data.examples import ExampleSet
-from memaudit.evaluate import Evaluator, margin
+from memaudit.evaluate import Evaluator, Seen, margin
+from memaudit.memory import to_device
 from memaudit.units import UnitSpace, places
 
 # Exchange rate between the flagged margin and the reference: one percentage point of reference accuracy at risk weighs
@@ -75,13 +77,32 @@ class Population:
         same = effects[:, rows] if int(rows.sum()) >= FEWEST else effects
         return same.mean(1) + USUAL_DEVIATIONS * same.std(1, correction=0)
 
-    def after(self, cut: Sequence[int]) -> Tensor:
-        """Predicted margins `(R,)` with `cut` ablated."""
-        return self.margins - self.effects[list(cut)].sum(0)
+    def after(self, cuts: Sequence[Sequence[int]]) -> Tensor:
+        """Predicted margins `(cuts, R)` with each of `cuts` ablated."""
+        starts = torch.tensor([0, *map(len, cuts)]).cumsum(0)[:-1]
+        units = torch.tensor(list(chain.from_iterable(cuts)), dtype=torch.long)
+        if not len(units):
+            return self.margins.repeat(len(cuts), 1)
+        units, starts = (to_device(t, self.effects.device) for t in (units, starts))
+        return self.margins - F.embedding_bag(units, self.effects, starts, mode="sum")
 
     def wrong(self, margins: Tensor) -> Tensor:
         """Share of the reference that is wrong at `margins` `(..., R)`, counted softly."""
         return (margins * (-1 / (RISK_SOFTNESS * self.typical))).sigmoid_().mean(-1)
+
+
+    def on(self, device: torch.device) -> Population:
+        """The same where `device` reads it; moved once."""
+        if self.margins.device == device:
+            return self
+        if device not in self._elsewhere:
+            moved = (t.to(device) for t in (self.margins, self.effects, self.labels))
+            self._elsewhere[device] = Population(*moved)
+        return self._elsewhere[device]
+
+    @cached_property
+    def _elsewhere(self) -> dict[torch.device, Population]:
+        return {}
 
 
 @dataclass(frozen=True)
@@ -106,18 +127,37 @@ class Job:
     Attributes:
         cut: what is cut so far.
         margin: of `label` then, in full precision once a unit is cut; not a number before it was measured.
-        reference: `(R,)` margins of the reference examples then, as predicted.
         needed: without this unit the label was seen to be kept.
         signal: `(total,)` of `signals`, where the search looks ahead.
     """
 
     row: int
     label: int
-    reference: Tensor
     cut: list[int] = field(default_factory=list)
     margin: float = math.nan
     needed: int | None = None
     signal: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Shortlist:
+    """The units that take most of each job's margin, `(jobs, S)`, best first.
+
+    Attributes:
+        units: their numbers.
+        drops: what each takes of the margin.
+        gains: what of that speaks for it; minus infinity: it must not be cut.
+    """
+
+    units: Tensor
+    drops: Tensor
+    gains: Tensor
+
+    def of(self, rows: Tensor) -> Shortlist:
+        return Shortlist(self.units[rows], self.drops[rows], self.gains[rows])
+
+    def on(self, device: torch.device) -> Shortlist:
+        return Shortlist(*(to_device(t, device) for t in (self.units, self.drops, self.gains)))
 
 
 @dataclass(frozen=True)
@@ -166,26 +206,90 @@ class Search:
 
     def begun(self, evaluator: Evaluator, examples: ExampleSet, rows: Sequence[int]) -> list[Job]:
         """Jobs for `rows`, with nothing cut."""
-        jobs = [Job(row, int(examples.labels[row]), self.population.margins) for row in rows]
+        jobs = [Job(row, int(examples.labels[row])) for row in rows]
         if self.look_ahead and jobs:
             for job, signal in zip(jobs, signals(evaluator, self.space, examples, rows, self.fill), strict=True):
                 job.signal = signal
         return jobs
 
-    def drops(self, evaluator: Evaluator, examples: ExampleSet, jobs: Sequence[Job], gradients: Tensor) -> Tensor:
-        """What ablating each unit would take of each job's margin `(jobs, total)`: to first order, or measured.
+    def choose(self, evaluator: Evaluator, examples: ExampleSet, jobs: Sequence[Job]) -> list[int | None]:
+        """The unit that each job would cut next, whether it has lost its label or not."""
+        _, short = self._shortlist(evaluator, examples, jobs)
+        now = self.population.after([job.cut for job in jobs])
+        chosen = self._best(self.population, now, short, torch.zeros_like(short.units, dtype=torch.bool))
+        numbers = short.units.gather(1, chosen[:, None].clamp_min(0))[:, 0]
+        return [None if place < 0 else unit for place, unit in zip(chosen.tolist(), numbers.tolist(), strict=True)]
 
-        With `look_ahead`, that many units are measured and all others left out: those of the largest gradient, of
-        either sign, times the unit's signal. A gradient can vanish where ablation does much, behind a unit that
-        saturates what follows or at a GELU's least value, so the one with all units faded a little counts as well.
+    def _extended(self, evaluator: Evaluator, examples: ExampleSet, jobs: Sequence[Job]) -> list[Job]:
+        """Add units to each job until the linear prediction loses its label, `plan` are added or the budget is spent.
+
+        Returns:
+            The jobs to which none could be added.
         """
-        given = [job.signal for job in jobs if job.signal is not None]
-        if not given:
-            return gradients
+        if not jobs:
+            return []
+        margins, short = self._shortlist(evaluator, examples, jobs)
+        for job, value in zip(jobs, margins.nan_to_num(nan=torch.inf).tolist(), strict=True):
+            job.margin = value if math.isnan(job.margin) else job.margin
+        population, short = self.population.on(evaluator.device), short.on(evaluator.device)
+        now = population.after([job.cut for job in jobs])
+        taken = torch.zeros_like(short.units, dtype=torch.bool)
+        left, added = [job.margin for job in jobs], [0] * len(jobs)
+        for _ in range(1 if self.look_ahead else self.plan):
+            going = [n for n, job in enumerate(jobs) if left[n] >= 0 and len(job.cut) < self.max_units]
+            if not going:
+                break
+            rows = to_device(torch.tensor(going), evaluator.device)
+            chosen = self._best(population, now[rows], short.of(rows), taken[rows])
+            rows, chosen = rows[chosen >= 0], chosen[chosen >= 0]
+            units, drops = short.units[rows, chosen], short.drops[rows, chosen]
+            taken[rows, chosen] = True
+            now[rows] -= population.effects[units]
+            for n in set(going).difference(rows.tolist()):
+                left[n] = -torch.inf
+            for n, unit, drop in zip(rows.tolist(), units.tolist(), drops.tolist(), strict=True):
+                jobs[n].cut.append(unit)
+                left[n] -= drop
+                added[n] += 1
+        for job, count in zip(jobs, added, strict=True):
+            job.needed = job.cut[-1] if count == 1 else None
+        return [job for job, count in zip(jobs, added, strict=True) if not count and job.margin >= 0]
+
+    def _shortlist(self, evaluator: Evaluator, examples: ExampleSet, jobs: Sequence[Job]) -> tuple[Tensor, Shortlist]:
+        """Each job's margin, and the units that may be cut and take most of it."""
         rows, cuts = [job.row for job in jobs], [job.cut for job in jobs]
+        if self.look_ahead:
+            margins, gradients = evaluator.mask_gradients(examples, rows, cuts, self.space, margin, self.fill)
+            drops, units = self._largest(cuts, self._tried(evaluator, examples, jobs, gradients.nan_to_num()))
+            usual = [self.population.usual(job.label, own) for job, own in zip(jobs, units, strict=True)]
+            gains, order = (drops.where(drops > 0, -torch.inf) - torch.stack(usual)).sort(descending=True)
+            return margins, Shortlist(units.gather(1, order), drops.gather(1, order), gains)
+
+        def largest(chunk: slice, gradients: Tensor) -> Seen:
+            return self._largest(cuts[chunk], gradients.nan_to_num())
+
+        margins, drops, units = evaluator.mask_gradients(
+            examples, rows, cuts, self.space, margin, self.fill, reduce=largest
+        )
+        # Cutting one that takes nothing would help the label.
+        return margins, Shortlist(units, drops, drops.where(drops > 0, -torch.inf))
+
+    def _largest(self, cuts: Sequence[Sequence[int]], drops: Tensor) -> tuple[Tensor, Tensor]:
+        """The largest of `drops` `(jobs, total)` among units that may still be cut, and whose they are."""
+        values, units = self._allowed(cuts, drops, -torch.inf).topk(min(SHORTLIST, self.space.total))
+        return values, units
+
+    def _tried(self, evaluator: Evaluator, examples: ExampleSet, jobs: Sequence[Job], gradients: Tensor) -> Tensor:
+        """What ablating each unit was seen to take of each job's margin `(jobs, total)`; of the others minus infinity.
+
+        Tried are those of the largest gradient, of either sign, times the unit's signal. A gradient can vanish where
+        ablation does much, behind a unit that saturates what follows or at a GELU's least value, so the one with all
+        units faded a little counts as well.
+        """
+        rows, cuts = [job.row for job in jobs], [job.cut for job in jobs]
+        given = torch.stack([job.signal for job in jobs if job.signal is not None])
         _, faded = evaluator.mask_gradients(examples, rows, cuts, self.space, margin, self.fill, kept=FADED)
-        size = (gradients.abs() + faded.nan_to_num().abs()) * torch.stack(given)
-        allowed = self._allowed(jobs, size, -1.0)
+        allowed = self._allowed(cuts, (gradients.abs() + faded.nan_to_num().abs()) * given, -1.0)
         strength, units = allowed.topk(min(self.look_ahead, allowed.shape[1]))
         trials = [(n, int(u)) for n in range(len(jobs)) for u in units[n][strength[n] >= 0]]
         found = torch.full_like(gradients, -torch.inf)
@@ -198,86 +302,41 @@ class Search:
         found[own, units] = margins[own] - margins[len(jobs) :]
         return found.nan_to_num(nan=-torch.inf, neginf=-torch.inf)
 
-    def _extended(self, evaluator: Evaluator, examples: ExampleSet, jobs: Sequence[Job]) -> list[Job]:
-        """Add units to each job until the linear prediction loses its label, `plan` are added or the budget is spent.
-
-        Returns:
-            The jobs to which none could be added.
-        """
-        if not jobs:
-            return []
-        rows, cuts = [job.row for job in jobs], [job.cut for job in jobs]
-        margins, gradients = evaluator.mask_gradients(examples, rows, cuts, self.space, margin, self.fill)
-        for job, value in zip(jobs, margins.nan_to_num(nan=torch.inf).tolist(), strict=True):
-            job.margin = value if math.isnan(job.margin) else job.margin
-        drops = self.drops(evaluator, examples, jobs, gradients.nan_to_num())
-        gains, units = self.shortlist(jobs, drops)
-        left, added = [job.margin for job in jobs], [0] * len(jobs)
-        for _ in range(1 if self.look_ahead else self.plan):
-            going = [n for n, job in enumerate(jobs) if left[n] >= 0 and len(job.cut) < self.max_units]
-            for n, unit in zip(going, self.best([jobs[n] for n in going], gains[going], units[going]), strict=True):
-                if unit is None:
-                    left[n] = -torch.inf
-                    continue
-                self.add(jobs[n], unit)
-                left[n] -= float(drops[n, unit])
-                added[n] += 1
-        for job, count in zip(jobs, added, strict=True):
-            job.needed = job.cut[-1] if count == 1 else None
-        return [job for job, count in zip(jobs, added, strict=True) if not count and job.margin >= 0]
-
-    def add(self, job: Job, unit: int) -> None:
-        job.cut.append(unit)
-        job.reference = job.reference - self.population.effects[unit]
-
-    def shortlist(self, jobs: Sequence[Job], drops: Tensor) -> tuple[Tensor, Tensor]:
-        """Gains, largest first, and numbers of the units that may be cut and take most of each job's margin.
-
-        Args:
-            drops: `(jobs, total)`, what each unit takes of each job's margin.
-        """
-        gains, units = self._allowed(jobs, drops, -torch.inf).topk(min(SHORTLIST, self.space.total))
-        gains = gains.where(gains > 0, -torch.inf)  # cutting any other one would help the label
-        if self.look_ahead:
-            usual = [self.population.usual(job.label, own) for job, own in zip(jobs, units, strict=True)]
-            gains, order = (gains - torch.stack(usual)).sort(descending=True)
-            units = units.gather(1, order)
-        return gains, units
-
-    def best(self, jobs: Sequence[Job], gains: Tensor, units: Tensor) -> list[int | None]:
-        """Of each job's `shortlist` the live unit that takes most of its margin for the reference it puts at risk.
+    def _best(self, population: Population, now: Tensor, short: Shortlist, taken: Tensor) -> Tensor:
+        """Where on each job's shortlist the unit is that takes most for the reference it puts at risk; -1: nowhere.
 
         Risks are worked out a few units at a time, best first, until no later one could be chosen.
+
+        Args:
+            population: where the search computes.
+            now: `(jobs, R)` margins of the reference, as predicted for what is cut.
+            taken: `(jobs, S)` what of the shortlist is cut already.
         """
-        if not jobs:
-            return []
-        cuts = pad_sequence([torch.tensor(job.cut, dtype=torch.long) for job in jobs], True, -1)
-        free = gains.masked_fill((units[:, :, None] == cuts[:, None]).any(-1), -torch.inf)
-        now = torch.stack([job.reference for job in jobs])
-        wrong = self.population.wrong(now)
-        price = self.weight * self.population.typical
-        best = torch.full((len(jobs),), -torch.inf, dtype=gains.dtype)
-        chosen = torch.full((len(jobs),), -1)
+        wrong = population.wrong(now)
+        price = self.weight * population.typical
+        best = torch.full_like(short.gains[:, 0], -torch.inf)
+        chosen = torch.full_like(short.units[:, 0], -1)
+        free = short.gains.masked_fill(taken, -torch.inf)
         first, size = 0, AT_ONCE
-        while first < gains.shape[1]:
+        while first < free.shape[1]:
             few = slice(first, first + size)
             # Not even by mending all that is wrong could a unit of the others have a better score.
-            live = (gains[:, first] + price * wrong > best).nonzero()[:, 0]
+            live = (short.gains[:, first] + price * wrong > best).nonzero()[:, 0]
             if not len(live):
                 break
-            after = now[live, None] - self.population.effects[units[live, few]]
-            scores = free[live, few] - price * (self.population.wrong(after) - wrong[live, None])
+            after = now[live, None] - population.effects[short.units[live, few]]
+            scores = free[live, few] - price * (population.wrong(after) - wrong[live, None])
             top, place = scores.max(1)
             better = top > best[live]
             best[live[better]] = top[better]
-            chosen[live[better]] = units[live, first + place][better]
+            chosen[live[better]] = (first + place)[better]
             first, size = first + size, 2 * size
-        return [None if unit < 0 else unit for unit in chosen.tolist()]
+        return chosen
 
-    def _allowed(self, jobs: Sequence[Job], values: Tensor, otherwise: float) -> Tensor:
+    def _allowed(self, cuts: Sequence[Sequence[int]], values: Tensor, otherwise: float) -> Tensor:
         """`values` `(jobs, total)` of the units that may still be cut, `otherwise` of all others."""
-        allowed = values.masked_fill(~self.candidates, otherwise)
-        allowed[places([job.cut for job in jobs])] = otherwise
+        allowed = values.masked_fill(to_device(~self.candidates, values.device), otherwise)
+        allowed[to_device(torch.stack(places(cuts)), values.device).unbind()] = otherwise
         return allowed
 
     def _measured(

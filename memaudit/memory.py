@@ -32,7 +32,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
     Of memory that is not page-locked a copy begins only once the GPU has nothing left to do.
     """
-    if device.type != "cuda" or tensor.is_cuda:
+    if device.type != "cuda" or tensor.is_cuda or not tensor.numel():
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 

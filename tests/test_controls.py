@@ -151,7 +151,7 @@ def test_blocks_are_measured_until_one_does_not_change(trained: Trained) -> None
         measured = [row for rows in watched.rows for row in rows]
         assert len(measured) == len(set(measured)) == found.examples  # none twice
         before = base.population.margins > 0
-        away = (torch.where(before, 1.0, -1.0) * base.population.after(cut)).argsort(stable=True)
+        away = (torch.where(before, 1.0, -1.0) * base.population.after([cut])[0]).argsort(stable=True)
         risky = [PANEL[i] for i in away[: found.at_risk.rows].tolist()]
         labels = trained.reference.labels
         copy = slow.cut_copy(trained.module, trained.space, cut)

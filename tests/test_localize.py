@@ -159,9 +159,9 @@ def test_the_population_is_what_the_twin_measures(setting: Setting) -> None:
     assert population.typical == pytest.approx(crowd.typical)
     cut, units = [4, 9], torch.tensor([1, 17, 40])
     expected = [crowd.wrong([*cut, u], RISK_SOFTNESS) for u in units.tolist()]
-    found = population.wrong(population.after(cut) - population.effects[units])
+    found = population.wrong(population.after([cut]) - population.effects[units])
     assert found.tolist() == pytest.approx(expected, rel=1e-6, abs=1e-12)
-    assert float(population.wrong(population.after(cut))) == pytest.approx(crowd.wrong(cut, RISK_SOFTNESS), rel=1e-6)
+    assert float(population.wrong(population.after([cut]))) == pytest.approx(crowd.wrong(cut, RISK_SOFTNESS), rel=1e-6)
     for label in (0, 1, 99):  # nobody is 99: then all examples say what is usual
         expected = [crowd.usual(u, label, USUAL_DEVIATIONS, FEWEST) for u in units.tolist()]
         assert population.usual(label, units).tolist() == pytest.approx(expected, rel=1e-5, abs=1e-7)

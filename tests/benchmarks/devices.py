@@ -36,14 +36,14 @@ from tests.conftest import digits, train
 
 IDS = 4096
 CHANNELS = (7, 64, 1000)
-SEEDS = (0, 1, -5, 2**40, 2**63 - 1)
+SEEDS = (0, 2**63 - 1)
 VIT = ("vit.safetensors", "--adapter", "vit.py:build", "--input-size", "3,32,32", "--mean", "0.5,0.5,0.5", "--std",
        "0.25,0.25,0.25", "--flagged", "vit-flagged.npz", "--reference", "vit-reference.npz")  # fmt: skip
 CODE = "from tests.benchmarks.cifar import build as network\n\n\ndef build():\n    return network('vit')\n"
 IMAGES, CHANGED, EPOCHS = 600, 30, 60  # of digits, for the transformer
 MODELS: dict[str, tuple[str, ...]] = {
     "convolutions": (*MODEL, "--flagged", "all-flagged.npz", *NPZ[2:], "--profile", "standard"),
-    "convolutions, deep": (*MODEL, *NPZ, "--profile", "deep"),
+    "convolutions, deep": (*MODEL, "--flagged", "few.npz", *NPZ[2:], "--profile", "deep"),
     "transformer": (*VIT, "--profile", "standard"),
 }
 BATCHES = (64, 7, 1)
@@ -109,7 +109,8 @@ def audits(folder: Path, device: str) -> dict[str, dict[str, Any]]:
     trained = train()
     write_work(folder, trained)
     flagged = trained.flagged
-    np.savez(folder / "all-flagged.npz", x=flagged.pixels.numpy(), y=flagged.labels.numpy())
+    for name, few in (("all-flagged", flagged), ("few", flagged.subset(range(4)))):
+        np.savez(folder / f"{name}.npz", x=few.pixels.numpy(), y=few.labels.numpy())
     write_vit(folder, device)
     os.chdir(folder)
     found: dict[str, dict[str, Any]] = {}

@@ -137,12 +137,10 @@ def looking_ahead(b: Bench, examples: ExampleSet, row: int, count: int) -> list[
 def _chosen(search: Search, b: Bench, examples: ExampleSet, row: int) -> list[int]:
     job = search.begun(b.evaluator, examples, [row])[0]
     while len(job.cut) < search.max_units:
-        gradients = b.evaluator.mask_gradients(examples, [row], [job.cut], b.space, margin)[1]
-        drops = search.drops(b.evaluator, examples, [job], gradients)
-        unit = search.best([job], *search.shortlist([job], drops))[0]
+        unit = search.choose(b.evaluator, examples, [job])[0]
         if unit is None:
             break
-        search.add(job, unit)
+        job.cut.append(unit)
     return job.cut
 
 

@@ -49,7 +49,6 @@ from tests.reference import auroc
 EPOCHS = 30  # of the embedded data
 SHARE = 0.15  # of its labels changed: 269 examples, of which 256 are flagged
 SIDE = 24  # fewer pixels than CIFAR-10 has, so that the published search ends within minutes
-ROUNDS = 31  # of searches by turns with bare passes; less than a second each
 WEIGHTS = (3.0, 5.0, 10.0, 15.0, 20.0, RISK_WEIGHT, 50.0, 100.0)
 
 
@@ -170,6 +169,7 @@ def main() -> None:
     parser.add_argument("--published", type=int, default=8)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--max-units", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=31, help="searches, by turns with bare passes")
     parser.add_argument("--json", action="store_true", help="one line instead of indented")
     args = parser.parse_args()
     if (args.data is None) != (args.series is None):
@@ -206,7 +206,7 @@ def measure(
         chosen = matched[-1] if matched else next(t for t in by_weight if t["weight"] == RISK_WEIGHT)
         weight, against = chosen["weight"], against | chosen
     search = Search(space, live, population, args.max_units, weight)
-    proposals, timed = rounds(evaluator, search, flagged, rows, ROUNDS)
+    proposals, timed = rounds(evaluator, search, flagged, rows, args.rounds)
     forwards, backwards = evaluator.passes["audit forward"], evaluator.passes["audit backward"]
     seconds, floor = (median(t[i] for t in timed) / len(rows) for i in (0, 1))
     low, overhead, high = quantiles((ours / bare for ours, bare in timed), n=4, method="inclusive")

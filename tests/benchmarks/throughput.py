@@ -1,6 +1,6 @@
 """How much of a machine's speed the search leaves: full-size networks on a GPU, smaller images and fewer on the CPU.
 
-    python -m tests.benchmarks.throughput [--device cuda] [--full] [--rounds 3]
+    python -m tests.benchmarks.throughput [--device cuda] [--full] [--rounds 3] [--bf16]
         [--out reports/benchmarks/throughput-cuda.json]
 
 Random weights, random images, the labels that the network gives them: what is found means nothing, the passes are
@@ -45,7 +45,7 @@ class Setting:
 
 
 SETTINGS = {
-    "resnet9": {False: Setting(32, 128, width=16), True: Setting(32, 4096)},
+    "resnet9": {False: Setting(32, 128, width=16), True: Setting(32, 2048)},
     "resnet50": {False: Setting(64, 32), True: Setting(224, 512)},
     "vit_base_patch16_224": {False: Setting(64, 32), True: Setting(224, 512)},
 }
@@ -59,7 +59,7 @@ def build(network: str, setting: Setting) -> nn.Module:
     return timm.create_model(network, num_classes=10, **size)
 
 
-def measure(network: str, setting: Setting, device: str, count: int) -> dict[str, Any]:
+def measure(network: str, setting: Setting, device: str, count: int, dtype: torch.dtype) -> dict[str, Any]:
     adapter = Adapter(
         build(network, setting).to(device),
         architecture=network,
@@ -68,7 +68,8 @@ def measure(network: str, setting: Setting, device: str, count: int) -> dict[str
     shape = (setting.examples + REFERENCE, setting.side, setting.side, 3)
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     images = example_set(pixels, np.zeros(len(pixels), dtype=np.int64), "images")
-    evaluator = Evaluator(adapter, automatic_batch_size(images.pixels[:1], torch.device(device)))
+    size = automatic_batch_size(images.pixels[:1], torch.device(device))
+    evaluator = Evaluator(adapter, size, gradient_dtype=dtype)
     said = evaluator.logits(images).argmax(1).numpy()
     labelled = example_set(pixels, said, "images")
     reference, flagged = labelled.subset(range(REFERENCE)), labelled.subset(range(REFERENCE, len(labelled)))
@@ -88,6 +89,7 @@ def measure(network: str, setting: Setting, device: str, count: int) -> dict[str
         "units": space.total,
         "device": torch.cuda.get_device_name() if cuda else "cpu",
         "threads": torch.get_num_threads(),
+        "gradients": str(dtype).removeprefix("torch."),
         "batch_size": evaluator.batch_size,
         "examples": len(rows),
         "examples_per_second": len(rows) / seconds,
@@ -109,6 +111,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--full", action="store_true", help="full size on the CPU too")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--bf16", action="store_true", help="gradients in bfloat16; what is measured stays float32")
     parser.add_argument("--network", choices=SETTINGS, help="one network, in this process")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -116,12 +119,13 @@ def main() -> None:
     if args.network:
         keep_freed()
         with exact_arithmetic():
-            print(json.dumps(measure(args.network, SETTINGS[args.network][full], args.device, args.rounds)))
+            dtype = torch.bfloat16 if args.bf16 else torch.float32
+            print(json.dumps(measure(args.network, SETTINGS[args.network][full], args.device, args.rounds, dtype)))
         return
     lines = []
     for network in SETTINGS:
         command = [sys.executable, "-m", "tests.benchmarks.throughput", "--network", network, "--device", args.device]
-        command += ["--rounds", str(args.rounds), *["--full"] * full]
+        command += ["--rounds", str(args.rounds), *["--full"] * full, *["--bf16"] * args.bf16]
         ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         lines.append(json.loads(ran.stdout))
         print(ran.stdout, end="", flush=True)
