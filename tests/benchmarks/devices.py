@@ -14,8 +14,7 @@ import io
 import json
 import os
 import time
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -104,8 +103,8 @@ def write_vit(folder: Path, device: str) -> None:
         np.savez(folder / f"vit-{name}.npz", x=x[rows].numpy(), y=labels[rows].numpy())
 
 
-def audits(folder: Path, device: str) -> dict[str, dict[str, Any]]:
-    """Reports of every model by device and batch size; the first on the device is made twice."""
+def audits(folder: Path, device: str) -> Iterator[str]:
+    """A row of the table for each audit, as it is made."""
     trained = train()
     write_work(folder, trained)
     flagged = trained.flagged
@@ -113,46 +112,43 @@ def audits(folder: Path, device: str) -> dict[str, dict[str, Any]]:
         np.savez(folder / f"{name}.npz", x=few.pixels.numpy(), y=few.labels.numpy())
     write_vit(folder, device)
     os.chdir(folder)
-    found: dict[str, dict[str, Any]] = {}
     for model, command in MODELS.items():
-        places = [("cpu", BATCHES[0]), (device, BATCHES[0]), *((device, batch) for batch in BATCHES)]
-        for number, (place, batch) in enumerate(places):
-            start = time.perf_counter()
-            out = f"out{number}"
-            options = ("--device", place, "--batch-size", str(batch), "--out", out, "--images", "none", "-q")
-            code = run(["scan", *command, *options])
-            if code > 1:
-                raise SystemExit(f"{model} on {place} ended with {code}")
-            report = json.loads((folder / out / "report.json").read_text("utf-8"))
-            report["seconds"] = time.perf_counter() - start
-            del report["volatile"], report["command"], report["config"]
-            again = " again" if number == 2 else ""
-            found.setdefault(model, {})[f"{place}, batches of {batch}{again}"] = report
-    return found
+        on_cpu = f"cpu, batches of {BATCHES[0]}"
+        first = f"{device}, batches of {BATCHES[0]}"
+        known = {on_cpu: audit(command, "cpu", BATCHES[0])[0]}
+        for place, batch, against in [
+            (first, BATCHES[0], on_cpu),
+            (f"{first}, again", BATCHES[0], first),
+            *((f"{device}, batches of {batch}", batch, first) for batch in BATCHES[1:]),
+        ]:
+            known[place], seconds = audit(command, device, batch)
+            yield f"| {model} | {place} | {against} | {compared(known[against], known[place])} | {seconds:.1f} |"
 
 
-def compare(first: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """How two reports of the same audit differ."""
-    pairs = list(zip(first["findings"], other["findings"], strict=True))
-    alike = [(a[when], b[when]) for a, b in pairs if a["units"] == b["units"] for when in ("before", "after")]
-
-    def without(report: Mapping[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in report.items() if key != "seconds"}
-
-    return {
-        "findings": len(pairs),
-        "outcomes": dict(Counter(a["outcome"] for a, _ in pairs)),
-        "same_outcome": sum(a["outcome"] == b["outcome"] for a, b in pairs),
-        "same_units": sum(a["units"] == b["units"] for a, b in pairs),
-        "margin": max(abs(a["margin"] - b["margin"]) for a, b in alike if a and b),
-        "identical": without(first) == without(other),
-        "seconds": other["seconds"],
-    }
+def audit(command: Sequence[str], device: str, batch: int) -> tuple[dict[str, Any], float]:
+    """What a scan reports, without what may differ between two runs, and its seconds."""
+    start = time.perf_counter()
+    options = ("--device", device, "--batch-size", str(batch), "--out", "out", "--images", "none", "-q")
+    code = run(["scan", *command, *options])
+    if code > 1:
+        raise SystemExit(f"{command[0]} on {device} ended with {code}")
+    report: dict[str, Any] = json.loads(Path("out", "report.json").read_text("utf-8"))
+    del report["volatile"], report["command"], report["config"], report["environment"]["device"]
+    return report, time.perf_counter() - start
 
 
-def table(equal: Mapping[str, tuple[int, int]], reports: Mapping[str, Mapping[str, Any]], device: str) -> str:
+def compared(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """How two reports of the same audit differ, as cells of the table."""
+    pairs = list(zip(one["findings"], other["findings"], strict=True))
+    same = [(a, b) for a, b in pairs if a["units"] == b["units"]]
+    apart = max(abs(a[k]["margin"] - b[k]["margin"]) for a, b in same for k in ("before", "after") if a[k] and b[k])
+    outcomes = sum(a["outcome"] == b["outcome"] for a, b in pairs)
+    return f"{len(pairs)} | {outcomes} | {len(same)} | {apart:.1e} | {'yes' if one == other else 'no'}"
+
+
+def table(equal: Mapping[str, tuple[int, int]], rows: Sequence[str], device: str) -> str:
     lines = [
-        f"# The same on the CPU and on {name_of(device)}",
+        f"# The same on the CPU and on {torch.cuda.get_device_name() if device.startswith('cuda') else device}",
         "",
         f"torch {torch.__version__}. Written by `python -m tests.benchmarks.devices`.",
         "",
@@ -160,28 +156,18 @@ def table(equal: Mapping[str, tuple[int, int]], reports: Mapping[str, Mapping[st
         "",
         "| made | masks | equal |",
         "|---|---|---|",
-        *(f"| {way} | {compared:,} | {same:,} |" for way, (compared, same) in equal.items()),
-        "",
-        "Audits. Each row against the one named; the largest difference of a margin is among findings of equal units.",
-        "",
-        "| network | audit | against | findings | same outcome | same units | margins apart | identical | seconds |",
-        "|---|---|---|---|---|---|---|---|---|",
+        *(f"| {way} | {count:,} | {same:,} |" for way, (count, same) in equal.items()),
     ]
-    for model, by_place in reports.items():
-        places = list(by_place)
-        for place in places[1:]:
-            against = places[0] if place == places[1] else places[1]
-            row = compare(by_place[against], by_place[place])
-            print(row)
-            lines.append(
-                f"| {model} | {place} | {against} | {row['findings']} | {row['same_outcome']} | {row['same_units']} | "
-                f"{row['margin']:.1e} | {'yes' if row['identical'] else 'no'} | {row['seconds']:.1f} |"
-            )
+    if rows:
+        lines += [
+            "",
+            "Audits, each against the one named; margins are compared where the units are the same.",
+            "",
+            "| network | audit | against | findings | same outcome | same units | margins apart | identical | s |",
+            "|---|---|---|---|---|---|---|---|---|",
+            *rows,
+        ]
     return "\n".join(lines) + "\n"
-
-
-def name_of(device: str) -> str:
-    return torch.cuda.get_device_name() if device.startswith("cuda") else f"the {device}"
 
 
 def main() -> None:
@@ -190,11 +176,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     out = None if args.out is None else args.out.absolute()
-    equal = masks(args.device)
+    equal, rows = masks(args.device), list[str]()
+    publish(table(equal, rows, args.device), out)
     with TemporaryDirectory() as folder:
-        reports = audits(Path(folder), args.device)
+        for row in audits(Path(folder), args.device):
+            rows.append(row)
+            publish(table(equal, rows, args.device), out)
         os.chdir("/")
-    publish(table(equal, reports, args.device), out)
 
 
 if __name__ == "__main__":
