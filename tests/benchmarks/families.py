@@ -59,6 +59,10 @@ class Row:
     problem: str = ""
 
 
+class Late(BaseException):
+    """A family took too long: not an `Exception`, which memaudit would call the network's own."""
+
+
 def smallest(family: str) -> str:
     """The member with the fewest parameters."""
     names = timm.list_models(module=family)
@@ -149,6 +153,8 @@ def run(family: str) -> Row:
             row.found = search(adapter, select(sites), pixels)
     except MemauditError as error:
         row.problem = error.message
+    except Late as late:
+        row.problem = str(late)
     except Exception as error:
         row.problem = f"{type(error).__name__}: {error}".splitlines()[0][:120]
     row.seconds = time.time() - start
@@ -175,10 +181,10 @@ def search(adapter: Adapter, space: UnitSpace, pixels: Tensor) -> str:
 
 @contextmanager
 def limited(seconds: int) -> Iterator[None]:
-    """The body is interrupted by a `TimeoutError` after so many seconds."""
+    """The body is interrupted by `Late` after so many seconds."""
 
     def late(_: int, frame: object) -> None:
-        raise TimeoutError(f"not finished within {seconds} s")
+        raise Late(f"not finished within {seconds} s")
 
     before = signal.signal(signal.SIGALRM, late)
     signal.alarm(seconds)
