@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from memaudit.library import audit
     from memaudit.settings import Settings
     from memaudit.tied_dropout import ExampleTiedDropout, add_tied_dropout, example_ids, strip_tied_dropout
+    from memaudit.version import __version__
 
 __all__ = [
     "Adapter",
@@ -32,6 +33,7 @@ __all__ = [
     "MemauditError",
     "Report",
     "Settings",
+    "__version__",
     "add_tied_dropout",
     "audit",
     "example_ids",
@@ -46,6 +48,7 @@ _HOMES = {
     "MemauditError": "memaudit.errors",
     "Report": "memaudit.findings",
     "Settings": "memaudit.settings",
+    "__version__": "memaudit.version",
     "add_tied_dropout": "memaudit.tied_dropout",
     "audit": "memaudit.library",
     "example_ids": "memaudit.tied_dropout",

@@ -40,6 +40,7 @@ from memaudit.groups import ERASED
 from memaudit.intervals import bootstrap, tidy, wilson
 from memaudit.settings import Provenance, Settings
 from memaudit.units import Site, UnitSpace
+from memaudit.version import __version__
 
 # Stages of the localization, by what they serve.
 SEARCHING = ("population", "localize")
@@ -95,7 +96,7 @@ def assemble(evidence: Evidence, findings: Sequence[Finding]) -> Report:
     return Report(
         status="incomplete" if incomplete else "complete",
         verdict="fail" if gate.failed or incomplete else "pass",
-        tool=ToolInfo(version=version("memaudit")),
+        tool=ToolInfo(version=__version__),
         command=evidence.provenance.command,
         config=dict(evidence.provenance.config) or _config(evidence.settings),
         environment={

@@ -17,6 +17,7 @@ from memaudit.data import ExampleSet
 from memaudit.evaluate import resolve_device
 from memaudit.settings import Provenance, Settings
 from memaudit.states import State
+from memaudit.version import __version__
 
 # They decide when an audit stops, and what its numbers are held against, but no number.
 NOT_NUMBERS = frozenset({"policy", "time_limit", "device"})
@@ -44,7 +45,7 @@ def run_of(
         "preprocessing": str(adapter.preprocess),
         "device": machine,
         "checkpoints": _hash(*(f"{s.label} {s.sha256} {s.final}" for s in states)),
-        "memaudit": f"{version('memaudit')} {_own_code()[:12]}",
+        "memaudit": f"{__version__} {_own_code()[:12]}",
         "torch": torch.__version__,
         "timm": version("timm"),
     }

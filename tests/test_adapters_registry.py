@@ -5,12 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+import memaudit
 from memaudit.adapters.base import ModelOptions
 from memaudit.adapters.registry import choose, installed, load_class
 from memaudit.adapters.timm import TimmAdapter
@@ -96,3 +98,14 @@ def test_unknown_and_doubled_names_are_usage_errors(tmp_path: Path, monkeypatch:
 def test_listing_loads_no_torch() -> None:
     code = "import sys; from memaudit.adapters.registry import installed; installed(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("isolated", [False, True])
+def test_a_source_tree_that_is_not_installed_has_a_version_too(isolated: bool, tmp_path: Path) -> None:
+    """Audits write it into their reports, and a run that goes on is held against it."""
+    root = Path(memaudit.__file__).parents[1]
+    (tmp_path / "memaudit").symlink_to(root / "memaudit")
+    alone = ["-I", "-S"] if isolated else []  # no site packages: nothing is installed
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import memaudit; print(memaudit.__version__)"
+    ran = subprocess.run([sys.executable, *alone, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert ran.stdout.strip() == ("not installed" if isolated else version("memaudit"))

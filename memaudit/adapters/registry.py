@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from memaudit.checkpoints import Checkpoint
 from memaudit.errors import MemauditError, ModelRejected, UsageError
 from memaudit.text import clean, closest
+from memaudit.version import __version__
 
 if TYPE_CHECKING:
     from memaudit.adapters.base import Adapter, ModelOptions
@@ -39,7 +40,7 @@ class Installed:
 
 def installed() -> list[Installed]:
     """Every adapter by name. Nothing is imported, so a broken plugin is listed like any other."""
-    found = {("timm", "memaudit"): Installed("timm", OWN["timm"], "memaudit", _own_version())}
+    found = {("timm", "memaudit"): Installed("timm", OWN["timm"], "memaudit", __version__)}
     for point in metadata.entry_points(group=GROUP):
         package = point.dist.name if point.dist else "?"
         version = point.dist.version if point.dist else "?"
@@ -143,10 +144,3 @@ def _missing(module: str) -> str:
         return "" if importlib.util.find_spec(top) else f"no module named {clean(top)!r}"
     except (ImportError, ValueError) as error:
         return clean(error)
-
-
-def _own_version() -> str:
-    try:
-        return metadata.version("memaudit")
-    except metadata.PackageNotFoundError:
-        return "not installed"

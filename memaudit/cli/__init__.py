@@ -57,9 +57,9 @@ def root(
 ) -> None:
     """Find what an image classifier memorized, where it sits, and what taking it out costs."""
     if version:
-        from importlib.metadata import version as installed
+        from memaudit.version import __version__
 
-        typer.echo(f"memaudit {installed('memaudit')}")
+        typer.echo(f"memaudit {__version__}")
         raise typer.Exit(0)
     if context.invoked_subcommand is None:
         typer.echo(context.get_help(), err=True)

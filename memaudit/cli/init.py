@@ -73,15 +73,14 @@ def init(
     ci: Annotated[str, typer.Option(help="github, gitlab or none: for which CI to write a job.")] = "github",
 ) -> None:
     """Write a commented memaudit.toml and a CI job; replaces nothing."""
-    from importlib.metadata import version
-
     from memaudit.report.files import check_target, replace
+    from memaudit.version import __version__
 
     choice(ci, (*WORKFLOWS, "none"), "--ci")
     files = {folder / "memaudit.toml": settings()}
     if ci in WORKFLOWS:
         name, text = WORKFLOWS[ci]
-        files[folder / name] = text.format(version=version("memaudit"))
+        files[folder / name] = text.format(version=__version__)
     for path in files:
         check_target(path)
         if path.exists():
