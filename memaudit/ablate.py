@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,14 +31,14 @@ def ablated(module: nn.Module, space: UnitSpace, keep: Tensor, fill: Sequence[Te
     """
     if not keep.requires_grad and bool(((keep == 0) | (keep == 1)).all()):
         rows = keep.reshape(-1, space.total)
-        cuts = _Cuts.of(module, space, (rows == 0).nonzero().T, len(rows), fill)
-        with _hooked(module, space, {number: cuts.hook(number) for number in cuts.sites}):
-            yield
-        return
-    hooks = {}
-    for number, (site, part) in enumerate(zip(space.sites, space.split(keep), strict=True)):
-        if keep.requires_grad or bool((part != 1).any()):
-            hooks[number] = _soft_hook(site, part, None if fill is None else fill[number])
+        hooks = _cut_hooks(module, space, (rows == 0).nonzero().T.cpu(), len(rows), fill)
+    else:
+        parts = enumerate(zip(space.sites, space.split(keep), strict=True))
+        hooks = {
+            number: _soft_hook(site, part, None if fill is None else fill[number])
+            for number, (site, part) in parts
+            if keep.requires_grad or bool((part != 1).any())
+        }
     with _hooked(module, space, hooks):
         yield
 
@@ -53,8 +52,7 @@ def without(
     As `ablated` with zeros and ones. Where no gradient is recorded, what is cut is overwritten in a module's own
     output, and nothing else is touched.
     """
-    found = _Cuts.of(module, space, torch.stack(places(cuts)), len(cuts), fill)
-    with _hooked(module, space, {number: found.hook(number) for number in found.sites}):
+    with _hooked(module, space, _cut_hooks(module, space, places(cuts), len(cuts), fill)):
         yield
 
 
@@ -100,58 +98,37 @@ def _replaced(value: Tensor, site: Site, factor: Tensor, fill: Tensor | None) ->
     return value * factor + (1 - factor) * fill.to(device=value.device, dtype=value.dtype).reshape(shape)
 
 
-@dataclass(frozen=True)
-class _Cuts:
-    """What is cut at each site, where the network is: a GPU that waits for each layer's own indices stands still.
+def _cut_hooks(
+    module: nn.Module, space: UnitSpace, cut: Tensor, examples: int, fill: Sequence[Tensor] | None
+) -> dict[int, Hook]:
+    """Hooks of the sites where anything is cut. Indices are where the network is before it runs: a GPU that waits for
+    each layer's own stands still.
 
-    Attributes:
-        sites: numbers of the sites where anything is cut.
-        rows, elements: by site, examples and elements of its axis.
-        fill: by site, as in `ablated`.
+    Args:
+        cut: `(2, n)`, rows and units.
         examples: how many rows there are; 1: for the whole batch.
     """
+    first = next(module.parameters(), None)
+    device = torch.device("cpu") if first is None else first.device
+    number, row, element = space.elements(cut)
+    counts = torch.bincount(number, minlength=len(space.sites)).tolist()
+    parts = torch.split(to_device(torch.stack([row, element]), device), counts, dim=1)
+    return {
+        n: _cut_hook(space.sites[n], examples, part[0], part[1], None if fill is None else to_device(fill[n], device))
+        for n, part in enumerate(parts)
+        if counts[n]
+    }
 
-    space: UnitSpace
-    sites: tuple[int, ...]
-    rows: tuple[Tensor, ...]
-    elements: tuple[Tensor, ...]
-    fill: tuple[Tensor, ...] | None
-    examples: int
 
-    @classmethod
-    def of(
-        cls, module: nn.Module, space: UnitSpace, cut: Tensor, examples: int, fill: Sequence[Tensor] | None
-    ) -> _Cuts:
-        """From `cut` `(2, n)`: rows and units."""
-        first = next(module.parameters(), None)
-        device = torch.device("cpu") if first is None else first.device
-        number, row, element = space.elements(cut.cpu())
-        counts = torch.bincount(number, minlength=len(space.sites)).tolist()
-        where = to_device(torch.stack([row, element]), device)
-        touched = [n for n, count in enumerate(counts) if count]
-        parts = torch.split(where, [counts[n] for n in touched], dim=1) if touched else ()
-        return cls(
-            space,
-            tuple(touched),
-            tuple(part[0] for part in parts),
-            tuple(part[1] for part in parts),
-            None if fill is None else tuple(to_device(fill[n], device) for n in touched),
-            examples,
-        )
+def _cut_hook(site: Site, examples: int, rows: Tensor, elements: Tensor, fill: Tensor | None) -> Hook:
+    def cut(value: Tensor, own: bool) -> Tensor:
+        if own:
+            return _overwrite(value, site, examples, rows, elements, fill)
+        kept = value.new_ones(examples, site.size)
+        kept[rows, elements] = 0
+        return _replaced(value, site, site.aligned(kept, value), fill)
 
-    def hook(self, number: int) -> Hook:
-        place = self.sites.index(number)
-        site, rows, elements = self.space.sites[number], self.rows[place], self.elements[place]
-        fill = None if self.fill is None else self.fill[place]
-
-        def cut(value: Tensor, own: bool) -> Tensor:
-            if own:
-                return _overwrite(value, site, self.examples, rows, elements, fill)
-            kept = value.new_ones(self.examples, site.size)
-            kept[rows, elements] = 0
-            return _replaced(value, site, site.aligned(kept, value), fill)
-
-        return cut
+    return cut
 
 
 def _own_memory(output: Tensor, others: Sequence[Any]) -> bool:

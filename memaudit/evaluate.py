@@ -24,7 +24,7 @@ from memaudit.journal import Changing, Journal
 from memaudit.memory import out_of_memory, to_device
 from memaudit.text import clean
 from memaudit.tied_dropout import example_ids
-from memaudit.units import UnitSpace, places
+from memaudit.units import UnitSpace, overwritten
 
 T = TypeVar("T")
 Cut = Sequence[int]
@@ -109,6 +109,11 @@ class Evaluator:
         return self.adapter.device
 
     @property
+    def pads(self) -> bool:
+        """Whether batches are filled up to one of `SIZES` sizes."""
+        return self.device.type != "cpu"
+
+    @property
     def approximate(self) -> bool:
         """Whether mask gradients, and the logits that come with them, are computed in less than float32."""
         return self.gradient_dtype.itemsize < torch.float32.itemsize
@@ -166,9 +171,7 @@ class Evaluator:
         def body(chunk: slice) -> Seen:
             batch, size = self._padded(rows[chunk]), len(rows[chunk])
             images = self._images(examples, batch)
-            keep = images.new_full((len(batch), space.total), kept)
-            keep[to_device(torch.stack(places(cuts[chunk])), images.device).unbind()] = 0
-            keep.requires_grad_()
+            keep = overwritten(images.new_full((len(batch), space.total), kept), cuts[chunk], 0).requires_grad_()
             masks = ablated(self.adapter.module, space, keep, fill)
             with torch.enable_grad(), self._told(examples, batch), masks:
                 with torch.autocast(images.device.type, self.gradient_dtype, enabled=self.approximate):
@@ -289,12 +292,12 @@ class Evaluator:
         return self._run(len(order), run, backward=backward, batch=batch, changing=changing)
 
     def _padded(self, rows: Sequence[int]) -> list[int]:
-        """`rows`, and on a GPU the last one again until the batch has one of a few sizes.
+        """`rows`, and on a GPU the last one again and again until the batch has one of a few sizes.
 
         cuDNN plans each convolution anew for each size it has not seen: half of a search's time on a ResNet.
         """
         batch = list(rows)
-        if self.device.type != "cpu":
+        if self.pads:
             step = -(-self.batch_size // SIZES)
             batch += batch[-1:] * (min(self.batch_size, -(-len(batch) // step) * step) - len(batch))
         return batch

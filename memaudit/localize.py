@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from memaudit.data.examples import ExampleSet
 from memaudit.evaluate import Evaluator, Seen, margin
 from memaudit.memory import to_device
-from memaudit.units import UnitSpace, places
+from memaudit.units import UnitSpace, overwritten
 
 # Exchange rate between the flagged margin and the reference: one percentage point of reference accuracy at risk weighs
 # as much as this many hundredths of a typical reference margin. On a CIFAR-10 ResNet-9, 15 and 50 gave 2.5 and 2.8
@@ -215,8 +215,8 @@ class Search:
     def choose(self, evaluator: Evaluator, examples: ExampleSet, jobs: Sequence[Job]) -> list[int | None]:
         """The unit that each job would cut next, whether it has lost its label or not."""
         _, short = self._shortlist(evaluator, examples, jobs)
-        now = self.population.after([job.cut for job in jobs])
-        chosen = self._best(self.population, now, short, torch.zeros_like(short.units, dtype=torch.bool))
+        now = self.population.on(evaluator.device).after([job.cut for job in jobs])
+        chosen = self._best(now, short, torch.zeros_like(short.units, dtype=torch.bool))
         numbers = short.units.gather(1, chosen[:, None].clamp_min(0))[:, 0]
         return [None if place < 0 else unit for place, unit in zip(chosen.tolist(), numbers.tolist(), strict=True)]
 
@@ -231,7 +231,7 @@ class Search:
         margins, short = self._shortlist(evaluator, examples, jobs)
         for job, value in zip(jobs, margins.nan_to_num(nan=torch.inf).tolist(), strict=True):
             job.margin = value if math.isnan(job.margin) else job.margin
-        population, short = self.population.on(evaluator.device), short.on(evaluator.device)
+        population = self.population.on(evaluator.device)
         now = population.after([job.cut for job in jobs])
         taken = torch.zeros_like(short.units, dtype=torch.bool)
         left, added = [job.margin for job in jobs], [0] * len(jobs)
@@ -240,7 +240,7 @@ class Search:
             if not going:
                 break
             rows = to_device(torch.tensor(going), evaluator.device)
-            chosen = self._best(population, now[rows], short.of(rows), taken[rows])
+            chosen = self._best(now[rows], short.of(rows), taken[rows])
             rows, chosen = rows[chosen >= 0], chosen[chosen >= 0]
             units, drops = short.units[rows, chosen], short.drops[rows, chosen]
             taken[rows, chosen] = True
@@ -256,14 +256,14 @@ class Search:
         return [job for job, count in zip(jobs, added, strict=True) if not count and job.margin >= 0]
 
     def _shortlist(self, evaluator: Evaluator, examples: ExampleSet, jobs: Sequence[Job]) -> tuple[Tensor, Shortlist]:
-        """Each job's margin, and the units that may be cut and take most of it."""
+        """Each job's margin, and the units that may be cut and take most of it, where the network computes."""
         rows, cuts = [job.row for job in jobs], [job.cut for job in jobs]
         if self.look_ahead:
             margins, gradients = evaluator.mask_gradients(examples, rows, cuts, self.space, margin, self.fill)
             drops, units = self._largest(cuts, self._tried(evaluator, examples, jobs, gradients.nan_to_num()))
             usual = [self.population.usual(job.label, own) for job, own in zip(jobs, units, strict=True)]
             gains, order = (drops.where(drops > 0, -torch.inf) - torch.stack(usual)).sort(descending=True)
-            return margins, Shortlist(units.gather(1, order), drops.gather(1, order), gains)
+            return margins, Shortlist(units.gather(1, order), drops.gather(1, order), gains).on(evaluator.device)
 
         def largest(chunk: slice, gradients: Tensor) -> Seen:
             return self._largest(cuts[chunk], gradients.nan_to_num())
@@ -272,7 +272,7 @@ class Search:
             examples, rows, cuts, self.space, margin, self.fill, reduce=largest
         )
         # Cutting one that takes nothing would help the label.
-        return margins, Shortlist(units, drops, drops.where(drops > 0, -torch.inf))
+        return margins, Shortlist(units, drops, drops.where(drops > 0, -torch.inf)).on(evaluator.device)
 
     def _largest(self, cuts: Sequence[Sequence[int]], drops: Tensor) -> tuple[Tensor, Tensor]:
         """The largest of `drops` `(jobs, total)` among units that may still be cut, and whose they are."""
@@ -302,16 +302,16 @@ class Search:
         found[own, units] = margins[own] - margins[len(jobs) :]
         return found.nan_to_num(nan=-torch.inf, neginf=-torch.inf)
 
-    def _best(self, population: Population, now: Tensor, short: Shortlist, taken: Tensor) -> Tensor:
+    def _best(self, now: Tensor, short: Shortlist, taken: Tensor) -> Tensor:
         """Where on each job's shortlist the unit is that takes most for the reference it puts at risk; -1: nowhere.
 
         Risks are worked out a few units at a time, best first, until no later one could be chosen.
 
         Args:
-            population: where the search computes.
             now: `(jobs, R)` margins of the reference, as predicted for what is cut.
             taken: `(jobs, S)` what of the shortlist is cut already.
         """
+        population = self.population.on(now.device)
         wrong = population.wrong(now)
         price = self.weight * population.typical
         best = torch.full_like(short.gains[:, 0], -torch.inf)
@@ -336,8 +336,7 @@ class Search:
     def _allowed(self, cuts: Sequence[Sequence[int]], values: Tensor, otherwise: float) -> Tensor:
         """`values` `(jobs, total)` of the units that may still be cut, `otherwise` of all others."""
         allowed = values.masked_fill(to_device(~self.candidates, values.device), otherwise)
-        allowed[to_device(torch.stack(places(cuts)), values.device).unbind()] = otherwise
-        return allowed
+        return overwritten(allowed, cuts, otherwise)
 
     def _measured(
         self, evaluator: Evaluator, examples: ExampleSet, jobs: Sequence[Job], lost: Sequence[Job]

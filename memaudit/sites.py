@@ -259,7 +259,7 @@ def _compare(candidate: _Candidate, args: tuple[Any, ...], output: Tensor) -> st
     site, module = candidate.site, candidate.module
     if not site.edits:
         return "it has no parameter along the unit axis"
-    elements = site.width * site.span * site.copies
+    elements = site.size
     if not args:
         return "it is called by keyword"
     tensor = args[0] if site.side == "input" else output

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from memaudit.errors import UsageError
 from memaudit.findings import Kind, UnitRef
+from memaudit.memory import to_device
 from memaudit.text import clean, closest
 
 
@@ -165,20 +166,24 @@ class UnitSpace:
 
     def keep(self, cuts: Sequence[Iterable[int]]) -> Tensor:
         """One row per example, `(B, total)` float32: 0 for the units in its cut, 1 elsewhere."""
-        mask = torch.ones(len(cuts), self.total)
-        mask[places(cuts)] = 0
-        return mask
+        return overwritten(torch.ones(len(cuts), self.total), cuts, 0)
 
     def split(self, values: Tensor) -> list[Tensor]:
         """`(..., total)` into one tensor a site."""
         return list(torch.split(values, [s.width for s in self.sites], dim=-1))
 
 
-def places(cuts: Sequence[Iterable[int]]) -> tuple[Tensor, Tensor]:
-    """Rows and units of all that is cut: an index into a tensor `(B, total)`."""
+def places(cuts: Sequence[Iterable[int]]) -> Tensor:
+    """`(2, n)`, rows and units of all that is cut."""
     listed = [list(cut) for cut in cuts]
     units = torch.tensor(list(chain.from_iterable(listed)), dtype=torch.long)
-    return torch.repeat_interleave(torch.tensor([len(cut) for cut in listed], dtype=torch.long)), units
+    return torch.stack([torch.repeat_interleave(torch.tensor([len(cut) for cut in listed], dtype=torch.long)), units])
+
+
+def overwritten(values: Tensor, cuts: Sequence[Iterable[int]], value: float) -> Tensor:
+    """`values` `(B, total)` with `value` written where it is cut, in the same memory."""
+    values[to_device(places(cuts), values.device).unbind()] = value
+    return values
 
 
 def select(sites: Sequence[Site], unit: str = "auto", layers: str | None = None) -> UnitSpace:

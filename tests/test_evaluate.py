@@ -186,6 +186,26 @@ def test_switches_are_put_back_also_when_the_body_raises() -> None:
         mha.set_fastpath_enabled(found[4])
 
 
+def test_a_padded_batch_gives_each_row_its_own_and_counts_no_other(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, cuts, space = [3, 0, 7, 7, 2], [[1], [], [4, 30], [2], [60]], trained.space
+    found = []
+    for pads in (False, True):
+        monkeypatch.setattr(Evaluator, "pads", pads)
+        evaluator = trained.evaluator(32)
+        sizes = [len(evaluator._padded(rows[:count])) for count in (1, 4, 5)]
+        assert sizes == ([4, 4, 8] if pads else [1, 4, 5])
+        logits = evaluator.logits(trained.flagged, rows, cuts, space)
+        scores, gradients = evaluator.mask_gradients(trained.flagged, rows, cuts, space, margin)
+        together = evaluator.logits(trained.flagged, rows, [[5]], space)
+        assert evaluator.passes == {"audit forward": 15, "audit backward": 5}
+        found.append((logits, together, scores, gradients))
+    for plain, padded in zip(*found, strict=True):
+        assert plain.shape == padded.shape
+        assert torch.allclose(plain, padded, atol=1e-5)
+
+
 def test_devices_have_names() -> None:
     assert resolve_device("cpu") == torch.device("cpu")
     assert resolve_device("auto").type in ("cpu", "cuda", "mps")

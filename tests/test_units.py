@@ -52,7 +52,7 @@ def test_elements_of_a_unit() -> None:
 
 def test_elements_of_many_units_are_those_of_each() -> None:
     cuts = [[8, 1], [], [5, 0, 3], [7]]
-    found = SPACE.elements(torch.stack(places(cuts)))
+    found = SPACE.elements(places(cuts))
     expected = sorted(
         (int(SPACE.site_of[unit]), row, element)
         for row, cut in enumerate(cuts)
@@ -61,7 +61,7 @@ def test_elements_of_many_units_are_those_of_each() -> None:
     )
     assert sorted(zip(*(part.tolist() for part in found), strict=True)) == expected
     assert found[0].tolist() == sorted(found[0].tolist())
-    assert [part.tolist() for part in SPACE.elements(torch.stack(places([[], []])))] == [[], [], []]
+    assert [part.tolist() for part in SPACE.elements(places([[], []]))] == [[], [], []]
 
 
 @pytest.mark.parametrize("site", SPACE.sites)

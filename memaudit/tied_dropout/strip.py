@@ -86,6 +86,6 @@ def feeding(model: nn.Module, forward: Callable[[Tensor], Tensor], images: Tenso
         for site in sites:
             known = site.layer in outputs and path in outputs
             feeds = site.layer == path or (known and arrives(seen, outputs[site.layer], outputs[path]))
-            if feeds and site.side == "output" and site.width * site.span * site.copies == layer.channels:
+            if feeds and site.side == "output" and site.size == layer.channels:
                 found[path] = site
     return found

@@ -35,6 +35,7 @@ from tests.networks import ResNet9
 
 REFERENCE = 256
 
+
 @dataclass(frozen=True)
 class Setting:
     """A network and what it is given; `full` on a GPU."""
