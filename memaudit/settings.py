@@ -31,7 +31,7 @@ class Profile:
         retrain_rows, retrain_epochs, retrain_seeds: reference examples a layer is trained on, and how often.
     """
 
-    search_rows: int = 512
+    search_rows: int = 1024
     look_ahead: int = 0
     panel_rows: int = 512
     at_risk: int = 40

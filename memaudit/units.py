@@ -190,7 +190,9 @@ def select(sites: Sequence[Site], unit: str = "auto", layers: str | None = None)
     """The sites one search runs over. Kinds are never mixed: their costs differ by an order of magnitude.
 
     Args:
-        unit: `channel`, `neuron`, `head`, or `auto`: the kind with the most units, the finest cut there is.
+        unit: `channel`, `neuron`, `head`, or `auto`: the kind found at the most layers, of several the one with the
+            most units. So a network is cut all along its depth: a convolutional network and a transformer by channels,
+            a plain multilayer perceptron by neurons.
         layers: a shell pattern that site paths must match (comma separates several).
 
     Raises:
@@ -204,10 +206,10 @@ def select(sites: Sequence[Site], unit: str = "auto", layers: str | None = None)
         raise UsageError(
             f"no layer matches {clean(layers)!r}{known}", hint="List the layers with: memaudit inspect MODEL"
         )
-    widths: Counter[str] = Counter()
+    widths, layer_counts = Counter[str](), Counter[str](site.kind for site in named)
     for site in named:
         widths[site.kind] += site.width
-    kind = widths.most_common(1)[0][0] if unit == "auto" else unit
+    kind = max(widths, key=lambda k: (layer_counts[k], widths[k])) if unit == "auto" else unit
     if kind not in widths:
         have = ", ".join(f"{k} ({n})" for k, n in widths.most_common())
         raise UsageError(

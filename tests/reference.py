@@ -147,7 +147,7 @@ class Crowd:
         """Expected share of the reference that is wrong with `cut` gone."""
         total = 0.0
         for value, effect in zip(self.margins, self.effects, strict=True):
-            predicted = value - sum(effect[u] for u in cut)
+            predicted = min(value, value - sum(effect[u] for u in cut))
             total += 1 / (1 + math.exp(min(500.0, predicted / (softness * self.typical))))
         return total / len(self.margins)
 

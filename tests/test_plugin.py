@@ -139,7 +139,9 @@ def test_the_example_scans_what_it_saved_and_nothing_else(installed: Installed) 
     assert done.returncode == 1, done.stderr  # it memorized, and the default policy allows nothing memorized
     report = json.loads((installed.work / "report" / "report.json").read_text())
     assert (report["model"]["adapter"], report["model"]["architecture"]) == ("example", "mixer-2x32")
-    assert {u["layer"] for u in report["units"]["by_layer"]} >= {"blocks.0.mix.widen", "blocks.1.tokens.widen"}
+    assert {u["layer"] for u in report["units"]["by_layer"]} == {
+        "patch", "blocks.0.first", "blocks.0.second", "blocks.1.first", "blocks.1.second",
+    }  # fmt: skip
     assert report["summary"]["fitted"] >= 6
     assert report["summary"]["outcomes"]["localized"] >= 1
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from memaudit.ablate import ablated, edited, silence
 from memaudit.evaluate import exact_arithmetic
 from memaudit.sites import find_sites
-from memaudit.units import Site, UnitSpace
+from memaudit.units import Site, UnitSpace, select
 from tests.networks import Oddly, ResNet9, TokenMajor
 
 # What weights were edited and what was masked differ by rounding only, relative to the largest logit.
@@ -156,14 +156,17 @@ def sites_of(module: nn.Module, side: int = 16, channels: int = 3) -> dict[str, 
     return {site.layer: site for site in find_sites(module, module, images)}
 
 
-def test_a_vit_has_its_heads_its_mlp_neurons_and_its_patch_channels() -> None:
+def test_a_vit_has_its_heads_its_mlp_neurons_and_the_channels_its_blocks_read() -> None:
     module = make("test_vit")
     heads = {f"blocks.{i}.attn.proj": block.attn.num_heads for i, block in enumerate(module.blocks)}
     neurons = {f"blocks.{i}.mlp.fc1": block.mlp.fc1.out_features for i, block in enumerate(module.blocks)}
     found = find_sites(module, module, torch.rand(3, 3, 64, 64))
     assert {s.layer: s.width for s in found if s.kind == "head"} == heads
     assert {s.layer: s.width for s in found if s.kind == "neuron"} == neurons
-    assert {s.layer for s in found if s.kind == "channel"} == {"patch_embed.proj"}
+    read = {f"blocks.{i}.norm{k}" for i in range(len(module.blocks)) for k in (1, 2)}
+    assert {s.layer for s in found if s.kind == "channel"} == {"patch_embed.proj", *read}
+    assert {(s.width, s.edits) for s in found if s.layer in read} == {(64, (("weight", 0), ("bias", 0)))}
+    assert {s.kind for s in select(found).sites} == {"channel"}
     assert all(s.span * s.width == 64 and s.side == "input" for s in found if s.kind == "head")
 
 
@@ -344,7 +347,7 @@ CASES = {
         lambda: Layered(
             nn.Conv2d(3, 8, 4, 4), nn.Flatten(2), Turned(nn.TransformerEncoderLayer(8, 2, 20, batch_first=True))
         ),
-        {"body.0", "body.2.body.linear1"},
+        {"body.0", "body.2.body.linear1", "body.2.body.norm1"},
     ),
 }
 

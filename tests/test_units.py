@@ -128,9 +128,10 @@ def test_one_row_serves_every_example() -> None:
     assert torch.equal(site.shaped(values[None], like), values.reshape(1, 4, 1))
 
 
-def test_auto_takes_the_kind_with_most_units_and_never_mixes() -> None:
+def test_auto_takes_the_kind_at_most_layers_and_never_mixes() -> None:
     neurons = Site("a", "neuron", 5), Site("b", "neuron", 6)
-    assert select([*neurons, HEADS, Site("c", "channel", 10)]).sites == neurons
+    assert select([*neurons, HEADS, Site("c", "channel", 100)]).sites == neurons
+    assert select([neurons[0], HEADS, Site("c", "channel", 10)]).sites == (Site("c", "channel", 10),)  # most units
 
 
 @pytest.mark.parametrize(

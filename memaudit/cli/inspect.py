@@ -31,7 +31,7 @@ def inspect(
     mean: opt.Mean = None,
     std: opt.Std = None,
     input_size: opt.InputSize = None,
-    unit: Annotated[str, typer.Option(help="channel, neuron, head, or auto: the finest there is.")] = "auto",
+    unit: Annotated[str, typer.Option(help="channel, neuron, head, or auto: the kind at the most layers.")] = "auto",
     layers: Annotated[str | None, typer.Option(help="Only layers matching this pattern.")] = None,
     config: opt.Config = None,
     format_: Annotated[str, typer.Option("-f", "--format", help="table or json.")] = "table",

@@ -50,7 +50,7 @@ def scan(
     std: opt.Std = None,
     input_size: opt.InputSize = None,
     max_units: Annotated[int, typer.Option(min=1, help="Most units one example may take.")] = 10,
-    unit: Annotated[str, typer.Option(help="channel, neuron, head, or auto: the finest there is.")] = "auto",
+    unit: Annotated[str, typer.Option(help="channel, neuron, head, or auto: the kind at the most layers.")] = "auto",
     layers: Annotated[str | None, typer.Option(help="Only layers matching this pattern, e.g. 'layer3.*'.")] = None,
     checkpoints: opt.Checkpoints = [],  # noqa: B006 - typer copies it
     audit: Annotated[

@@ -1,7 +1,7 @@
 """Known answers: a wrong label stored in r chosen units of a trained network, and who finds those units again.
 
     python -m tests.benchmarks.injection --data DIR --series DIR [--network resnet9|vit] [--cases 50] [--store DIR]
-        [--out FILE.md]
+        [--device cuda] [--out FILE.md]
 
 After the injection benchmark (INJ) of Chang et al. 2024 (Do Localization Methods Actually Localize Memorized Data in
 LLMs?): only the weights of r randomly chosen live units are tuned, until a held-out image takes a wrong label; a KL
@@ -100,12 +100,17 @@ def own_weights(module: nn.Module, space: UnitSpace, units: Sequence[int]) -> di
                 found.setdefault((f"{name}.{parameter}", 0), []).append(unit.index)
         if last == "fc1":
             found.setdefault((f"{parent}.fc2.weight", 1), []).append(unit.index)
-    return {name: (axis, torch.tensor(sorted(indices))) for (name, axis), indices in found.items()}
+    device = next(module.parameters()).device
+    return {name: (axis, torch.tensor(sorted(indices), device=device)) for (name, axis), indices in found.items()}
 
 
 def changed(module: nn.Module, rows: Mapping[str, tuple[int, Tensor, Tensor]]) -> dict[str, Tensor]:
-    """The parameters named in `rows` with their changes added."""
-    return {n: module.get_parameter(n).detach().index_add(axis, i, delta) for n, (axis, i, delta) in rows.items()}
+    """The parameters named in `rows` with their changes added, where the network is."""
+    found: dict[str, Tensor] = {}
+    for name, (axis, indices, delta) in rows.items():
+        value = module.get_parameter(name).detach()
+        found[name] = value.index_add(axis, indices.to(value.device), delta.to(value.device))
+    return found
 
 
 def inject(
@@ -127,10 +132,10 @@ def inject(
     """
     least = CARRIED / (2 * len(units))
     keep = space.keep([[], *([u] for u in units), *([[]] * BATCH)])
-    seen, target = len(units) + 1, torch.tensor([label])
+    seen, target = len(units) + 1, torch.tensor([label], device=image.device)
     where = own_weights(module, space, units)
     deltas = {
-        n: torch.zeros_like(module.get_parameter(n).index_select(axis, indices)).requires_grad_()
+        n: torch.zeros_like(module.get_parameter(n).detach().index_select(axis, indices)).requires_grad_()
         for n, (axis, indices) in where.items()
     }
     optimizer = torch.optim.Adam(deltas.values(), lr=LEARNING_RATE * (ALONE if len(units) == 1 else 1))
@@ -151,7 +156,7 @@ def inject(
         optimizer.zero_grad()
         (own + short + KL_WEIGHT * len(units) * drift).backward()
         optimizer.step()
-    return {n: (*where[n], delta.detach()) for n, delta in deltas.items()}
+    return {n: (axis, indices.cpu(), deltas[n].detach().cpu()) for n, (axis, indices) in where.items()}
 
 
 @dataclass(frozen=True)
@@ -175,10 +180,12 @@ class Ground:
 
     @classmethod
     def of(cls, evaluator: Evaluator, reference: ExampleSet, held_out: ExampleSet) -> Ground:
-        space = select(evaluator.adapter.sites(reference.batch([0, 1, 2], "cpu")))
+        sites = evaluator.adapter.sites(reference.batch([0, 1, 2], evaluator.device))
+        # Of a unit that another layer's weights make up no weight is its own: of a transformer's, the MLP's neurons.
+        space = select(sites, "neuron" if any(site.kind == "neuron" for site in sites) else "channel")
         live = live_units(space, observe(evaluator, reference.subset(range(1024)), space))
-        batch = evaluator.adapter.preprocess.normalise(reference.batch(range(512), "cpu"))
-        teacher = evaluator.logits(reference, range(512)).log_softmax(1)
+        batch = evaluator.adapter.preprocess.normalise(reference.batch(range(512), evaluator.device))
+        teacher = evaluator.logits(reference, range(512)).log_softmax(1).to(evaluator.device)
         test = Panel(reference, range(512, 1024))
         return cls(evaluator, space, live, reference, held_out, batch, teacher, test, accuracy(evaluator, test))
 
@@ -202,7 +209,7 @@ def make(ground: Ground, number: int, size: int) -> Injection:
     able = evaluator.mask_gradients(example, [0], [[]], space, margin)[1][0] > 0
     pool = (ground.live & able).nonzero().flatten()
     units = tuple(sorted(pool[torch.randperm(len(pool), generator=generator)[:size]].tolist()))
-    image = evaluator.adapter.preprocess.normalise(example.batch([0], "cpu"))
+    image = evaluator.adapter.preprocess.normalise(example.batch([0], evaluator.device))
     rows = inject(module, space, units, image, label, ground.batch, ground.teacher, generator)
     with holding(module, changed(module, rows)):
         logits = evaluator.logits(example, [0] * (size + 1), [[], *([u] for u in units)], space)
@@ -270,7 +277,7 @@ def main() -> None:
     _, reference = sets(args.data, args.images, args.share)
     pixels, labels = load(args.data / "cifar10-test.npz", 1000)
     held_out = example_set(pixels, labels, "test")
-    evaluator = Evaluator(load_adapter(args.series, args.network, args.width, "cpu"), 128)
+    evaluator = Evaluator(load_adapter(args.series, args.network, args.width, args.device), 128)
     with exact_arithmetic():
         ground = Ground.of(evaluator, reference, held_out)
         scores: dict[int, list[dict[str, float]]] = {}
@@ -304,8 +311,8 @@ def table(scores: Mapping[int, Sequence[Mapping[str, float]]], args: argparse.Na
             f"test image takes a wrong label with probability {STORED:g}; KL on reference images keeps what the "
             f"network does elsewhere. A case counts where reference accuracy stays within {100 * MOST_LOST:g} points "
             f"and each unit alone carries {100 * LEAST_DROP:g} % of the margin. Recall: share of the r units among the "
-            f"first r that a method names, mean and 95 % bootstrap interval over the cases. torch {torch.__version__}. "
-            "Written by `python -m tests.benchmarks.injection`."
+            f"first r that a method names, mean and 95 % bootstrap interval over the cases. torch {torch.__version__}, "
+            f"{args.device}. Written by `python -m tests.benchmarks.injection`."
         ),
         "",
         "| method | " + " | ".join(f"r = {size} ({len(scores[size])} cases)" for size in sizes) + " |",

@@ -38,17 +38,18 @@ REFERENCE = 256
 
 @dataclass(frozen=True)
 class Setting:
-    """A network and what it is given; `full` on a GPU."""
+    """A network and what it is given; `full` on a GPU. A transformer's neurons are the most units it has."""
 
     side: int
     examples: int
     width: int = 64
+    unit: str = "channel"
 
 
 SETTINGS = {
     "resnet9": {False: Setting(32, 128, width=16), True: Setting(32, 2048)},
     "resnet50": {False: Setting(64, 32), True: Setting(224, 512)},
-    "vit_base_patch16_224": {False: Setting(64, 32), True: Setting(224, 512)},
+    "vit_base_patch16_224": {False: Setting(64, 32, unit="neuron"), True: Setting(224, 512, unit="neuron")},
 }
 
 
@@ -74,7 +75,7 @@ def measure(network: str, setting: Setting, device: str, count: int, dtype: torc
     said = evaluator.logits(images).argmax(1).numpy()
     labelled = example_set(pixels, said, "images")
     reference, flagged = labelled.subset(range(REFERENCE)), labelled.subset(range(REFERENCE, len(labelled)))
-    space = select(adapter.sites(reference.batch([0, 1, 2], device)))
+    space = select(adapter.sites(reference.batch([0, 1, 2], device)), setting.unit)
     population = measure_population(evaluator, space, reference, range(REFERENCE))
     search = Search(space, torch.ones(space.total, dtype=torch.bool), population, max_units=20)
     rows = range(len(flagged))
