@@ -335,9 +335,10 @@ def zero_slices(parameters: dict[str, nn.Parameter] | dict[str, Tensor], site: S
 
 
 def _marks(candidates: list[_Candidate], forward: Callable[[Tensor], Tensor], images: Tensor) -> list[list[Tensor]]:
-    """Per candidate and axis, the sums of its tensor over all other axes: a fingerprint of each slice.
+    """Per candidate and axis, the sums of its tensor's sizes over all other axes: a fingerprint of each slice.
 
-    Sums are taken after the pass, on the CPU: not every device has float64, and none has to be waited for at each site.
+    Of sizes, because behind a norm the values themselves may add up to nothing. Sums are taken after the pass, on the
+    CPU: not every device has float64, and none has to be waited for at each site.
     """
     seen: dict[int, Tensor] = {}
 
@@ -351,7 +352,7 @@ def _marks(candidates: list[_Candidate], forward: Callable[[Tensor], Tensor], im
 
     with torch.no_grad(), hooked(after=[(c.module, at(i)) for i, c in enumerate(candidates)]):
         forward(images)
-    return [_sums(seen.pop(number).cpu().double()) if number in seen else [] for number in range(len(candidates))]
+    return [_sums(seen.pop(number).cpu().double().abs()) if number in seen else [] for number in range(len(candidates))]
 
 
 def _sums(wide: Tensor) -> list[Tensor]:
@@ -360,13 +361,18 @@ def _sums(wide: Tensor) -> list[Tensor]:
 
 
 def _place_batch(candidate: _Candidate, before: list[Tensor], after: list[Tensor], examples: int) -> None:
-    """Settle `batch_axis` and `batch_minor`: only the exchanged example's slices may have changed."""
+    """Settle `batch_axis` and `batch_minor`: only the exchanged example's slices may have changed.
+
+    Changes are held against the largest one: a deep network of random weights can tell two images apart by no more than
+    rounding, which against the values themselves is none.
+    """
     if candidate.problem is not None:
         return
     for axis, (old, new) in enumerate(zip(before, after, strict=True)):
         if axis == candidate.site.axis or len(old) % examples or len(old) != len(new):
             continue
-        changed = (old - new).abs() > 1e-9 * (old.abs() + new.abs())
+        moved = (old - new).abs()
+        changed = moved > 1e-6 * moved.max()
         slots = torch.arange(len(old), device=old.device)
         for minor, owner in ((False, slots // (len(old) // examples)), (True, slots % examples)):
             if changed.any() and not changed[owner != 1].any():

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from memaudit import sites
 from memaudit.ablate import ablated, edited, silence
 from memaudit.evaluate import exact_arithmetic
 from memaudit.sites import find_sites
@@ -168,6 +169,16 @@ def test_a_vit_has_its_heads_its_mlp_neurons_and_the_channels_its_blocks_read() 
     assert {(s.width, s.edits) for s in found if s.layer in read} == {(64, (("weight", 0), ("bias", 0)))}
     assert {s.kind for s in select(found).sites} == {"channel"}
     assert all(s.span * s.width == 64 and s.side == "input" for s in found if s.kind == "head")
+
+
+def test_images_that_rounding_alone_tells_apart_still_show_where_the_examples_are() -> None:
+    """As in a deep network of random weights; 9 rows of pixels could be 3 examples' as well."""
+    values = torch.rand(3, 8, 9, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    other = values.clone()
+    other[1, 0, 4, 4] += 1e-9
+    candidate = sites._Candidate(Site("layer", "channel", 8), nn.Identity(), None)
+    sites._place_batch(candidate, sites._sums(values), sites._sums(other), 3)
+    assert (candidate.problem, candidate.site.batch_axis, candidate.site.batch_minor) == (None, 0, False)
 
 
 def test_convolutions_are_cut_behind_their_batch_norm() -> None:

@@ -311,8 +311,8 @@ def table(scores: Mapping[int, Sequence[Mapping[str, float]]], args: argparse.Na
             f"test image takes a wrong label with probability {STORED:g}; KL on reference images keeps what the "
             f"network does elsewhere. A case counts where reference accuracy stays within {100 * MOST_LOST:g} points "
             f"and each unit alone carries {100 * LEAST_DROP:g} % of the margin. Recall: share of the r units among the "
-            f"first r that a method names, mean and 95 % bootstrap interval over the cases. torch {torch.__version__}, "
-            f"{args.device}. Written by `python -m tests.benchmarks.injection`."
+            f"first r that a method names, mean and 95 % bootstrap interval over the cases. torch {torch.__version__}. "
+            "Written by `python -m tests.benchmarks.injection`."
         ),
         "",
         "| method | " + " | ".join(f"r = {size} ({len(scores[size])} cases)" for size in sizes) + " |",
