@@ -171,6 +171,14 @@ def test_a_vit_has_its_heads_its_mlp_neurons_and_the_channels_its_blocks_read() 
     assert all(s.span * s.width == 64 and s.side == "input" for s in found if s.kind == "head")
 
 
+def test_norms_of_queries_and_keys_are_no_sites() -> None:
+    module = timm.create_model("test_vit", num_classes=5, img_size=32, qk_norm=True).eval().requires_grad_(False)
+    assert isinstance(module.blocks[0].attn.q_norm, nn.LayerNorm)
+    found = {s.layer for s in find_sites(module, module, torch.rand(3, 3, 32, 32)) if s.kind == "channel"}
+    assert "blocks.0.norm1" in found
+    assert not any(layer.endswith(("q_norm", "k_norm")) for layer in found)
+
+
 def test_images_that_rounding_alone_tells_apart_still_show_where_the_examples_are() -> None:
     """As in a deep network of random weights; 9 rows of pixels could be 3 examples' as well."""
     values = torch.rand(3, 8, 9, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

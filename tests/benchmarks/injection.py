@@ -135,7 +135,7 @@ def inject(
     seen, target = len(units) + 1, torch.tensor([label], device=image.device)
     where = own_weights(module, space, units)
     deltas = {
-        n: torch.zeros_like(module.get_parameter(n).detach().index_select(axis, indices)).requires_grad_()
+        n: torch.zeros_like(module.get_parameter(n).index_select(axis, indices)).requires_grad_()
         for n, (axis, indices) in where.items()
     }
     optimizer = torch.optim.Adam(deltas.values(), lr=LEARNING_RATE * (ALONE if len(units) == 1 else 1))
@@ -181,7 +181,7 @@ class Ground:
     @classmethod
     def of(cls, evaluator: Evaluator, reference: ExampleSet, held_out: ExampleSet) -> Ground:
         sites = evaluator.adapter.sites(reference.batch([0, 1, 2], evaluator.device))
-        # Of a unit that another layer's weights make up no weight is its own: of a transformer's, the MLP's neurons.
+        # A norm's channel has no weights that could hold an image: in a transformer only the MLP's neurons have.
         space = select(sites, "neuron" if any(site.kind == "neuron" for site in sites) else "channel")
         live = live_units(space, observe(evaluator, reference.subset(range(1024)), space))
         batch = evaluator.adapter.preprocess.normalise(reference.batch(range(512), evaluator.device))
