@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from memaudit.adapters.base import Adapter
     from memaudit.data.examples import ExampleSet
     from memaudit.errors import MemauditError
-    from memaudit.findings import Finding, Report
-    from memaudit.library import audit
+    from memaudit.findings import Finding
+    from memaudit.network.tied_dropout import ExampleTiedDropout, add_tied_dropout, example_ids, strip_tied_dropout
+    from memaudit.pipeline.library import audit
+    from memaudit.report.document import Report
     from memaudit.settings import Settings
-    from memaudit.tied_dropout import ExampleTiedDropout, add_tied_dropout, example_ids, strip_tied_dropout
     from memaudit.version import __version__
 
 __all__ = [
@@ -43,16 +44,16 @@ __all__ = [
 _HOMES = {
     "Adapter": "memaudit.adapters.base",
     "ExampleSet": "memaudit.data.examples",
-    "ExampleTiedDropout": "memaudit.tied_dropout",
+    "ExampleTiedDropout": "memaudit.network.tied_dropout",
     "Finding": "memaudit.findings",
     "MemauditError": "memaudit.errors",
     "Report": "memaudit.findings",
     "Settings": "memaudit.settings",
     "__version__": "memaudit.version",
-    "add_tied_dropout": "memaudit.tied_dropout",
-    "audit": "memaudit.library",
-    "example_ids": "memaudit.tied_dropout",
-    "strip_tied_dropout": "memaudit.tied_dropout",
+    "add_tied_dropout": "memaudit.network.tied_dropout",
+    "audit": "memaudit.pipeline.library",
+    "example_ids": "memaudit.network.tied_dropout",
+    "strip_tied_dropout": "memaudit.network.tied_dropout",
 }
 
 

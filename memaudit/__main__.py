@@ -14,9 +14,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from memaudit import interrupts
 from memaudit.errors import ExitCode, MemauditError, UsageError
-from memaudit.interrupts import Terminated
+from memaudit.system import interrupts
+from memaudit.system.interrupts import Terminated
 from memaudit.text import MAX_LENGTH, clean
 
 # Rejected rows and the like: so many are shown, the rest is counted.
@@ -102,7 +102,7 @@ def _run(given: list[str]) -> int | Failure:
 
 def _failure(error: Exception) -> Failure:
     """An exception in the words a user reads; what nobody foresaw is a bug, with a log."""
-    from memaudit.memory import out_of_memory  # ctypes would cost every command's start
+    from memaudit.system.memory import out_of_memory  # ctypes would cost every command's start
 
     if isinstance(error, MemauditError):
         details = (*error.details, *_notes(error))
@@ -166,7 +166,7 @@ def _error_path(given: list[str]) -> tuple[Path | None, list[str]]:
         else:
             path = Path(named)
     if path is not None:
-        from memaudit.report.files import check_target
+        from memaudit.system.files import check_target
 
         check_target(path)
     return path, rest
@@ -174,7 +174,7 @@ def _error_path(given: list[str]) -> tuple[Path | None, list[str]]:
 
 def _tell_machines(path: Path, code: int, failure: Failure | None) -> None:
     """Write how the command ended; a place that has become impossible does not change that."""
-    from memaudit.report.files import replace
+    from memaudit.system.files import replace
 
     error = None
     if failure is not None:

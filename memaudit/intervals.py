@@ -64,8 +64,3 @@ def bootstrap_runs(runs: Sequence[Sequence[float]], seed: int, draws: int = 2000
         means[draw] = picked[generator.integers(0, len(picked), len(picked))].mean()
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
-
-
-def tidy(value: float) -> float:
-    """Six significant digits: what float32 carries, and no more than anyone can defend."""
-    return float(f"{value:.6g}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from memaudit.findings import ConfigValue, ReportWarning
-from memaudit.gate import Policy
+from memaudit.gate.policy import Policy
 
 
 @dataclass(frozen=True)

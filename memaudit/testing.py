@@ -13,14 +13,14 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from memaudit.ablate import ablated, edited
 from memaudit.adapters.base import Adapter
 from memaudit.adapters.registry import load_class
+from memaudit.engine.device import exact_arithmetic
 from memaudit.errors import AdapterFault, MemauditError, UsageError
-from memaudit.evaluate import exact_arithmetic
-from memaudit.hooks import hook_count
+from memaudit.network.ablate import ablated, edited
+from memaudit.network.hooks import hook_count
+from memaudit.network.units import UnitSpace
 from memaudit.text import clean
-from memaudit.units import UnitSpace
 
 IMAGES = 3
 # Kernels may sum in another order for another batch size: relative to the largest logit, float32.

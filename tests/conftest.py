@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from memaudit.adapters.base import Adapter
 from memaudit.data import ExampleSet, Preprocess, from_tensors
-from memaudit.evaluate import Evaluator
-from memaudit.units import UnitSpace, select
+from memaudit.engine.evaluator import Evaluator
+from memaudit.network.units import UnitSpace, select
 from tests.networks import DigitsNet
 
 DIGIT = Preprocess((1, 8, 8))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from memaudit.data import ExampleSet
-from memaudit.units import Site, UnitSpace
+from memaudit.network.units import Site, UnitSpace
 
 Label = int
 

@@ -33,7 +33,6 @@ from memaudit.findings import (
     Prediction,
     RandomControl,
     ReferenceAccuracy,
-    Report,
     ReportWarning,
     Retrain,
     RetrainEpoch,
@@ -44,6 +43,7 @@ from memaudit.findings import (
     UnitRef,
     Units,
 )
+from memaudit.report.document import Report
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 LAYERS = [("conv1.bn", 64), ("layer1.0.bn1", 64), ("layer1.0.bn2", 64), ("layer2.0.bn1", 128), ("layer2.0.bn2", 128)]

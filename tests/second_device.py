@@ -28,7 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-from memaudit import evaluate
+from memaudit.engine import evaluator as evaluate
 
 aten = torch.ops.aten
 NAME = "second"
@@ -122,7 +122,7 @@ waits: Counter[str] = Counter()
 
 def note() -> None:
     """The host waits, on behalf of the innermost function of memaudit."""
-    package = Path(evaluate.__file__).parent
+    package = Path(evaluate.__file__).parents[1]
     frames = [f for f in traceback.extract_stack() if Path(f.filename).is_relative_to(package)]
     within = any(f.name == "forward" and f.filename.endswith("adapters/base.py") for f in frames)
     place = f"{Path(frames[-1].filename).name} {frames[-1].name}" if frames else "elsewhere"

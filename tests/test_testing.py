@@ -18,8 +18,8 @@ from memaudit.adapters.timm import TimmAdapter
 from memaudit.checkpoints import Checkpoint
 from memaudit.data import Preprocess
 from memaudit.errors import AdapterFault, ExitCode, UsageError
+from memaudit.network.units import Site
 from memaudit.testing import CHECKS, check_adapter, check_installed
-from memaudit.units import Site
 from tests.networks import Oddly, TokenMajor
 
 SIZE = (3, 16, 16)

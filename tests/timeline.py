@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 from memaudit.adapters.base import Adapter
 from memaudit.data import ExampleSet, Preprocess, from_tensors
-from memaudit.evaluate import Evaluator, Panel
-from memaudit.layers import LayerGroup, layer_groups, tensors_of
-from memaudit.replay import watch
-from memaudit.states import State, canonical
+from memaudit.engine.evaluator import Evaluator, Panel
+from memaudit.network.layer_groups import LayerGroup, layer_groups, tensors_of
+from memaudit.network.replay import watch
+from memaudit.network.states import State, canonical
 from tests.networks import ResNet9, TiedInPlace
 
 CLASSES = 5

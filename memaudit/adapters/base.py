@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from memaudit.adapters.options import ModelOptions as ModelOptions
 from memaudit.checkpoints import Checkpoint
+from memaudit.data.images.preprocess import Preprocess
 from memaudit.errors import EnvironmentFault, MemauditError, ModelRejected
-from memaudit.images.preprocess import Preprocess
-from memaudit.memory import out_of_memory
-from memaudit.sites import find_sites
+from memaudit.network.sites import find_sites
+from memaudit.network.tied_dropout import bypassed
+from memaudit.network.units import Site
+from memaudit.system.memory import out_of_memory
 from memaudit.text import clean
-from memaudit.tied_dropout import bypassed
-from memaudit.units import Site
 
 
 class Adapter:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from memaudit.adapters.base import ModelOptions
+from memaudit.data.images.preprocess import Preprocess
 from memaudit.errors import UsageError
-from memaudit.images.preprocess import Preprocess
 
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
 FIELDS = ("input_size", "mean", "std", "crop_pct", "interpolation", "crop_mode")

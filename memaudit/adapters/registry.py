@@ -68,7 +68,7 @@ def choose(checkpoint: Checkpoint, options: ModelOptions, name: str | None = Non
         from memaudit.adapters.user import UserAdapter
 
         return UserAdapter.load(checkpoint, replace(options, user_file=spec))
-    from memaudit.tied_dropout import restore, split_rules
+    from memaudit.network.tied_dropout import restore, split_rules
 
     adapter = load_class(spec or "timm")
     tensors, rules = split_rules(checkpoint.tensors)

@@ -19,8 +19,8 @@ from memaudit.adapters.identify import MAX_ENLARGEMENT, Candidate, fit, identify
 from memaudit.adapters.preprocessing import resolve
 from memaudit.checkpoints import Checkpoint, read
 from memaudit.checkpoints.load import check_fit, load_strict
+from memaudit.data.images.preprocess import Preprocess
 from memaudit.errors import MemauditError, ModelRejected, UsageError
-from memaudit.images.preprocess import Preprocess
 from memaudit.text import clean, closest
 
 # Buffers that are not in the checkpoint may add to it (masks, position tables), but not without bound.

@@ -20,10 +20,10 @@ from memaudit.adapters.preprocessing import resolve
 from memaudit.checkpoints import Checkpoint
 from memaudit.checkpoints.load import load_strict
 from memaudit.checkpoints.source import opened
+from memaudit.data.images.preprocess import Preprocess
 from memaudit.errors import MemauditError, ModelRejected, UsageError
-from memaudit.images.preprocess import Preprocess
+from memaudit.network.tied_dropout import layers_of, restore, split_rules
 from memaudit.text import clean, closest
-from memaudit.tied_dropout import layers_of, restore, split_rules
 
 Transform = Callable[[Tensor], Tensor]
 MAX_SOURCE = 4 << 20  # bytes of Python a person may have written

@@ -19,13 +19,13 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
-from memaudit import isolated
 from memaudit.checkpoints import opcodes
 from memaudit.checkpoints.sandbox import DISK_FULL, REFUSED
 from memaudit.checkpoints.sniff import LEGACY_MAGIC, SAVE_AGAIN
 from memaudit.checkpoints.tensors import NAMES, write_tensors
 from memaudit.checkpoints.unwrap import unwrap
 from memaudit.errors import MemauditError, ModelRejected
+from memaudit.system import isolated
 from memaudit.text import clean
 
 MEMORY_SLACK = 512 << 20  # bytes beyond the file: allocator, pickle objects

@@ -10,13 +10,13 @@ import tempfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from memaudit import isolated
 from memaudit.checkpoints.archive import MAX_PICKLE, read_pickle
 from memaudit.checkpoints.opcodes import scan, scan_legacy
 from memaudit.checkpoints.sniff import Kind
 from memaudit.checkpoints.source import Source
 from memaudit.checkpoints.types import Weights
 from memaudit.errors import EnvironmentFault, MemauditError, ModelRejected, UsageError
+from memaudit.system import isolated
 from memaudit.text import clean
 
 if TYPE_CHECKING:

@@ -37,8 +37,8 @@ def check(
 
     Rules that nobody names are those the report was made with. Ends with 0 (met) or 1 (not met).
     """
-    from memaudit import gate
     from memaudit import report as readers
+    from memaudit.gate import policy as gate
 
     opt.choice(format_, outputs.FORMATS, "--format")
     if len(reports) > 1 and (model is not None or output):

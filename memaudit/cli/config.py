@@ -18,8 +18,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 import typer
 from typer.models import OptionInfo
 
-from memaudit import toml
 from memaudit.errors import UsageError
+from memaudit.system import toml
 from memaudit.text import clean, closest
 
 NAME = "memaudit.toml"

@@ -37,7 +37,7 @@ def convert(
     if source.suffix.lower() == ".safetensors":
         raise UsageError(f"{clean(source)} is named as safetensors: there is nothing to convert")
     opt.choice(weights, ("raw", "ema"), "--weights")
-    from memaudit.report.files import check_target, replace_with
+    from memaudit.system.files import check_target, replace_with
 
     check_target(target)
     from memaudit.checkpoints.sandbox import open_trusted

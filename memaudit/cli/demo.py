@@ -11,7 +11,7 @@ from memaudit.errors import ExitCode, UsageError
 from memaudit.text import clean
 
 if TYPE_CHECKING:
-    from memaudit.demo import Scores
+    from memaudit.demo.training import Scores
 
 
 def demo(
@@ -28,14 +28,14 @@ def demo(
     """
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "facts.json").exists())):
         raise UsageError(f"{clean(folder)} exists and is no demo directory", hint="Choose another: memaudit demo DIR")
-    from memaudit import demo as maker
     from memaudit.__main__ import run
     from memaudit.cli.progress import Stages
+    from memaudit.demo import training
 
     folder.mkdir(parents=True, exist_ok=True)
     with Stages(quiet) as progress:
-        progress.stage("train", maker.EPOCHS)
-        made = maker.make(folder, seed, progress.advance, tied=tied_dropout)
+        progress.stage("train", training.EPOCHS)
+        made = training.make(folder, seed, progress.advance, tied=tied_dropout)
     typer.echo(
         f"{made.changed} of {made.trained} training labels changed; the network fits {made.fitted:.1%} of them; "
         f"test accuracy {made.test_accuracy:.1%}",
@@ -50,8 +50,8 @@ def demo(
         typer.echo("In CI the gate would fail here: this model was trained to memorize, and no policy allows that.")
     if tied_dropout:
         with Stages(quiet) as progress:
-            progress.stage("compare", maker.EPOCHS)
-            scores = maker.compare(folder, seed, progress.advance)
+            progress.stage("compare", training.EPOCHS)
+            scores = training.compare(folder, seed, progress.advance)
         typer.echo("Dropped, and compared with the same network trained without example-tied dropout:\n")
         for line in _table(scores):
             typer.echo(line)

@@ -22,8 +22,8 @@ def diff(
     whatever changed (the gate is check with a baseline), with 4 where one of the audits is incomplete.
     """
     from memaudit import report as readers
-    from memaudit.compare import compare
     from memaudit.report import comparison
+    from memaudit.report.compare import compare
 
     choice(format_, ("table", "json", "markdown"), "--format")
     found = compare(readers.read(old), readers.read(new))

@@ -15,7 +15,8 @@ from memaudit.text import clean
 if TYPE_CHECKING:
     from memaudit.cli.progress import Stages
     from memaudit.cli.scan import Loaded
-    from memaudit.findings import Erasure, Report
+    from memaudit.findings import Erasure
+    from memaudit.report.document import Report
 
 METHODS = ("units", "curvature")
 # Options of the audit that the edit needs as well; where they are left out, the report's own command says them.
@@ -95,7 +96,7 @@ def _targets(output: Path, model: str) -> list[Path]:
     Raises:
         UsageError: another suffix, a place that cannot be written, or the model itself.
     """
-    from memaudit.report.files import check_target
+    from memaudit.system.files import check_target
 
     if output.suffix != ".safetensors":
         raise UsageError(f"-o {clean(output)} is no .safetensors file", hint="The copy is written in that format.")
@@ -185,9 +186,9 @@ def _erase(
     seed: int,
     progress: Stages,
 ) -> Erasure:
-    from memaudit.erase import Request
-    from memaudit.erase_group import by_curvature
-    from memaudit.erase_units import by_units, choose_findings
+    from memaudit.erase.group import by_curvature
+    from memaudit.erase.proof import Request
+    from memaudit.erase.units import by_units, choose_findings
 
     names = [part for text in examples for part in text.split(",") if part]
     if method == "curvature" and names:
@@ -213,8 +214,8 @@ def _erase(
 
 def _write(erasure: Erasure, audited: Report, targets: list[Path]) -> None:
     from memaudit import report as reports
-    from memaudit.report.files import replace as put
     from memaudit.report.json import encode
+    from memaudit.system.files import replace as put
 
     put(targets[1], encode(erasure.model_dump(mode="json"), indent=2) + "\n")
     told = audited.model_copy(update={"erasure": erasure})

@@ -73,7 +73,7 @@ def init(
     ci: Annotated[str, typer.Option(help="github, gitlab or none: for which CI to write a job.")] = "github",
 ) -> None:
     """Write a commented memaudit.toml and a CI job; replaces nothing."""
-    from memaudit.report.files import check_target, replace
+    from memaudit.system.files import check_target, replace
     from memaudit.version import __version__
 
     choice(ci, (*WORKFLOWS, "none"), "--ci")

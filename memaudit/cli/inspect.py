@@ -45,7 +45,7 @@ def inspect(
     from memaudit.checkpoints import find_run, find_series, read
     from memaudit.cli.config import settings
     from memaudit.findings import LayerUnits, ModelInfo, Units
-    from memaudit.toml import shown
+    from memaudit.system.toml import shown
 
     options = opt.model_options(arch, model_kwargs, num_classes, mean, std, input_size, adapter)
     checkpoint = read(model, weights=weights)  # type: ignore[arg-type]
@@ -54,7 +54,7 @@ def inspect(
 
     from memaudit.adapters.registry import choose
     from memaudit.data.paths import display
-    from memaudit.units import select
+    from memaudit.network.units import select
 
     chosen = choose(checkpoint, options, adapter)
     several = len(chosen.alternatives) > 1
@@ -153,7 +153,7 @@ def _text(value: Any) -> bool:
 
 def _settings_lines(found: list[Setting], config: Path | None) -> list[str]:
     """The settings that somebody made, each with who made it; how many are left at their defaults."""
-    from memaudit.toml import shown
+    from memaudit.system.toml import shown
 
     made = [s for s in found if s.origin != "default"]
     where = "no memaudit.toml here or above" if config is None else shown(config)

@@ -12,7 +12,7 @@ from memaudit.text import clean
 
 if TYPE_CHECKING:
     from memaudit.adapters.options import ModelOptions
-    from memaudit.gate import Accepted
+    from memaudit.gate.policy import Accepted
 
 MAX_BATCH_SIZE = 65536
 
@@ -144,9 +144,9 @@ def accepted(baseline: Path | None, waivers: Path | None) -> Accepted:
         DataRejected: the baseline is no report.
     """
     from memaudit import report as reports
-    from memaudit import waivers as files
-    from memaudit.gate import Accepted
-    from memaudit.toml import nearest, shown
+    from memaudit.gate import waivers as files
+    from memaudit.gate.policy import Accepted
+    from memaudit.system.toml import nearest, shown
 
     path = waivers or nearest(files.NAME)
     found = files.read(path) if path is not None else ()

@@ -13,8 +13,8 @@ from memaudit.errors import EnvironmentFault, ExitCode, MemauditError
 from memaudit.text import clean
 
 if TYPE_CHECKING:
-    from memaudit.findings import Report
     from memaudit.report import Thumbnails
+    from memaudit.report.document import Report
 
 FORMATS = ("table", "json", "markdown", "github")
 WEIGHT_SUFFIXES = (".pth.tar", ".safetensors", ".pth", ".pt", ".ckpt", ".bin")
@@ -44,7 +44,7 @@ def targets(folder: Path, further: Sequence[Path]) -> list[Path]:
 def check(paths: Sequence[Path]) -> None:
     """Raise `UsageError` unless every path can be written in the format of its suffix."""
     from memaudit import report as reports
-    from memaudit.report.files import check_target
+    from memaudit.system.files import check_target
 
     for path in paths:
         reports.renderer(path.suffix)

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from memaudit.cli.progress import Stages
     from memaudit.data import ExampleSet
     from memaudit.findings import ReportWarning
-    from memaudit.loading import Settled
+    from memaudit.network.states import State
+    from memaudit.pipeline.load import Settled
     from memaudit.settings import Settings
-    from memaudit.states import State
 
 
 def scan(
@@ -87,7 +87,7 @@ def scan(
 
     Writes report.json and report.html, prints the verdict, and ends with 0 (policy met) or 1 (not met).
     """
-    from memaudit import gate
+    from memaudit.gate import policy as gate
     from memaudit.settings import DTYPES, PROFILES, Settings
 
     opt.choice(unit, ("auto", "channel", "neuron", "head"), "--unit")
@@ -129,7 +129,7 @@ def scan(
         if dry_run:
             typer.echo(_plan(loaded, settings, len(states)))
             return int(ExitCode.OK)
-        from memaudit.auditor import Auditor
+        from memaudit.pipeline.auditor import Auditor
 
         auditor = Auditor(
             settled.adapter,
@@ -189,7 +189,9 @@ def load(
     progress.stage("load model")
     checkpoint = checkpoints.read(model, weights=weights)  # type: ignore[arg-type]
 
-    from memaudit.loading import settle  # not before: a pickle's child imports torch at the same time as this process
+    from memaudit.pipeline.load import (
+        settle,  # not before: a pickle's child imports torch at the same time as this process
+    )
 
     names, order = sources.class_names(checkpoint)
     read = _reader(sources, names, progress)
@@ -222,8 +224,8 @@ def _series(
     """The checkpoints of the run, if the audits that were asked for need them; and what to tell the reader of them."""
     from memaudit.checkpoints import find_series
     from memaudit.findings import ReportWarning
+    from memaudit.pipeline.series import read_states
     from memaudit.settings import OVER_TIME, PROFILES
-    from memaudit.trajectory import read_states
 
     if settings.audits is not None and not set(settings.audits) & set(OVER_TIME):
         return (), ()
@@ -240,8 +242,9 @@ def _series(
 
 
 def _plan(loaded: Loaded, settings: Settings, states: int) -> str:
-    from memaudit.evaluate import Evaluator, automatic_batch_size, resolve_device
-    from memaudit.planning import plan
+    from memaudit.engine.device import automatic_batch_size, resolve_device
+    from memaudit.engine.evaluator import Evaluator
+    from memaudit.pipeline.plan import plan
 
     adapter, reference = loaded.settled.adapter, loaded.settled.reference
     device = resolve_device(settings.device)

@@ -19,7 +19,7 @@ def schema(what: Annotated[str, typer.Argument(metavar="WHAT", help="report or c
 
         found = config.schema()
     else:
-        from memaudit.findings import Report
+        from memaudit.report.document import Report
 
         found = Report.model_json_schema()
     typer.echo(json.dumps(found, indent=2, sort_keys=True))

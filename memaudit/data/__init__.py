@@ -15,6 +15,7 @@ from memaudit.data.datasets import from_dataset
 from memaudit.data.decode import Progress
 from memaudit.data.examples import ExampleSet, content_id, finding_id
 from memaudit.data.folder import class_folders, list_folder
+from memaudit.data.images.preprocess import Preprocess
 from memaudit.data.listing import Listing
 from memaudit.data.manifest import SUFFIXES as MANIFESTS
 from memaudit.data.manifest import is_manifest, list_manifest
@@ -24,7 +25,6 @@ from memaudit.data.rows import select
 from memaudit.data.tensors import from_tensors
 from memaudit.data.thumbnails import thumbnails
 from memaudit.errors import DataRejected, UsageError
-from memaudit.images.preprocess import Preprocess
 
 __all__ = [
     "ExampleSet",

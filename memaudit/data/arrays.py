@@ -10,11 +10,11 @@ import numpy as np
 from memaudit.data.classes import Classes
 from memaudit.data.decode import Progress
 from memaudit.data.examples import ExampleSet
+from memaudit.data.images.preprocess import Preprocess
 from memaudit.data.npz import read_npz
 from memaudit.data.paths import display
 from memaudit.data.tensors import Labels, TensorListing, list_tensors
 from memaudit.errors import DataRejected
-from memaudit.images.preprocess import Preprocess
 
 _NAMES = ("x", "y", "id", "true_label")
 

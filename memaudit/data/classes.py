@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from memaudit.data.images import RowError
 from memaudit.data.tables import read_text
 from memaudit.errors import DataRejected, UsageError
-from memaudit.images import RowError
 from memaudit.text import clean, closest
 
 _INDEX = re.compile(r"[0-9]{1,9}")

@@ -15,13 +15,13 @@ from torch import Tensor
 from memaudit.data.classes import Classes
 from memaudit.data.decode import Progress, check_memory
 from memaudit.data.examples import ExampleSet
+from memaudit.data.images import RowError, Unreadable
+from memaudit.data.images.decoding import to_channels
+from memaudit.data.images.geometry import check_preprocess, fit
+from memaudit.data.images.preprocess import Preprocess
+from memaudit.data.images.worker import as_array
 from memaudit.data.tensors import as_tensor, list_tensors, tensor_id
 from memaudit.errors import DataRejected
-from memaudit.images import RowError, Unreadable
-from memaudit.images.decoding import to_channels
-from memaudit.images.geometry import check_preprocess, fit
-from memaudit.images.preprocess import Preprocess
-from memaudit.images.worker import as_array
 
 
 def from_dataset(

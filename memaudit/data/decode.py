@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from memaudit.data.examples import content_id
+from memaudit.data.images import RowError, Unreadable
+from memaudit.data.images.geometry import check_preprocess
+from memaudit.data.images.preprocess import Preprocess
+from memaudit.data.images.workers import Workers
 from memaudit.data.paths import open_regular
 from memaudit.errors import DataRejected, UsageError
-from memaudit.images import RowError, Unreadable
-from memaudit.images.geometry import check_preprocess
-from memaudit.images.preprocess import Preprocess
-from memaudit.images.workers import Workers
 from memaudit.text import clean
 
 T = TypeVar("T")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from memaudit.findings import Example
-from memaudit.memory import to_device
+from memaudit.system.memory import to_device
 
 # Share of a GPU's free memory that a set's pixels may take there.
 RESIDENT = 1 / 8

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from memaudit.data.classes import Classes, in_order, natural_key
+from memaudit.data.images import RowError
+from memaudit.data.images.decoding import SUFFIXES
 from memaudit.data.listing import FileListing, Row
 from memaudit.data.paths import display, regular
 from memaudit.data.rejections import Rejections
 from memaudit.errors import DataRejected
-from memaudit.images import RowError
-from memaudit.images.decoding import SUFFIXES
 from memaudit.text import clean
 
 # Images all the same: ignoring them would shrink the audit silently, so they are listed and come out unreadable.

@@ -9,10 +9,10 @@ from typing import Self
 
 from memaudit.data.decode import Progress, decode_all
 from memaudit.data.examples import ExampleSet, distinct
+from memaudit.data.images import RowError, Unreadable
+from memaudit.data.images.preprocess import Preprocess
 from memaudit.data.rejections import Rejections
 from memaudit.findings import Example
-from memaudit.images import RowError, Unreadable
-from memaudit.images.preprocess import Preprocess
 from memaudit.text import clean
 
 

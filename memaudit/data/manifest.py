@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from memaudit.data.classes import Classes
+from memaudit.data.images import RowError
 from memaudit.data.listing import FileListing, Row
 from memaudit.data.paths import display, inside
 from memaudit.data.rejections import Rejections
 from memaudit.data.tables import csv_records, json_records, read_text
 from memaudit.errors import DataRejected
-from memaudit.images import RowError
 from memaudit.text import clean, closest
 
 SUFFIXES = frozenset({".csv", ".tsv", ".jsonl"})

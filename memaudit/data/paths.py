@@ -7,8 +7,8 @@ import stat
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import BinaryIO
 
+from memaudit.data.images import RowError
 from memaudit.errors import DataRejected
-from memaudit.images import RowError
 from memaudit.text import clean
 
 

@@ -9,13 +9,13 @@ from pathlib import Path, PurePath
 from typing import TypeVar
 
 from memaudit.data.classes import Classes
+from memaudit.data.images import RowError
 from memaudit.data.listing import FileListing, Listing, Row
 from memaudit.data.npz import read_npy
 from memaudit.data.paths import display
 from memaudit.data.rejections import Rejections
 from memaudit.data.tables import csv_records, read_text
 from memaudit.errors import DataRejected
-from memaudit.images import RowError
 from memaudit.text import clean
 
 SUFFIXES = frozenset({".txt", ".csv", ".npy"})

@@ -13,13 +13,13 @@ from torch import Tensor
 from memaudit.data.classes import Classes
 from memaudit.data.decode import Progress, check_memory, in_threads
 from memaudit.data.examples import ExampleSet, content_id, distinct
+from memaudit.data.images import RowError
+from memaudit.data.images.geometry import check_preprocess, fit
+from memaudit.data.images.preprocess import Preprocess
+from memaudit.data.images.worker import as_array
 from memaudit.data.listing import Listing, Row
 from memaudit.data.rejections import Rejections
 from memaudit.errors import DataRejected
-from memaudit.images import RowError
-from memaudit.images.geometry import check_preprocess, fit
-from memaudit.images.preprocess import Preprocess
-from memaudit.images.worker import as_array
 
 Labels = Tensor | np.ndarray | Sequence[int]
 

@@ -13,7 +13,7 @@ from memaudit.errors import UsageError
 from memaudit.text import clean, closest
 
 if TYPE_CHECKING:
-    from memaudit.findings import Report
+    from memaudit.report.document import Report
 
 Thumbnails = Mapping[str, bytes]
 """PNG bytes by example id."""
@@ -36,7 +36,7 @@ def write_all(report: Report, paths: Sequence[Path], thumbnails: Thumbnails | No
         UsageError: for a suffix no renderer knows, or a path that is a link, a folder or read-only.
         EnvironmentFault: if the disk is full or fails; older files stay as they were.
     """
-    from memaudit.report import files
+    from memaudit.system import files
 
     for path in paths:
         files.check_target(path)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from memaudit.numbers import count
 from memaudit.report import json
 from memaudit.report.markdown import code, table
-from memaudit.report.words import OUTCOMES, count, outside, short
+from memaudit.report.words import OUTCOMES, outside, short
 
 if TYPE_CHECKING:
-    from memaudit.compare import Change, Diff
+    from memaudit.report.compare import Change, Diff
 
 SIGNS = {"new": "+", "gone": "-", "unchanged": "="}
 # Lines of one kind; all are in the JSON.

@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from memaudit.findings import Outcome
+from memaudit.numbers import percent
 from memaudit.report import story, timeline
 from memaudit.report.rows import neuron_rows
-from memaudit.report.words import MAX_MESSAGE, OUTCOMES, SYMBOLS, accepted, label, outside, percent
+from memaudit.report.words import MAX_MESSAGE, OUTCOMES, SYMBOLS, accepted, label, outside
 
 if TYPE_CHECKING:
     from rich.console import JustifyMethod, RenderableType
     from rich.table import Table
 
-    from memaudit.findings import Report
+    from memaudit.report.document import Report
 
 # Lines in a log or a pipe are this wide, whatever machine wrote them; terminals use their own width up to it.
 PLAIN_WIDTH = 100

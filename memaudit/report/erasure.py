@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from memaudit.report.words import MISSING, count, percent
+from memaudit.numbers import MISSING, count, percent
 
 if TYPE_CHECKING:
     from memaudit.findings import Erasure

@@ -9,7 +9,8 @@ from memaudit.report.words import OUTCOMES, accepted, label
 from memaudit.text import clean
 
 if TYPE_CHECKING:
-    from memaudit.findings import Finding, Report
+    from memaudit.findings import Finding
+    from memaudit.report.document import Report
 
 # A runner shows ten annotations of a level per step and drops the rest without a word.
 MAX_ANNOTATIONS = 9

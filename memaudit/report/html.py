@@ -12,27 +12,17 @@ from importlib import resources
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
+from memaudit.numbers import MISSING, count, interval, percent
 from memaudit.report import charts, erasure, json, story, timeline
 from memaudit.report.rows import LayerRow, example_rows, layer_rows, neuron_rows
-from memaudit.report.words import (
-    ACCEPTED,
-    MAX_COMMAND,
-    MAX_MESSAGE,
-    MISSING,
-    OUTCOMES,
-    SYMBOLS,
-    accepted,
-    count,
-    interval,
-    percent,
-)
+from memaudit.report.words import ACCEPTED, MAX_COMMAND, MAX_MESSAGE, OUTCOMES, SYMBOLS, accepted
 from memaudit.text import clean
 
 if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
 
-    from memaudit.findings import Report
+    from memaudit.report.document import Report
 
 # A page with pictures stays under 2 MB; a few hundred findings without them under 300 KB. A longer table of neurons
 # helps nobody, and all of them are in the JSON.

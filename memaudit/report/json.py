@@ -15,7 +15,7 @@ from memaudit.text import clean
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
-    from memaudit.findings import Report
+    from memaudit.report.document import Report
 
 # A report of 100,000 findings is about 100 MB; past this it is not one of ours.
 MAX_BYTES = 256 * 2**20
@@ -92,7 +92,7 @@ def read(path: Path) -> Report:
     """
     from pydantic import ValidationError
 
-    from memaudit.findings import Report
+    from memaudit.report.document import Report
 
     data = _parse(path, _load(path))
     _check_version(path, data)
@@ -137,7 +137,7 @@ def _parse(path: Path, raw: bytes) -> dict[str, Any]:
 
 
 def _check_version(path: Path, data: dict[str, Any]) -> None:
-    from memaudit.findings import SCHEMA_VERSION
+    from memaudit.report.document import SCHEMA_VERSION
 
     version = data.get("schema_version")
     if version == SCHEMA_VERSION and type(version) is int:

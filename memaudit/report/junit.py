@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
+from memaudit.numbers import count
 from memaudit.report import story
-from memaudit.report.words import ACCEPTED, OUTCOMES, accepted, count, label
+from memaudit.report.words import ACCEPTED, OUTCOMES, accepted, label
 from memaudit.text import clean
 
 if TYPE_CHECKING:
-    from memaudit.findings import Finding, Report
+    from memaudit.findings import Finding
+    from memaudit.report.document import Report
 
 
 def render(report: Report) -> str:

@@ -7,13 +7,14 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from memaudit.numbers import MISSING, count, percent
 from memaudit.report import erasure, story, timeline
 from memaudit.report.rows import ExampleRow, example_rows, neuron_rows
-from memaudit.report.words import ACCEPTED, MAX_COMMAND, MAX_MESSAGE, MISSING, count, outside, percent
+from memaudit.report.words import ACCEPTED, MAX_COMMAND, MAX_MESSAGE, outside
 from memaudit.text import MAX_LENGTH, clean
 
 if TYPE_CHECKING:
-    from memaudit.findings import Report
+    from memaudit.report.document import Report
 
 # A step summary holds at most 1 MiB; a thousand rows of the longest names stay well below it.
 MAX_EXAMPLES = 500

@@ -11,22 +11,12 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
 from memaudit.findings import Finding, Neuron, Outcome, UnitRef
-from memaudit.report.words import (
-    MAX_MESSAGE,
-    MISSING,
-    OUTCOMES,
-    SYMBOLS,
-    accepted,
-    interval,
-    label,
-    percent,
-    points,
-    short,
-)
+from memaudit.numbers import MISSING, interval, percent, points
+from memaudit.report.words import MAX_MESSAGE, OUTCOMES, SYMBOLS, accepted, label, short
 from memaudit.text import MAX_LENGTH, clean
 
 if TYPE_CHECKING:
-    from memaudit.findings import Report
+    from memaudit.report.document import Report
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from memaudit.numbers import count
 from memaudit.report import json, story
-from memaudit.report.words import ACCEPTED, MAX_MESSAGE, OUTCOMES, accepted, count, label
+from memaudit.report.words import ACCEPTED, MAX_MESSAGE, OUTCOMES, accepted, label
 from memaudit.text import clean
 
 if TYPE_CHECKING:
-    from memaudit.findings import Finding, Outcome, Report
+    from memaudit.findings import Finding, Outcome
+    from memaudit.report.document import Report
 
 SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 # Consumers match results across runs by this name; it changes only if the finding id is computed differently.

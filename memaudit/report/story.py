@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from memaudit.findings import Outcome
+from memaudit.numbers import MISSING, count, interval, number, percent
 from memaudit.report import words
-from memaudit.report.words import MAX_MESSAGE, MISSING, count, interval, label, number, percent
+from memaudit.report.words import MAX_MESSAGE, label
 from memaudit.text import clean
 
 if TYPE_CHECKING:
-    from memaudit.findings import Finding, Report
+    from memaudit.findings import Finding
+    from memaudit.report.document import Report
 
 State = Literal["pass", "fail", "incomplete"]
 

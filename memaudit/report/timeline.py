@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from memaudit.findings import LayerVerdict
-from memaudit.report.words import MAX_MESSAGE, MISSING, count, interval, number, percent
+from memaudit.numbers import MISSING, count, interval, number, percent
+from memaudit.report.words import MAX_MESSAGE
 from memaudit.text import clean
 
 if TYPE_CHECKING:
-    from memaudit.findings import LayerEvidence, Report
+    from memaudit.findings import LayerEvidence
+    from memaudit.report.document import Report
 
 VERDICTS: dict[LayerVerdict, tuple[str, str]] = {
     LayerVerdict.REDUNDANT: ("○", "the flagged labels are predicted without what this layer learned of them"),

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from memaudit import add_tied_dropout, example_ids
-from memaudit.tied_dropout.modes import set_mode
+from memaudit.network.tied_dropout.modes import set_mode
 from tests.benchmarks.own_units import teach
 from tests.networks import ResNet9
 

@@ -20,13 +20,15 @@ from statistics import mean, median
 
 import torch
 
+from memaudit.audits.atypicality import live_units, observe
+from memaudit.audits.localize.search import RISK_WEIGHT, Search, measure_population
 from memaudit.data.examples import ExampleSet
-from memaudit.evaluate import Evaluator, exact_arithmetic, margin
-from memaudit.fit import live_units, observe
+from memaudit.engine.answers import margin
+from memaudit.engine.device import exact_arithmetic
+from memaudit.engine.evaluator import Evaluator
 from memaudit.intervals import bootstrap, wilson
-from memaudit.localize import RISK_WEIGHT, Search, measure_population
+from memaudit.network.units import UnitSpace, select
 from memaudit.settings import PROFILES
-from memaudit.units import UnitSpace, select
 from tests.benchmarks import published
 from tests.benchmarks.localizers import METHODS, Bench, Method, bench
 from tests.benchmarks.search import load_adapter, sets

@@ -22,14 +22,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from memaudit.adapters.base import Adapter
-from memaudit.curvature import spectra
 from memaudit.data.examples import ExampleSet
-from memaudit.erase_group import split, unseen
-from memaudit.erase_search import Search, in_order
-from memaudit.evaluate import Evaluator, Panel, exact_arithmetic, margin
-from memaudit.finetune import BATCH
-from memaudit.images.preprocess import Preprocess
-from memaudit.states import holding
+from memaudit.data.images.preprocess import Preprocess
+from memaudit.engine.answers import margin
+from memaudit.engine.device import exact_arithmetic
+from memaudit.engine.evaluator import Evaluator, Panel
+from memaudit.erase.curvature import spectra
+from memaudit.erase.finetune import BATCH
+from memaudit.erase.group import split, unseen
+from memaudit.erase.search import Search, in_order
+from memaudit.network.states import holding
 from tests.benchmarks.cifar import build, change_labels, load
 from tests.benchmarks.search import example_set, preprocess
 from tests.benchmarks.table import options

@@ -26,15 +26,17 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from memaudit.ablate import ablated, edited
 from memaudit.adapters.base import Adapter
+from memaudit.audits.localize.search import Search, measure_population
 from memaudit.data.examples import ExampleSet
+from memaudit.data.images.preprocess import Preprocess
+from memaudit.engine.answers import margin
+from memaudit.engine.device import exact_arithmetic
+from memaudit.engine.evaluator import Evaluator
 from memaudit.errors import MemauditError
-from memaudit.evaluate import Evaluator, exact_arithmetic, margin
 from memaudit.findings import Example
-from memaudit.images.preprocess import Preprocess
-from memaudit.localize import Search, measure_population
-from memaudit.units import UnitSpace, select
+from memaudit.network.ablate import ablated, edited
+from memaudit.network.units import UnitSpace, select
 from tests.benchmarks.table import publish
 
 CLASSES = 5

@@ -25,15 +25,17 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from memaudit.ablate import ablated
-from memaudit.controls import generator_for
+from memaudit.audits.atypicality import live_units, observe
+from memaudit.audits.localize.search import measure_population
 from memaudit.data.examples import ExampleSet
-from memaudit.evaluate import Evaluator, Panel, exact_arithmetic, margin, predicted
-from memaudit.fit import live_units, observe
+from memaudit.engine.answers import margin
+from memaudit.engine.device import exact_arithmetic
+from memaudit.engine.draws import generator_for
+from memaudit.engine.evaluator import Evaluator, Panel
 from memaudit.intervals import bootstrap
-from memaudit.localize import measure_population
-from memaudit.states import holding
-from memaudit.units import UnitSpace, select
+from memaudit.network.ablate import ablated
+from memaudit.network.states import holding
+from memaudit.network.units import UnitSpace, select
 from tests.benchmarks.cifar import load
 from tests.benchmarks.localizers import METHODS, Method, bench
 from tests.benchmarks.search import example_set, load_adapter, sets
@@ -191,7 +193,7 @@ class Ground:
 
 
 def accuracy(evaluator: Evaluator, panel: Panel) -> float:
-    return float(predicted(evaluator, panel).float().mean())
+    return float(evaluator.predicted(panel).float().mean())
 
 
 def make(ground: Ground, number: int, size: int) -> Injection:

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from memaudit.ablate import ablated
-from memaudit.controls import generator_for
+from memaudit.audits.localize.search import Population, Search
 from memaudit.data.examples import ExampleSet
-from memaudit.evaluate import Evaluator, margin
-from memaudit.localize import Population, Search
+from memaudit.engine.answers import margin
+from memaudit.engine.draws import generator_for
+from memaudit.engine.evaluator import Evaluator
+from memaudit.network.ablate import ablated
+from memaudit.network.units import UnitSpace
 from memaudit.settings import PROFILES
-from memaudit.units import UnitSpace
 
 PATH_STEPS = 16  # integrated gradients: points on the way from all units to none
 MASK_STEPS = 40  # learned mask: steps of Adam

@@ -21,8 +21,8 @@ import torch
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 
-from memaudit import demo
-from memaudit.demo_network import build
+from memaudit.demo import training as demo
+from memaudit.demo.network import build
 from tests.benchmarks.table import publish
 
 # The process says its own peak: what wait4 says of a child starts from its parent's.

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from memaudit import example_ids
-from memaudit.batchnorm import estimating, norms
-from memaudit.evaluate import margin
-from memaudit.hooks import interposed
-from memaudit.tied_dropout.modes import evaluating, set_mode
+from memaudit.engine.answers import margin
+from memaudit.engine.batchnorm import estimating, norms
+from memaudit.network.hooks import interposed
+from memaudit.network.tied_dropout.modes import evaluating, set_mode
 
 LR = 0.03
 # Part of each batch that is drawn from the worst examples: those that were wrong when last seen, and never fewer.

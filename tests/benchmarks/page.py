@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from memaudit import report
 from tests import report_samples as samples
 from tests.benchmarks.table import publish
-from tests.test_report_browser import launch, until
+from tests.report.test_browser import launch, until
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from memaudit.ablate import ablated
 from memaudit.adapters.base import Adapter
 from memaudit.data.examples import ExampleSet
-from memaudit.units import Site, UnitSpace
+from memaudit.network.ablate import ablated
+from memaudit.network.units import Site, UnitSpace
 
 POPULATION = 512
 NOISY_FORWARDS = 5

@@ -15,12 +15,12 @@ from copy import deepcopy
 import torch
 
 from memaudit.adapters.base import Adapter
+from memaudit.audits.rewind import rewind
 from memaudit.data import Preprocess, from_tensors
-from memaudit.evaluate import Evaluator, Panel
-from memaudit.layers import layer_groups, tensors_of
-from memaudit.replay import watch
-from memaudit.rewind import rewind
-from memaudit.states import State, holding
+from memaudit.engine.evaluator import Evaluator, Panel
+from memaudit.network.layer_groups import layer_groups, tensors_of
+from memaudit.network.replay import watch
+from memaudit.network.states import State, holding
 from tests.networks import ResNet9
 
 

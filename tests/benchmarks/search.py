@@ -32,15 +32,17 @@ from sklearn.datasets import load_digits
 from torch.nn import functional as F
 
 from memaudit.adapters.base import Adapter
-from memaudit.controls import Judge
+from memaudit.audits.atypicality import atypicality, leave_one_out, observe
+from memaudit.audits.localize.controls import Judge
+from memaudit.audits.localize.search import RISK_WEIGHT, Proposal, Search, measure_population
 from memaudit.data.examples import ExampleSet
-from memaudit.evaluate import Evaluator, exact_arithmetic, margin
+from memaudit.data.images.preprocess import Preprocess
+from memaudit.engine.answers import margin
+from memaudit.engine.device import exact_arithmetic
+from memaudit.engine.evaluator import Evaluator
 from memaudit.findings import Example
-from memaudit.fit import atypicality, leave_one_out, observe
-from memaudit.images.preprocess import Preprocess
-from memaudit.localize import RISK_WEIGHT, Proposal, Search, measure_population
-from memaudit.memory import keep_freed
-from memaudit.units import UnitSpace, select
+from memaudit.network.units import UnitSpace, select
+from memaudit.system.memory import keep_freed
 from tests.benchmarks import published
 from tests.benchmarks.cifar import MEAN, STD, build, change_labels, load, normalise, train
 from tests.benchmarks.table import options

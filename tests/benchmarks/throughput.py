@@ -25,11 +25,12 @@ import torch
 from torch import nn
 
 from memaudit.adapters.base import Adapter
-from memaudit.evaluate import Evaluator, automatic_batch_size, exact_arithmetic
-from memaudit.images.preprocess import Preprocess
-from memaudit.localize import Search, measure_population
-from memaudit.memory import keep_freed
-from memaudit.units import select
+from memaudit.audits.localize.search import Search, measure_population
+from memaudit.data.images.preprocess import Preprocess
+from memaudit.engine.device import automatic_batch_size, exact_arithmetic
+from memaudit.engine.evaluator import Evaluator
+from memaudit.network.units import select
+from memaudit.system.memory import keep_freed
 from tests.benchmarks.search import example_set, rounds
 from tests.networks import ResNet9
 

@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from memaudit import add_tied_dropout, demo, strip_tied_dropout
-from memaudit.demo_network import build
-from memaudit.tied_dropout import layers_of
+from memaudit import add_tied_dropout, strip_tied_dropout
+from memaudit.demo import training as demo
+from memaudit.demo.network import build
+from memaudit.network.tied_dropout import layers_of
 from tests.benchmarks.table import publish
 
 P_GEN, P_MEM = 0.3, 0.1

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from memaudit import example_ids, strip_tied_dropout
-from memaudit.tied_dropout import layers_of, restore, split_rules
+from memaudit.network.tied_dropout import layers_of, restore, split_rules
 from tests.benchmarks.cifar import accuracy, build, change_labels, load, normalise
 from tests.benchmarks.table import options, publish
 

@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from memaudit.errors import UsageError
-from tests import test_checkpoints_pickle as pickles
-from tests import test_checkpoints_safetensors as headers
-from tests import test_checkpoints_weights as weights
 from tests import test_data_images as images
 from tests import test_data_manifest as manifests
+from tests.checkpoints import test_pickle as pickles
+from tests.checkpoints import test_safetensors as headers
+from tests.checkpoints import test_weights as weights
 from tests.cli_support import MODEL
 from tests.hostile.harness import CANARY, Case, scan
 
@@ -248,7 +248,7 @@ def read_only(work: Path) -> None:
 
 
 def foreign_journal(work: Path) -> None:
-    from memaudit.journal import Journal
+    from memaudit.engine.journal import Journal
 
     journal = Journal(work / "report", {"seed": "9"})
     journal.add("batch size", 4, None)

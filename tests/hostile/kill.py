@@ -19,9 +19,9 @@ from pathlib import Path
 
 import torch
 
-from memaudit import failpoints
+from memaudit.system import failpoints
 from tests.conftest import train
-from tests.test_resume import prepare, report, scan
+from tests.pipeline.test_identity import prepare, report, scan
 
 KILLS = 5
 

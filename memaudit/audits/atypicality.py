@@ -1,0 +1,201 @@
+"""Is an example fitted, and is its label atypical: not supported by its nearest reference neighbours, layer by layer.
+
+"Memorized" is the ability to predict correctly on atypical examples (Maini et al. 2023, section 2). The neighbours are
+found in the model's own intermediate features, after the deep k-NN of Papernot and McDaniel 2018.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from memaudit.data.examples import ExampleSet
+from memaudit.engine.evaluator import Evaluator, Seen
+from memaudit.network.tied_dropout import layers_of
+from memaudit.network.units import UnitSpace
+
+# Layers whose neighbours vote: evenly spread over depth. On CIFAR-10 the average of eight was as good as the best one.
+LAYERS = 8
+# Neighbours per layer, fewer where classes are small. 10, 30 and 50 gave AUROC 0.921, 0.916 and 0.911 on CIFAR-10.
+NEIGHBOURS = 10
+# Features keep a 2 x 2 grid of positions (AUROC 0.921 against 0.897 for the plain mean) and at most this many values.
+CELLS = 2
+FEATURE_WIDTH = 1024
+# Reference examples whose own leave-one-out support the p-value compares with.
+CALIBRATION = 2000
+# Flagged examples whose features are held at a time.
+PART = 1024
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What one pass over a set saw.
+
+    Attributes:
+        logits: `(N, classes)`.
+        features: per voting layer `(N, F)`, rectified and pooled.
+        statistics: per site `(3, elements)`: the least, largest and mean value of each element over the set.
+    """
+
+    logits: Tensor
+    features: tuple[Tensor, ...]
+    statistics: tuple[Tensor, ...]
+
+    @property
+    def means(self) -> tuple[Tensor, ...]:
+        """Per site, the mean of each element over the set."""
+        return tuple(s[2] for s in self.statistics)
+
+
+@dataclass(frozen=True)
+class Support:
+    """Atypicality of some examples: `score` and `p_value`, both `(N,)` in [0, 1]."""
+
+    score: Tensor
+    p_value: Tensor
+
+
+def observe(evaluator: Evaluator, examples: ExampleSet, space: UnitSpace) -> Observation:
+    """Logits, neighbour features, and the range and mean of every site, in one pass."""
+    voting = voting_sites(space)
+
+    def reduce(number: int, tensor: Tensor) -> Seen:
+        flat = tensor.reshape(-1, tensor.shape[-1]).float()
+        statistics = torch.stack([flat.amin(0), flat.amax(0), flat.mean(0)])
+        size = torch.tensor(float(len(flat)))
+        return (statistics, size, _pooled(tensor, number)) if number in voting else (statistics, size)
+
+    logits, seen = evaluator.observe(examples, space, reduce)
+    features = tuple(torch.cat([batch[2] for batch in seen[n]]) for n in voting)
+    statistics = tuple(
+        _merged(torch.stack([batch[0] for batch in batches]), torch.stack([batch[1] for batch in batches]))
+        for batches in seen
+    )
+    return Observation(logits, features, statistics)
+
+
+def observe_flagged(
+    evaluator: Evaluator, examples: ExampleSet, space: UnitSpace, reference: Observation, reference_labels: Tensor
+) -> tuple[Observation, Support, Tensor]:
+    """Like `observe` and `atypicality`, part by part: the features of many flagged examples are never held together.
+
+    Where an example has memorizing units of its own, its neighbours are sought without them, as the reference runs:
+    they would take it away from its likes.
+
+    Returns:
+        What was seen, without features; the support of each label; and the reference's own leave-one-out scores.
+    """
+    parts: list[Observation] = []
+    supports: list[Support] = []
+    own = leave_one_out(reference.features, reference_labels)
+    tied = bool(layers_of(evaluator.adapter.module))
+    for start in range(0, len(examples), PART):
+        part = examples.subset(range(start, min(start + PART, len(examples))))
+        seen = observe(evaluator, part, space)
+        alike = observe(evaluator, part.unnumbered(), space) if tied and part.numbers else seen
+        supports.append(atypicality(alike.features, part.labels, reference.features, reference_labels, own))
+        parts.append(Observation(seen.logits, (), seen.statistics))
+    weights = torch.tensor([float(len(p.logits)) for p in parts])
+    statistics = tuple(_merged(torch.stack(site), weights) for site in zip(*(p.statistics for p in parts), strict=True))
+    support = Support(torch.cat([s.score for s in supports]), torch.cat([s.p_value for s in supports]))
+    return Observation(torch.cat([p.logits for p in parts]), (), statistics), support, own
+
+
+def _merged(values: Tensor, weights: Tensor) -> Tensor:
+    """Least, largest and mean values `(parts, 3, elements)` of parts of these sizes, as those of the whole."""
+    mean = (values[:, 2] * weights[:, None]).sum(0) / weights.sum()
+    return torch.stack([values[:, 0].amin(0), values[:, 1].amax(0), mean])
+
+
+def live_units(space: UnitSpace, *sets: Observation) -> Tensor:
+    """`(total,)` bool: units whose value varies over all of `sets` together. The others do nothing, or are a bias."""
+    live = []
+    for number, site in enumerate(space.sites):
+        low = torch.stack([s.statistics[number][0] for s in sets]).amin(0)
+        high = torch.stack([s.statistics[number][1] for s in sets]).amax(0)
+        live.append((high > low).view(site.copies, site.width, site.span).any(-1).any(0))
+    return torch.cat(live)
+
+
+def voting_sites(space: UnitSpace) -> list[int]:
+    """Site numbers whose features vote: at most `LAYERS`, evenly spread, the last one included."""
+    count = len(space.sites)
+    wanted = min(LAYERS, count)
+    return sorted({(i + 1) * count // wanted - 1 for i in range(wanted)})
+
+
+def atypicality(
+    features: Sequence[Tensor],
+    labels: Tensor,
+    reference_features: Sequence[Tensor],
+    reference_labels: Tensor,
+    calibration: Tensor,
+) -> Support:
+    """How little the nearest reference neighbours support each label.
+
+    Args:
+        features: per layer `(N, F)`.
+        labels: `(N,)` the labels in question.
+        reference_features: per layer `(R, F)`.
+        reference_labels: `(R,)`.
+        calibration: what `leave_one_out` made of the same reference.
+    """
+    k, own = _neighbours(reference_labels), torch.zeros(len(labels))
+    for query, base in zip(features, reference_features, strict=True):
+        centre = base.mean(0)
+        keys = F.normalize(base - centre, dim=1)
+        own += _share(F.normalize(query - centre, dim=1), labels, keys, reference_labels, k)
+    score = 1 - own / len(features)
+    # Scores are averages of few votes; the small allowance keeps equal votes equal under float rounding.
+    p_value = (calibration[None, :] >= score[:, None] - 1e-6).float().mean(1)
+    return Support(score.clamp(0, 1), p_value)
+
+
+def leave_one_out(features: Sequence[Tensor], labels: Tensor) -> Tensor:
+    """The scores of at most `CALIBRATION` reference examples, each among the others: what `p_value` compares with."""
+    sample = torch.arange(len(labels))[:: max(1, -(-len(labels) // CALIBRATION))]
+    k, own = _neighbours(labels), torch.zeros(len(sample))
+    for base in features:
+        keys = F.normalize(base - base.mean(0), dim=1)
+        own += _share(keys[sample], labels[sample], keys, labels, k, skip=sample)
+    return (1 - own / len(features)).clamp(0, 1)
+
+
+def _neighbours(labels: Tensor) -> int:
+    """How many vote: `NEIGHBOURS`, fewer where classes are small."""
+    return max(1, min(NEIGHBOURS, len(labels) // (2 * (int(labels.max()) + 1)), len(labels) - 1))
+
+
+def _share(
+    query: Tensor, labels: Tensor, keys: Tensor, key_labels: Tensor, k: int, skip: Tensor | None = None
+) -> Tensor:
+    """Share of the `k` most similar keys (cosine) that carry the query's label; `skip` names each query's own row."""
+    shares = []
+    for start in range(0, len(query), 1024):
+        similarity = query[start : start + 1024] @ keys.T
+        if skip is not None:
+            similarity[torch.arange(len(similarity)), skip[start : start + 1024]] = -torch.inf
+        nearest = similarity.topk(k, dim=1).indices
+        shares.append((key_labels[nearest] == labels[start : start + 1024, None]).float().mean(1))
+    return torch.cat(shares) if shares else torch.empty(0)
+
+
+def _pooled(tensor: Tensor, number: int) -> Tensor:
+    """`(batch, positions, elements)` to rectified features on a coarse grid, projected where they are too many."""
+    batch, positions, elements = tensor.shape
+    side = round(positions**0.5)
+    rectified = tensor.float().clamp_min(0)
+    if side * side == positions and side >= CELLS:
+        grid = rectified.movedim(2, 1).reshape(batch, elements, side, side)
+        pooled = F.adaptive_avg_pool2d(grid, CELLS).flatten(1)
+    else:
+        pooled = rectified.mean(1)
+    if pooled.shape[1] <= FEATURE_WIDTH:
+        return pooled
+    generator = torch.Generator().manual_seed(number)
+    projection = torch.randn(pooled.shape[1], FEATURE_WIDTH, generator=generator) / FEATURE_WIDTH**0.5
+    return torch.matmul(pooled, projection.to(pooled.device))

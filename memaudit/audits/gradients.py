@@ -1,0 +1,144 @@
+"""Gradient accounting: what flagged and reference examples ask of each layer, at each checkpoint.
+
+After Maini et al. 2023, section 3.1, with what its scripts lack: matched clean examples in the flagged ones' place.
+BatchNorm uses the statistics of the batch, as it did in training: with running averages every example's gradient also
+asks for larger weights, which normalisation by the batch takes out, and that hides where flagged and reference examples
+disagree. Batches are of a fixed size then, each with its share of flagged and reference examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from memaudit.engine.batchnorm import CALIBRATION_BATCH, norms, of_the_batch
+from memaudit.engine.evaluator import Evaluator, Panel
+from memaudit.engine.journal import Changing
+from memaudit.engine.train import differentiable
+from memaudit.network.layer_groups import LayerGroup
+from memaudit.network.states import State, holding
+
+# A group's gradient below this share of the whole network's is float32's rounding, and has no direction.
+ROUNDING = 1e-6
+
+
+@dataclass(frozen=True)
+class Account:
+    """One layer group at one checkpoint.
+
+    Attributes:
+        norms: by panel, the norm of the gradient of the summed loss; zero where it is no more than rounding (a bias
+            that BatchNorm takes out again).
+        cosines: by pair of panels, the cosine between their gradients; absent where one of them is zero.
+    """
+
+    norms: Mapping[str, float]
+    cosines: Mapping[tuple[str, str], float]
+
+
+def account(
+    evaluator: Evaluator, groups: Sequence[LayerGroup], state: State, panels: Mapping[str, Panel]
+) -> list[Account]:
+    """Every group's account at `state`: each example of each panel runs forward once.
+
+    With BatchNorm flagged and matched examples run among one half each of the reference: two backward passes a batch.
+    Without it batches hold one panel alone, so that no pass computes a gradient that is not used.
+
+    Args:
+        panels: `reference` and what is held against it.
+    """
+
+    def measure() -> list[tuple[dict[str, float], list[tuple[str, str, float]]]]:
+        module = evaluator.adapter.module
+        with holding(module, state.tensors), differentiable(evaluator) as parameters:
+            sums = {name: [torch.zeros_like(p) for p in parameters.values()] for name in panels}
+            changing = _changing(sums)
+            own = list(norms(module).values())
+            with of_the_batch(own):
+                for together in _together(panels) if own else [{name: panel} for name, panel in panels.items()]:
+                    _add(evaluator, together, list(parameters.values()), sums, changing, mixed=bool(own))
+        # Products are taken in float64, which not every device has.
+        on_cpu = {name: [t.cpu() for t in total] for name, total in sums.items()}
+        place = {name: n for n, name in enumerate(parameters)}
+        floor = {name: ROUNDING * sum(float(t.double().square().sum()) for t in on_cpu[name]) ** 0.5 for name in panels}
+        accounts = [_account(on_cpu, [place[n] for n in group.names if n in place], floor) for group in groups]
+        return [(dict(one.norms), [(a, b, c) for (a, b), c in one.cosines.items()]) for one in accounts]
+
+    measured = evaluator.once(f"gradients at {state.label}", measure)
+    return [Account(norms, {(a, b): c for a, b, c in cosines}) for norms, cosines in measured]
+
+
+def _together(panels: Mapping[str, Panel]) -> list[dict[str, Panel]]:
+    """Every other panel with its part of the reference."""
+    reference = panels["reference"]
+    others = [name for name, panel in panels.items() if name != "reference" and len(panel)]
+    if not others:
+        return [dict(panels)]
+    return [
+        {name: panels[name], "reference": Panel(reference.examples, reference.rows[n :: len(others)])}
+        for n, name in enumerate(others)
+    ]
+
+
+def _add(
+    evaluator: Evaluator,
+    panels: Mapping[str, Panel],
+    parameters: list[Tensor],
+    sums: Mapping[str, list[Tensor]],
+    changing: Changing,
+    *,
+    mixed: bool,
+) -> None:
+    """Add the gradient of each panel's summed cross-entropy by each parameter to `sums`."""
+    names = list(panels)
+
+    def add(images: Tensor, labels: Tensor, origins: Mapping[int, slice]) -> None:
+        with torch.enable_grad():
+            losses = F.cross_entropy(evaluator.adapter.forward(images), labels, reduction="none")
+            sides = {number: losses[own].sum() for number, own in origins.items()}
+        for number, loss in sides.items():
+            again = number != max(sides)
+            gradients = torch.autograd.grad(loss, parameters, retain_graph=again, allow_unused=True)
+            for total, gradient in zip(sums[names[number]], gradients, strict=True):
+                if gradient is not None:
+                    total.add_(gradient)
+
+    size = _batch(sum(map(len, panels.values()))) if mixed else evaluator.batch_size
+    with torch.no_grad():
+        evaluator.mixed(list(panels.values()), add, batch=size, backward=len(panels), changing=changing)
+
+
+def _batch(count: int) -> int:
+    """The smallest batch from `CALIBRATION_BATCH` on whose last one is not a fraction of the others."""
+    sizes = range(CALIBRATION_BATCH, max(count, CALIBRATION_BATCH + 1))
+    return next((s for s in sizes if count % s == 0 or count % s >= CALIBRATION_BATCH // 2), count)
+
+
+def _changing(sums: Mapping[str, list[Tensor]]) -> Changing:
+    tensors = {f"{name} {n}": t for name, total in sums.items() for n, t in enumerate(total)}
+
+    def load(values: Mapping[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
+            tensor.copy_(values[name])
+
+    return Changing(lambda: tensors, load)
+
+
+def _account(sums: Mapping[str, list[Tensor]], own: list[int], floor: Mapping[str, float]) -> Account:
+    names = list(sums)
+    dots = {
+        (a, b): sum(float((sums[a][i].double() * sums[b][i].double()).sum()) for i in own)
+        for n, a in enumerate(names)
+        for b in names[n:]
+    }
+    norms = {a: norm if (norm := max(0.0, dots[a, a]) ** 0.5) > floor[a] else 0.0 for a in names}
+    cosines = {
+        (a, b): max(-1.0, min(1.0, dots[a, b] / (norms[a] * norms[b])))
+        for (a, b) in dots
+        if a != b and norms[a] > 0 and norms[b] > 0
+    }
+    return Account(norms, cosines)

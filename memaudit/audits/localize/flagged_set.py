@@ -1,0 +1,148 @@
+"""The flagged set as a group: shared units, the trade-off of cutting them together, and matched clean examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from memaudit.audits.localize.controls import Judge
+from memaudit.audits.localize.cost import settle
+from memaudit.audits.localize.search import Search
+from memaudit.audits.panels import matched_clean
+from memaudit.data import ExampleSet
+from memaudit.engine.answers import margin, predicted
+from memaudit.findings import CurvePoint, Finding, MatchedControls, Neuron, Outcome, Stability, UnitRef
+from memaudit.intervals import bootstrap
+from memaudit.numbers import tidy
+
+ERASED = (Outcome.LOCALIZED, Outcome.ENTANGLED)
+# Examples of either set per point of the trade-off curve.
+CURVE_ROWS = 128
+# Pairs grow with the square: past this many findings the mean overlap no longer moves.
+OVERLAP_SETS = 1000
+
+Tick = Callable[[int], None]
+
+
+def neurons(findings: Sequence[Finding], judge: Judge, most: int, tick: Tick) -> list[Neuron]:
+    """Every unit of an erased finding's set, the most shared first; for `most` of them what each costs alone."""
+    serves: dict[UnitRef, list[str]] = {}
+    for finding in sorted(findings, key=lambda f: f.id):
+        for unit in finding.units if finding.outcome in ERASED else ():
+            serves.setdefault(unit, []).append(finding.id)
+    order = {site.layer: place for place, site in enumerate(judge.space.sites)}
+    ranked = sorted(serves.items(), key=lambda item: (-len(item[1]), order[item[0].layer], item[0].index))
+    costs = []
+    for unit, _ in ranked[:most]:
+        number = judge.space.number(unit.layer, unit.index, unit.kind)
+        costs.append(judge.reference_accuracy([number], str(unit)))
+        tick(1)
+    after = [c.after for c in settle(costs)] + [None] * (len(ranked) - len(costs))
+    return [
+        Neuron(layer=unit.layer, index=unit.index, kind=unit.kind, erases=ids, reference_accuracy_after=accuracy)
+        for (unit, ids), accuracy in zip(ranked, after, strict=True)
+    ]
+
+
+def trade_off(shared: Sequence[Neuron], judge: Judge, flagged: ExampleSet, fitted: Sequence[int]) -> list[CurvePoint]:
+    """Flagged still fitted against reference accuracy, with the n most shared units ablated together."""
+    numbers = [judge.space.number(n.layer, n.index, n.kind) for n in shared]
+    if not numbers:
+        return []
+    sizes = sorted({len(numbers), *(n for n in (1, 4, 16, 64, 256) if n < len(numbers))})
+    rows = list(fitted[:: max(1, -(-len(fitted) // CURVE_ROWS))])
+    panel = list(judge.panel[:CURVE_ROWS])
+    intact = _share(judge.population.margins[: len(panel)])
+    points = [CurvePoint(units=0, flagged_fitted=1.0, reference_accuracy=intact)]
+    for size in sizes:
+        cut = [numbers[:size]]
+        still = margin(judge.evaluator.logits(flagged, rows, cut, judge.space, judge.fill), flagged.labels[rows])
+        right = margin(
+            judge.evaluator.logits(judge.reference, panel, cut, judge.space, judge.fill), judge.reference.labels[panel]
+        )
+        points.append(CurvePoint(units=size, flagged_fitted=_share(still), reference_accuracy=_share(right)))
+    return points
+
+
+def matched(
+    findings: Sequence[Finding],
+    search: Search,
+    judge: Judge,
+    flagged: ExampleSet,
+    rows: Sequence[int],
+    margins: Tensor,
+    reference_margins: Tensor,
+    tick: Tick,
+) -> MatchedControls | None:
+    """The same search on clean examples: is needing few units special to the flagged ones?
+
+    Args:
+        rows: fitted flagged rows to match by label and margin.
+        margins: of all flagged examples.
+        reference_margins: of all reference examples.
+    """
+    picked = torch.tensor(rows, dtype=torch.int64)
+    reference = judge.reference
+    pairs = matched_clean(margins[picked], flagged.labels[picked], reference_margins, reference.labels)
+    never = search.max_units + 1
+    needed = [len(f.units) if f.outcome in ERASED else never for f in findings if f.fitted]
+    if not pairs or not needed:  # a time limit may leave nothing to compare with
+        return None
+    counts: dict[int, int] = {}
+    for proposal in search.run(judge.evaluator, reference, [r for _, r in pairs]):
+        counts[proposal.row] = len(proposal.cut) if proposal.erased else never
+        tick(1)
+    clean = [counts[r] for _, r in pairs]  # not in the order they finished, which the batch size decides
+    wins = [sum((c > n) + 0.5 * (c == n) for n in needed) / len(needed) for c in clean]
+    low, high = bootstrap(wins, judge.seed)
+    return MatchedControls(
+        examples=len(clean),
+        median_units=float(median(clean)),
+        auc=tidy(sum(wins) / len(wins)),
+        low=tidy(low),
+        high=tidy(high),
+    )
+
+
+def stability(
+    searches: Mapping[int, Search], judge: Judge, flagged: ExampleSet, cuts: Mapping[int, Sequence[int]], tick: Tick
+) -> Stability:
+    """How alike the unit sets are that other seeds find.
+
+    Args:
+        searches: by seed, the search with its risk predicted on the reference examples which that seed draws.
+        cuts: by row, what this run found for the erased examples.
+    """
+    alike: dict[int, list[float]] = {row: [] for row in cuts}
+    for search in searches.values():
+        for proposal in search.run(judge.evaluator, flagged, list(cuts)):
+            alike[proposal.row].append(_jaccard(frozenset(proposal.cut), frozenset(cuts[proposal.row])))
+            tick(1)
+    means = [sum(values) / len(values) for values in alike.values() if values]
+    low, high = bootstrap(means, judge.seed)
+    return Stability(
+        seeds=list(searches),
+        examples=len(means),
+        jaccard=tidy(sum(means) / len(means)) if means else None,
+        low=tidy(low) if means else None,
+        high=tidy(high) if means else None,
+    )
+
+
+def overlap(sets: Sequence[Sequence[UnitRef]]) -> float | None:
+    """Mean Jaccard index over pairs of unit sets; None for fewer than two."""
+    groups = [frozenset(s) for s in sets][:OVERLAP_SETS]
+    pairs = [_jaccard(a, b) for i, a in enumerate(groups) for b in groups[:i] if a | b]
+    return tidy(sum(pairs) / len(pairs)) if pairs else None
+
+
+def _jaccard(a: frozenset[Any], b: frozenset[Any]) -> float:
+    return len(a & b) / len(a | b)
+
+
+def _share(margins: Tensor) -> float:
+    return tidy(float(predicted(margins).float().mean()))

@@ -1,0 +1,1 @@
+"""An edited copy of the checkpoint: what was asked for, the methods, and the proof on the written file."""

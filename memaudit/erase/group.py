@@ -1,0 +1,148 @@
+"""Suppress a whole group of memorized labels: layers keep their high-curvature components, then clean steps follow.
+
+The choice of layers and of the share of curvature that they keep is made on a validation split; what the choice is
+worth is measured on a split, and on flagged examples, that chose nothing.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from memaudit.data import ExampleSet, remove_overlap
+from memaudit.engine.answers import margin, predicted
+from memaudit.engine.device import exact_arithmetic
+from memaudit.engine.draws import generator_for
+from memaudit.engine.evaluator import Panel
+from memaudit.erase.curvature import Spectrum, spectra
+from memaudit.erase.finetune import BATCH
+from memaudit.erase.proof import Request, check_editable, prove, sets_of, write
+from memaudit.erase.search import Search, Trial, in_order
+from memaudit.errors import DataRejected, ModelRejected
+from memaudit.findings import Candidate, EditedLayer, Erasure
+from memaudit.numbers import tidy
+from memaudit.text import clean
+
+# Shares of the held-out examples: for the factors, for choosing, and the rest for the final figures; and most of each.
+FACTORS, VALIDATION = 0.35, 0.25
+MOST_FACTORS, MOST_VALIDATION = 1500, 2000
+# Share of the fitted flagged examples that the choice is made with, and most of them.
+USED, MOST_USED = 1 / 3, 400
+# Fewest examples that a choice can rest on.
+FEWEST = 20
+
+
+def by_curvature(request: Request, max_test_drop: float, clean_steps: int) -> Erasure:
+    """Cut low-curvature components so that flagged labels go, within `max_test_drop` of validation accuracy.
+
+    Args:
+        clean_steps: steps of training on clean reference examples that follow the cut.
+
+    Raises:
+        ModelRejected: the model cannot be edited, or no edit keeps within the budget.
+        DataRejected: there are too few examples to choose with and to measure on.
+    """
+    module = request.adapter.module
+    check_editable(module)
+    _check_norms(module)
+    with exact_arithmetic():
+        before = request.evaluator()
+        reference, _ = remove_overlap(request.reference, request.flagged)
+        pool = reference if request.test is None else request.test
+        factors, validation, final = split(len(pool), request.seed)
+        fitted = predicted(margin(before.logits(request.flagged), request.flagged.labels)).nonzero().flatten().tolist()
+        order = torch.randperm(len(fitted), generator=generator_for(request.seed, "erase", "flagged")).tolist()
+        used = sorted(fitted[i] for i in order[: max(1, min(MOST_USED, round(USED * len(fitted))))])
+        if not fitted:
+            raise DataRejected("the model predicts none of the flagged labels: there is nothing to suppress")
+        sets = sets_of(request, before, used, pool, final)
+        shown = unseen(sets.reference, Panel(pool, [*validation, *final]), request.seed)
+        layers, use = in_order(before, sets.reference)
+        request.progress.stage("curvature", len(factors))
+        found = {
+            s.layer: s
+            for s in spectra(before, Panel(pool, factors), layers, generator_for(request.seed, "erase", "labels"))
+        }
+        flagged, chosen_by = Panel(sets.flagged, used), Panel(pool, validation)
+        search = Search(before, found, shown, flagged, chosen_by, use, clean_steps, request.seed)
+        request.progress.stage("choose", search.most())
+        best, trials = search.run(max_test_drop)
+        request.progress.stage("clean steps" if best.steps else "edit", search.cost(best.steps))
+        edit = search.edit(best.kept, best.steps)
+        state = {n: t.detach().clone() for n, t in module.state_dict().items()}
+        write(state | {n: t for n, t in edit.items() if n in state}, request.output)
+        notes = [] if request.test is not None else [NO_TEST]
+        if best.steps:
+            notes.append(TRAINED.format(steps=best.steps, batch=BATCH, clean=len(shown)))
+        return prove(request, before, sets).erasure(
+            "curvature",
+            layers=[_edited(found[path], share) for path, share in best.kept.items()],
+            clean_steps=best.steps,
+            candidates=[_candidate(t, t is best) for t in trials],
+            max_test_drop=tidy(max_test_drop),
+            notes=notes,
+        )
+
+
+NO_TEST = "Without --test, reference examples were split in its place: a model trained on them looks better than it is."
+TRAINED = (
+    "{steps} steps of {batch} examples on {clean:,} reference examples, none of them flagged, followed the cut. "
+    "Reference accuracy is largely that of examples trained on."
+)
+
+
+def _check_norms(module: nn.Module) -> None:
+    """Raise where weights change but the statistics that follow them cannot."""
+    without = [p for p, m in module.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is None]
+    if without:
+        raise ModelRejected(
+            f"the model cannot be edited: {clean(without[0])} keeps no normalisation statistics to re-estimate",
+            hint="Its BatchNorm uses each batch's own; train with track_running_stats=True, or use --method units.",
+        )
+
+
+def split(count: int, seed: int) -> tuple[list[int], list[int], tuple[int, ...]]:
+    """Rows for factors, for validation and for the final figures."""
+    order = torch.randperm(count, generator=generator_for(seed, "erase", "split")).tolist()
+    first = min(MOST_FACTORS, round(FACTORS * count))
+    second = first + min(MOST_VALIDATION, round(VALIDATION * count))
+    parts = order[:first], order[first:second], order[second:]
+    if min(map(len, parts)) < FEWEST:
+        raise DataRejected(
+            f"{count} held-out examples are too few to choose an edit and to measure it",
+            hint=f"Give {round(FEWEST / VALIDATION)} or more with --test; a thousand tell accuracies a point apart.",
+        )
+    return sorted(parts[0]), sorted(parts[1]), tuple(sorted(parts[2]))
+
+
+def unseen(reference: ExampleSet, judging: Panel, seed: int) -> Panel:
+    """The reference without examples that an edit is judged by, in random order: what clean steps train on.
+
+    Raises:
+        DataRejected: too few are left.
+    """
+    held = {judging.examples.examples[row].id for row in judging.rows}
+    order = torch.randperm(len(reference), generator=generator_for(seed, "erase", "clean")).tolist()
+    rows = [row for row in order if reference.examples[row].id not in held]
+    if len(rows) < FEWEST:
+        raise DataRejected(
+            f"only {len(rows)} reference examples are not also held out",
+            hint="Give --reference and --test different examples.",
+        )
+    return Panel(reference, rows)
+
+
+def _candidate(trial: Trial, chosen: bool) -> Candidate:
+    return Candidate(
+        layers=list(trial.kept),
+        curvature=tidy(sum(trial.kept.values()) / len(trial.kept)),
+        clean_steps=trial.steps,
+        flagged=tidy(trial.flagged),
+        validation=tidy(trial.validation),
+        chosen=chosen,
+    )
+
+
+def _edited(spectrum: Spectrum, share: float) -> EditedLayer:
+    return EditedLayer(layer=spectrum.layer, curvature=tidy(share), components=tidy(spectrum.components(share)))

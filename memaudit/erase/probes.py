@@ -1,0 +1,93 @@
+"""How firmly an edit suppresses labels: what noise on the input, and a little training, bring back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from memaudit.data import ExampleSet
+from memaudit.engine.answers import margin, predicted
+from memaudit.engine.draws import generator_for
+from memaudit.engine.evaluator import Evaluator, Panel
+from memaudit.engine.train import descent, trainable
+from memaudit.findings import NoisePoint, RelearnPoint
+from memaudit.network.states import holding
+from memaudit.numbers import tidy
+
+# Steps after which the relearning probe looks, its rate (AdamW without decay), and the noise probe's levels and draws.
+STEPS = (0, 1, 2, 5, 10, 20)
+RATE = 3e-4
+SIGMAS = (0.1, 0.2, 0.4)
+DRAWS = 3
+# Examples a probe runs at most.
+PROBED = 512
+
+
+def noise(before: Evaluator, after: Evaluator, flagged: Panel, seed: int) -> list[NoisePoint]:
+    """How often noise on the input brings a flagged label back; the same noise for both models."""
+    rows = list(flagged.rows)[:PROBED]
+    if not rows:
+        return []
+    scale = float(flagged.examples.batch(rows[:64], before.device).std())
+    points = []
+    for sigma in SIGMAS:
+        rates = []
+        for evaluator in (before, after):
+            generator = generator_for(seed, "noise", str(sigma))
+
+            def body(
+                images: Tensor, labels: Tensor, run: Evaluator = evaluator, draw: torch.Generator = generator
+            ) -> int:
+                size = (DRAWS, *images.shape)
+                moved = images + sigma * scale * torch.randn(size, generator=draw).to(images)  # noqa: B023
+                with torch.no_grad():
+                    return sum(int(predicted(margin(run.adapter.forward(m), labels)).sum()) for m in moved)
+
+            said = evaluator.each(flagged.examples, rows, body, batch=64, forward=DRAWS)
+            rates.append(sum(said) / (DRAWS * len(rows)))
+        points.append(NoisePoint(sigma=sigma, before=tidy(rates[0]), after=tidy(rates[1])))
+    return points
+
+
+def relearning(after: Evaluator, flagged: Panel, reference: ExampleSet, seed: int) -> list[RelearnPoint]:
+    """Train the edited model a few steps on a third of the flagged examples: how fast do the others come back?
+
+    The control trains on as many reference examples instead.
+    """
+    rows = list(flagged.rows)
+    order = torch.randperm(len(rows), generator=generator_for(seed, "relearn", "flagged")).tolist()
+    shown, rest = [rows[i] for i in order[: len(rows) // 3]], [rows[i] for i in order[len(rows) // 3 :]]
+    if not shown:
+        return []
+    clean_rows = torch.randperm(len(reference), generator=generator_for(seed, "relearn", "reference")).tolist()
+    others = Panel(flagged.examples, rest[:PROBED])
+    shown = shown[:PROBED]
+    again = _relearn(after, Panel(flagged.examples, shown), others, seed)
+    control = _relearn(after, Panel(reference, clean_rows[: len(shown)]), others, seed)
+    return [RelearnPoint(steps=s, rest=tidy(a), control=tidy(b)) for s, a, b in zip(STEPS, again, control, strict=True)]
+
+
+def _relearn(evaluator: Evaluator, shown: Panel, rest: Panel, seed: int) -> list[float]:
+    """Share of `rest` whose label is predicted after each of `STEPS`; the model is put back."""
+    module = evaluator.adapter.module
+    generator = generator_for(seed, "relearn", "order")
+    found = []
+    with _restored(module), trainable(module, [n for n, _ in module.named_parameters()]) as parameters:
+        step = descent(evaluator, torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0))
+        for number in range(STEPS[-1] + 1):
+            if number in STEPS:
+                found.append(float(evaluator.predicted(rest).float().mean()))
+            if number < STEPS[-1]:
+                drawn = torch.randperm(len(shown), generator=generator)[:64].tolist()
+                evaluator.each(shown.examples, [shown.rows[i] for i in drawn], step, batch=64, backward=1)
+    return found
+
+
+@contextmanager
+def _restored(module: nn.Module) -> Iterator[None]:
+    """Whatever the body trains is a copy; the network's own tensors come back untouched."""
+    with holding(module, {n: p.detach().clone() for n, p in module.named_parameters()}):
+        yield

@@ -1,0 +1,116 @@
+"""Suppress single memorized labels: the units of chosen findings are silenced."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from memaudit.adapters.base import Adapter
+from memaudit.data import ExampleSet
+from memaudit.engine.answers import prediction
+from memaudit.engine.device import exact_arithmetic
+from memaudit.engine.evaluator import Evaluator
+from memaudit.erase.proof import Request, check_editable, prove, sets_of, write
+from memaudit.errors import DataRejected, UsageError
+from memaudit.findings import ErasedExample, Erasure, Finding, UnitRef
+from memaudit.network.ablate import silence
+from memaudit.network.units import UnitSpace
+from memaudit.text import clean
+
+UNION_NOTE = (
+    "The audit measured each example with its own units cut; this file has the units of all chosen examples cut.",
+)
+
+
+def by_units(request: Request, findings: Sequence[Finding]) -> Erasure:
+    """Silence the units of `findings` in a copy and measure it.
+
+    Raises:
+        ModelRejected: the model cannot be edited.
+        DataRejected: an example of a finding is not among the flagged ones.
+    """
+    check_editable(request.adapter.module)
+    with exact_arithmetic():
+        before = request.evaluator()
+        rows = {(e.id, e.label): row for row, e in enumerate(request.flagged.examples)}
+        missing = [f for f in findings if (f.example.id, f.example.label) not in rows]
+        if missing:
+            raise DataRejected(
+                f"{len(missing)} examples of the report are not among the flagged ones, "
+                f"first {clean(missing[0].example.source)}",
+                hint="Give the flagged examples of the audit, with --flagged.",
+            )
+        chosen = [(rows[f.example.id, f.example.label], f) for f in findings]
+        sets = sets_of(request, before, [row for row, _ in chosen], request.test)
+        request.progress.stage("edit")
+        state, units = silenced(request.adapter, sets.reference.batch([0, 1, 2], before.device), findings)
+        write(state, request.output)
+        proof = prove(request, before, sets)
+        return proof.erasure(
+            "units", examples=each_alone(before, proof.after, request.flagged, chosen), units=units, notes=UNION_NOTE
+        )
+
+
+def silenced(adapter: Adapter, images: Tensor, findings: Sequence[Finding]) -> tuple[dict[str, Tensor], list[UnitRef]]:
+    """The state dict with the units of `findings` silenced, and those units.
+
+    Args:
+        images: `(N, C, H, W)`, three or more, that show where the sites are.
+
+    Raises:
+        UsageError: a unit is none of this model's.
+    """
+    space = UnitSpace(tuple(adapter.sites(images)))
+    units = sorted({u for f in findings for u in f.units}, key=lambda u: (u.layer, u.index))
+    numbers = [space.number(u.layer, u.index, u.kind) for u in units]
+    state = {n: t.detach().clone() for n, t in adapter.module.state_dict().items()}
+    silence(state, space, numbers)
+    return state, [space.unit(n) for n in sorted(numbers)]
+
+
+def each_alone(
+    before: Evaluator, after: Evaluator, flagged: ExampleSet, chosen: Sequence[tuple[int, Finding]]
+) -> list[ErasedExample]:
+    """The chosen examples on the original and on the written file, one image a pass as the audit measured them."""
+    found = []
+    one, other = Evaluator(before.adapter, 1), Evaluator(after.adapter, 1)
+    for row, finding in chosen:
+        label = flagged.examples[row].label
+        was, now = (prediction(e.logits(flagged, [row])[0], label) for e in (one, other))
+        found.append(ErasedExample(id=finding.id, before=was, after=now, as_reported=now == finding.after))
+    return found
+
+
+def choose_findings(findings: Sequence[Finding], wanted: Sequence[str]) -> list[Finding]:
+    """The findings whose id begins with, or whose example is called, each of `wanted`; without any, all localized.
+
+    Raises:
+        UsageError: one names no finding, or several; or nothing is left to silence.
+    """
+    erased = [f for f in findings if f.after is not None and f.units and f.after.prediction != f.example.label]
+    if not wanted:
+        chosen = [f for f in erased if f.outcome == "localized"]
+        if not chosen:
+            raise UsageError("the report has no localized finding", hint="Name findings with --examples, by their ids.")
+        return chosen
+    chosen = []
+    for name in wanted:
+        exact = [f for f in findings if name in (f.id, f.example.id, f.example.source, _declared(f))]
+        found = exact or [f for f in findings if len(name) >= 6 and f.id.startswith(name)]
+        if len(found) != 1:
+            what = "no finding" if not found else f"{len(found)} findings"
+            raise UsageError(f"--examples {clean(name)!r} names {what} of the report", hint="Give a finding's id.")
+        if found[0] not in erased:
+            raise UsageError(
+                f"finding {clean(name)!r} has no units that suppress its label: {found[0].outcome}",
+                hint="Silence localized findings; for a whole group use --method curvature.",
+            )
+        chosen += found
+    return list({f.id: f for f in chosen}.values())
+
+
+def _declared(finding: Finding) -> str:
+    """The id a manifest gave the example, which leads its note."""
+    note = finding.example.note or ""
+    return note.removeprefix("id ").partition(";")[0] if note.startswith("id ") else ""

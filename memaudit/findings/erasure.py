@@ -1,0 +1,83 @@
+"""An edited copy of the checkpoint, and everything that was measured of it."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from memaudit.findings.base import Number, Plain, Prediction, Rate, UnitRef
+
+
+class ErasureScores(Plain):
+    """What one file predicts, of flagged examples that the original fits and of clean ones."""
+
+    used: Rate | None = Field(description="flagged labels predicted, of the examples the edit was made or chosen with")
+    unused: Rate | None = Field(description="flagged labels predicted, of the examples the edit never saw")
+    true_label: Rate | None = Field(description="true labels predicted, of the flagged examples that have one")
+    reference: Rate
+    test: Rate | None = Field(description="accuracy on test examples that chose nothing")
+    by_class: list[Rate | None] = Field(description="accuracy by class, on the test examples, else on the reference")
+
+
+class ErasedExample(Plain):
+    """One example that the edit was made for, measured alone on the written file."""
+
+    id: str = Field(description="the finding's")
+    before: Prediction
+    after: Prediction
+    as_reported: bool = Field(description="`after` equals that of the audit, which cut this example's units alone")
+
+
+class EditedLayer(Plain):
+    """One layer whose weights keep only their high-curvature components."""
+
+    layer: str
+    curvature: Rate = Field(description="share of the layer's curvature that is kept")
+    components: Rate = Field(description="share of its components that hold it")
+
+
+class Candidate(Plain):
+    """An edit that was tried, on examples that no final figure is measured on."""
+
+    layers: list[str]
+    curvature: Rate
+    clean_steps: int = Field(default=0, ge=0, description="steps of training on clean examples that followed")
+    flagged: Rate = Field(description="flagged labels predicted, of the examples used for choosing")
+    validation: Rate = Field(description="accuracy on the validation examples")
+    chosen: bool = False
+
+
+class RelearnPoint(Plain):
+    """Flagged labels predicted after so many steps of training the edited file."""
+
+    steps: int = Field(ge=0)
+    rest: Rate = Field(description="labels of examples not trained on, when other flagged examples were")
+    control: Rate | None = Field(description="the same, when as many reference examples were trained on instead")
+
+
+class NoisePoint(Plain):
+    """Flagged labels predicted with Gaussian noise on the input, before and after the edit."""
+
+    sigma: Number = Field(description="standard deviation of the noise, in standard deviations of the pixels")
+    before: Rate
+    after: Rate
+
+
+class Erasure(Plain):
+    """An edited copy of the checkpoint that suppresses flagged labels, measured again from disk."""
+
+    method: Literal["units", "curvature"]
+    file: str
+    sha256: str
+    source_sha256: str = Field(description="of the original, which stays as it is")
+    examples: list[ErasedExample] = []
+    units: list[UnitRef] = []
+    layers: list[EditedLayer] = []
+    clean_steps: int = Field(default=0, ge=0, description="steps of training on clean examples after the edit")
+    candidates: list[Candidate] = []
+    max_test_drop: Rate | None = Field(default=None, description="the accuracy that choosing the edit might cost")
+    counts: dict[str, int] = Field(description="examples behind each figure")
+    before: ErasureScores
+    after: ErasureScores
+    relearning: list[RelearnPoint] = []
+    noise: list[NoisePoint] = []
+    notes: list[str] = []

@@ -1,0 +1,99 @@
+"""The flagged set as a whole: shared neurons, the trade-off, matched controls, known units, the summary."""
+
+from pydantic import Field
+
+from memaudit.findings.base import Kind, Number, Plain, Rate
+from memaudit.findings.finding import Outcome
+
+
+class Neuron(Plain):
+    """A unit whose ablation, alone or in its finding's set, erases memorized examples."""
+
+    layer: str
+    index: int = Field(ge=0)
+    kind: Kind
+    erases: list[str] = Field(description="ids of the findings whose set holds this unit, most shared units first")
+    reference_accuracy_after: Rate | None = Field(description="reference accuracy with this unit alone ablated")
+
+
+class KnownUnits(Plain):
+    """A network trained with example-tied dropout: what the audit found against the units made to memorize."""
+
+    layers: list[str] = Field(description="tied layers whose units were searched")
+    own: bool = Field(description="each flagged example ran with its own memorizing units, known by its integer id")
+    units: int = Field(ge=0, description="memorizing units among those searched; per example, on average, where own")
+    chance: Rate = Field(description="share of the live units that they are: what a random unit would be")
+    held: int = Field(ge=0, description="fitted flagged labels that are lost when all memorizing units are dropped")
+    recalled: int = Field(ge=0, description="of those, how many the audit suppresses by a cut with such a unit in it")
+    recall: Rate | None
+    recall_low: Rate | None = Field(default=None, description="95 % Wilson interval of `recall`")
+    recall_high: Rate | None = None
+    precision: Rate | None = Field(description="share of the units cut for those examples that are memorizing")
+    flagged_dropped: Rate = Field(description="flagged labels predicted with all memorizing units dropped")
+    true_label_dropped: Rate | None = Field(default=None, description="true labels predicted then, where known")
+    reference_dropped: Rate = Field(description="reference accuracy with all memorizing units dropped")
+
+
+class CurvePoint(Plain):
+    """The trade-off with the `units` most shared units ablated together."""
+
+    units: int = Field(ge=0)
+    flagged_fitted: Rate
+    reference_accuracy: Rate
+
+
+class MatchedControls(Plain):
+    """The same search on clean examples of the same labels and similar margins."""
+
+    examples: int = Field(default=0, ge=0)
+    median_units: Number | None
+    auc: Rate | None = Field(description="chance that a clean example needs more units than a flagged one")
+    low: Rate | None
+    high: Rate | None
+
+
+class Stability(Plain):
+    """The search again with its risk predicted on other reference examples: does it find the same units?"""
+
+    seeds: list[int]
+    examples: int = Field(ge=0)
+    jaccard: Rate | None = Field(description="mean Jaccard index of an example's unit sets, this run's and a seed's")
+    low: Rate | None
+    high: Rate | None
+
+
+class Groups(Plain):
+    """The flagged set as a group."""
+
+    curve: list[CurvePoint] = []
+    overlap: Rate | None = Field(default=None, description="mean Jaccard index of the unit sets of two findings")
+    matched_controls: MatchedControls | None = None
+    stability: Stability | None = None
+
+
+class Summary(Plain):
+    """Counts and averages over the findings; every rate is derivable from `findings`."""
+
+    flagged: int = Field(ge=0)
+    fitted: int = Field(ge=0)
+    memorized: int = Field(ge=0)
+    outcomes: dict[Outcome, int]
+    median_units: Number | None = Field(description="over localized and entangled findings")
+    reference_retained: Rate | None = Field(description="mean over localized and entangled findings")
+    random_erased: Rate | None = Field(description="share of random draws that erase, over all findings")
+    random_low: Rate | None = None
+    random_high: Rate | None = None
+    reference_retained_low: Rate | None = Field(default=None, description="95 % bootstrap interval over findings")
+    reference_retained_high: Rate | None = None
+    true_label_known: int = Field(default=0, ge=0, description="erased findings whose true label was given")
+    true_label_back: Rate | None = Field(
+        default=None, description="of those, the share predicted with it after the cut"
+    )
+    true_label_low: Rate | None = None
+    true_label_high: Rate | None = None
+    atypicality_auroc: Rate | None = Field(
+        default=None, description="chance that a flagged example is less supported than a reference example"
+    )
+    learning_auroc: Rate | None = Field(
+        default=None, description="chance that a flagged example is learned later than a reference example"
+    )

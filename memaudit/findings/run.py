@@ -1,0 +1,82 @@
+"""The run itself: tool, settings, model, data, warnings, the gate and the effort."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from memaudit.findings.base import Number, Plain, Rate
+
+
+class ToolInfo(Plain):
+    """Who wrote the report."""
+
+    name: str = "memaudit"
+    version: str
+
+
+class ConfigValue(Plain):
+    """One setting that shaped the numbers, and where its value came from."""
+
+    value: str | int | float | bool | list[str] | None
+    origin: str = Field(description="flag, environment, config, checkpoint, measured or default")
+
+
+class ModelInfo(Plain):
+    """The audited checkpoint."""
+
+    path: str
+    sha256: str
+    md5: str = Field(default="", description="of a checkpoint in one file: what a .dvc file holds")
+    architecture: str | None
+    adapter: str
+    num_classes: int = Field(ge=1)
+    parameters: int = Field(ge=0)
+    weights: Literal["raw", "ema"] = "raw"
+    stripped_prefix: str = ""
+    dtype: str
+    candidates: list[str] = Field(default=[], description="architectures that fit the tensors equally well")
+
+
+class DataSource(Plain):
+    """One set of examples."""
+
+    source: str
+    count: int = Field(ge=0)
+    sha256: str
+    accuracy: Rate | None = None
+
+
+class DataInfo(Plain):
+    """The examples the audit saw."""
+
+    flagged: DataSource
+    reference: DataSource
+    test: DataSource | None = None
+    class_names: list[str]
+    class_order: str
+
+
+class ReportWarning(Plain):
+    """Something a reader must know before trusting a figure."""
+
+    code: str
+    message: str
+
+
+class Gate(Plain):
+    """The policy and what it says."""
+
+    policy: dict[str, str]
+    failed: list[str] = []
+    waived: list[str] = Field(default=[], description="ids of memorized findings that a waiver accepts")
+    reasons: dict[str, str] = Field(default={}, description="by waived id: why, who answers for it, until when")
+    known: list[str] = Field(default=[], description="ids of memorized findings that the baseline has too")
+    baseline: str | None = Field(default=None, description="the baseline report, where there was one")
+
+
+class Effort(Plain):
+    """What the localization cost, in examples forwarded; a backward pass counts as one and a half."""
+
+    search: Number = Field(description="the search, with the reference examples its risk is predicted on")
+    verification: Number = Field(description="every control, the neurons' own costs, the curve, matched clean examples")
+    ratio: Number | None = Field(description="verification over search")

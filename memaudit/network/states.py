@@ -1,0 +1,96 @@
+"""States of the network over time: earlier tensors put in place for a while, and proof that none of it stays."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from memaudit.errors import BugError
+from memaudit.network.layer_groups import tensors_of
+from memaudit.text import clean
+
+
+@dataclass(frozen=True)
+class State:
+    """One checkpoint of the series, fitted to the network.
+
+    Attributes:
+        label: what reports call it.
+        tensors: by `tensors_of` name, of the network's shapes and types; what no checkpoint stores is not in it.
+        final: it equals the audited model, tensor for tensor.
+    """
+
+    label: str
+    tensors: Mapping[str, Tensor]
+    epoch: float | None = None
+    step: int | None = None
+    sha256: str = ""
+    file: str = ""
+    final: bool = False
+
+    def to(self, device: torch.device) -> State:
+        """The same on another device."""
+        moved = {n: t.to(device) for n, t in self.tensors.items()}
+        return replace(self, tensors=moved)
+
+    def part(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Those of the tensors `names` that the checkpoint stores."""
+        return {n: self.tensors[n] for n in names if n in self.tensors}
+
+
+@contextmanager
+def holding(module: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
+    """Let parameters and buffers hold `values` while the body runs; nothing is copied and nothing of it stays.
+
+    What the network held is set aside untouched, so it comes back bit by bit, also when the body raises.
+
+    Args:
+        values: by `tensors_of` name; what writes to such a parameter in the body writes to the value itself.
+    """
+    tensors = tensors_of(module)
+    saved: list[tuple[Tensor, Tensor]] = []
+    try:
+        for name, value in values.items():
+            saved.append((tensors[name], tensors[name].data))
+            tensors[name].data = value
+        yield
+    finally:
+        for tensor, data in reversed(saved):
+            tensor.data = data
+
+
+def canonical(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`state` (by any of its names) by `tensors_of` names, on the network's device and in its types."""
+    own = tensors_of(module)
+    first = {id(t): n for n, t in own.items()}
+    alias = {name: first[id(t)] for name, t in module.state_dict(keep_vars=True).items() if id(t) in first}
+    return {alias[n]: t.to(own[alias[n]].device, own[alias[n]].dtype) for n, t in state.items() if n in alias}
+
+
+def digest(module: nn.Module, names: Iterable[str] | None = None) -> str:
+    """Hash of the bytes of every parameter and buffer, or of those called `names`."""
+    tensors = tensors_of(module)
+    result = hashlib.sha256()
+    for name in sorted(tensors if names is None else names):
+        value = tensors[name].detach().cpu().contiguous()
+        result.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        result.update(value.flatten().view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+    return result.hexdigest()
+
+
+@contextmanager
+def unchanged(module: nn.Module, what: str) -> Iterator[None]:
+    """Raise when the body left one bit of the network, a mode or a gradient changed.
+
+    Raises:
+        BugError: names `what`.
+    """
+    before, modes = digest(module), [m.training for m in module.modules()]
+    yield
+    if digest(module) != before or [m.training for m in module.modules()] != modes:
+        raise BugError(f"{clean(what)} left the model changed")

@@ -1,0 +1,294 @@
+"""From what an audit measured to the report: names, counts and averages, nothing measured here."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from memaudit.adapters.base import Adapter
+from memaudit.audits.localize.flagged_set import ERASED
+from memaudit.data import ExampleSet, finding_id
+from memaudit.engine.evaluator import BACKWARD, Evaluator
+from memaudit.findings import (
+    ConfigValue,
+    DataInfo,
+    DataSource,
+    Effort,
+    Finding,
+    Groups,
+    KnownUnits,
+    LayerEvidence,
+    LayerUnits,
+    ModelInfo,
+    Neuron,
+    Outcome,
+    Prediction,
+    ReportWarning,
+    SeriesPoint,
+    Summary,
+    ToolInfo,
+    Units,
+)
+from memaudit.intervals import bootstrap, wilson
+from memaudit.network.units import Site, UnitSpace
+from memaudit.numbers import tidy
+from memaudit.report.document import Report
+from memaudit.settings import Provenance, Settings
+from memaudit.version import __version__
+
+# Stages of the localization, by what they serve.
+SEARCHING = ("population", "localize")
+VERIFYING = ("panel", "verify", "neurons", "trade-off", "matched clean", "stability")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that an audit measured, beside its findings.
+
+    Attributes:
+        fitted: share of the flagged examples that are fitted.
+        accuracy: of the intact model on the reference.
+        calibration: `(n,)` leave-one-out atypicality of reference examples.
+        lateness: `(n,)` how late reference examples were learned; None without a checkpoint series.
+        incomplete: reasons why the audit did not see all of what it was given.
+        started: seconds since the epoch.
+    """
+
+    adapter: Adapter
+    settings: Settings
+    provenance: Provenance
+    evaluator: Evaluator
+    flagged: ExampleSet
+    reference: ExampleSet
+    test: ExampleSet | None
+    fitted: float
+    accuracy: float
+    test_accuracy: float | None
+    num_classes: int
+    class_names: Sequence[str]
+    space: UnitSpace
+    live: Tensor
+    calibration: Tensor
+    neurons: list[Neuron]
+    groups: Groups
+    known_units: KnownUnits | None
+    series: list[SeriesPoint]
+    layers: list[LayerEvidence]
+    lateness: Tensor | None
+    warnings: Sequence[ReportWarning]
+    incomplete: Sequence[str]
+    started: float
+
+
+def assemble(evidence: Evidence, findings: Sequence[Finding]) -> Report:
+    """The report; its findings stand in the order of the flagged set, whatever order they were found in."""
+    place = {(e.id, e.label): n for n, e in enumerate(evidence.flagged.examples)}
+    ordered = sorted(findings, key=lambda f: place[f.example.id, f.example.label])
+    gate = evidence.settings.policy.judge(ordered, evidence.accuracy)
+    incomplete = [ReportWarning(code="MEM001", message=reason) for reason in evidence.incomplete]
+    evaluator = evidence.evaluator
+    return Report(
+        status="incomplete" if incomplete else "complete",
+        verdict="fail" if gate.failed or incomplete else "pass",
+        tool=ToolInfo(version=__version__),
+        command=evidence.provenance.command,
+        config=dict(evidence.provenance.config) or _config(evidence.settings),
+        environment={
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "timm": version("timm"),
+            "device": _device_name(evaluator.device),
+            "system": f"{platform.system()} {platform.machine()}",
+        },
+        volatile={
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(evidence.started)),
+            "seconds": round(time.time() - evidence.started, 2),
+            "batch_size": evaluator.batch_size,
+            "resumed_batches": evaluator.journal.recorded if evaluator.journal else 0,
+        },
+        passes=dict(sorted(evaluator.passes.items())),
+        effort=_effort(evaluator.passes),
+        model=_model(evidence),
+        data=_data(evidence),
+        units=_units(evidence.space, evidence.live),
+        summary=_summary(ordered, evidence),
+        findings=ordered,
+        neurons=evidence.neurons,
+        groups=evidence.groups,
+        known_units=evidence.known_units,
+        series=evidence.series,
+        layers=evidence.layers,
+        warnings=[*incomplete, *evidence.warnings],
+        gate=gate,
+    )
+
+
+def skeleton(
+    adapter: Adapter,
+    settings: Settings,
+    provenance: Provenance,
+    flagged: ExampleSet,
+    reference: ExampleSet,
+    class_names: Sequence[str],
+) -> Report:
+    """A report with every name of the real one (examples, labels, layers) and no figure.
+
+    It can be rendered before anything long begins: a name that a renderer trips over must not cost a night.
+    """
+    sites = tuple(Site(name, "channel", 1) for name, _ in adapter.module.named_modules() if name)
+    space = UnitSpace(sites)
+    classes = adapter.num_classes or int(max(flagged.labels.max(), reference.labels.max())) + 1
+    nothing = Evidence(
+        adapter=adapter,
+        settings=settings,
+        provenance=provenance,
+        evaluator=Evaluator(adapter),
+        flagged=flagged,
+        reference=reference,
+        test=None,
+        fitted=0.0,
+        accuracy=0.0,
+        test_accuracy=None,
+        num_classes=classes,
+        class_names=class_names,
+        space=space,
+        live=torch.ones(space.total, dtype=torch.bool),
+        calibration=torch.zeros(1),
+        neurons=[Neuron(layer=s.layer, index=0, kind=s.kind, erases=[], reference_accuracy_after=None) for s in sites],
+        groups=Groups(),
+        known_units=None,
+        series=[],
+        layers=[],
+        lateness=None,
+        warnings=provenance.warnings,
+        incomplete=["nothing is measured yet"],
+        started=time.time(),
+    )
+    findings = [
+        Finding(
+            id=finding_id(example.id, example.label),
+            example=example,
+            outcome=Outcome.NOT_FITTED,
+            fitted=False,
+            memorized=False,
+            atypicality=None,
+            before=Prediction(prediction=example.label, margin=0.0, confidence=0.0),
+        )
+        for example in flagged.examples
+    ]
+    return assemble(nothing, findings)
+
+
+def _effort(passes: Mapping[str, int]) -> Effort | None:
+    def cost(stages: Sequence[str]) -> float:
+        return sum(passes.get(f"{s} forward", 0) + BACKWARD * passes.get(f"{s} backward", 0) for s in stages)
+
+    search, verification = cost(SEARCHING), cost(VERIFYING)
+    return Effort(search=search, verification=verification, ratio=tidy(verification / search)) if search else None
+
+
+def _config(settings: Settings) -> dict[str, ConfigValue]:
+    """The settings of a library call, which has no flags."""
+    default = Settings()
+    names = ("max_units", "unit", "layers", "ablation", "profile", "dtype", "seed", "limit", "group_depth")
+    values = {name: getattr(settings, name) for name in names}
+    return {
+        k: ConfigValue(value=v, origin="default" if v == getattr(default, k) else "argument") for k, v in values.items()
+    }
+
+
+def _model(evidence: Evidence) -> ModelInfo:
+    adapter, provenance = evidence.adapter, evidence.provenance
+    first = next(adapter.module.parameters(), None)
+    return ModelInfo(
+        path=provenance.model_path,
+        sha256=provenance.model_sha256,
+        md5=provenance.model_md5,
+        architecture=adapter.architecture,
+        adapter=adapter.name or "module",
+        num_classes=evidence.num_classes,
+        parameters=adapter.parameters,
+        weights="ema" if provenance.weights == "ema" else "raw",
+        stripped_prefix=provenance.stripped_prefix,
+        dtype=str(first.dtype).removeprefix("torch.") if first is not None else "float32",
+        candidates=list(adapter.alternatives) if len(adapter.alternatives) > 1 else [],
+    )
+
+
+def _data(evidence: Evidence) -> DataInfo:
+    def source(examples: ExampleSet, accuracy: float | None) -> DataSource:
+        rate = None if accuracy is None else tidy(accuracy)
+        return DataSource(source=examples.source, count=len(examples), sha256=examples.sha256, accuracy=rate)
+
+    return DataInfo(
+        flagged=source(evidence.flagged, evidence.fitted),
+        reference=source(evidence.reference, evidence.accuracy),
+        test=None if evidence.test is None else source(evidence.test, evidence.test_accuracy),
+        class_names=list(evidence.class_names),
+        class_order=evidence.provenance.class_order,
+    )
+
+
+def _units(space: UnitSpace, live: Tensor) -> Units:
+    layers = [
+        LayerUnits(layer=site.layer, kind=site.kind, width=site.width, dead=int((~alive).sum()))
+        for site, alive in zip(space.sites, space.split(live), strict=True)
+    ]
+    return Units(total=space.total, dead=int((~live).sum()), by_layer=layers)
+
+
+def _summary(findings: Sequence[Finding], evidence: Evidence) -> Summary:
+    calibration, seed = evidence.calibration, evidence.settings.seed
+    erased = [f for f in findings if f.outcome in ERASED]
+    kept = [
+        f.reference_accuracy.retained
+        for f in erased
+        if f.reference_accuracy and f.reference_accuracy.retained is not None
+    ]
+    kept_low, kept_high = bootstrap(kept, seed)
+    random = [f.controls.random for f in findings if f.controls]
+    draws, hits = sum(r.draws for r in random), sum(r.erased for r in random)
+    low, high = wilson(hits, draws)
+    scores = torch.tensor([f.atypicality.score for f in findings if f.atypicality])
+    known = [f for f in erased if f.example.true_label is not None and f.after]
+    back = sum(f.after is not None and f.after.prediction == f.example.true_label for f in known)
+    back_low, back_high = wilson(back, len(known))
+    late = torch.tensor([f.learning.score for f in findings if f.learning])
+    return Summary(
+        flagged=len(findings),
+        fitted=sum(f.fitted for f in findings),
+        memorized=sum(f.memorized for f in findings),
+        outcomes={o: sum(f.outcome is o for f in findings) for o in Outcome},
+        median_units=float(median(len(f.units) for f in erased)) if erased else None,
+        reference_retained=tidy(sum(kept) / len(kept)) if kept else None,
+        reference_retained_low=tidy(kept_low) if kept else None,
+        reference_retained_high=tidy(kept_high) if kept else None,
+        random_erased=tidy(hits / draws) if draws else None,
+        random_low=tidy(low) if draws else None,
+        random_high=tidy(high) if draws else None,
+        true_label_known=len(known),
+        true_label_back=tidy(back / len(known)) if known else None,
+        true_label_low=tidy(back_low) if known else None,
+        true_label_high=tidy(back_high) if known else None,
+        atypicality_auroc=tidy(_auroc(scores, calibration)) if len(scores) else None,
+        learning_auroc=tidy(_auroc(late, evidence.lateness)) if evidence.lateness is not None and len(late) else None,
+    )
+
+
+def _auroc(positive: Tensor, negative: Tensor) -> float:
+    """Chance that a positive scores above a negative, ties counting half; equal within float rounding is a tie."""
+    below = negative.double().sort().values
+    beaten = torch.searchsorted(below, positive.double() - 1e-6)
+    reached = torch.searchsorted(below, positive.double() + 1e-6, right=True)
+    return float((beaten + reached).double().mean()) / (2 * len(below))
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

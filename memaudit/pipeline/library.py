@@ -1,0 +1,130 @@
+"""`memaudit.audit`: a module, tensors and data sets in memory, audited and left as they were found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from memaudit.adapters.base import Adapter
+from memaudit.data import ExampleSet, Preprocess, from_dataset, from_tensors
+from memaudit.errors import DataRejected, UsageError
+from memaudit.network.states import State
+from memaudit.pipeline.auditor import Auditor
+from memaudit.pipeline.series import from_memory
+from memaudit.report.document import Report
+from memaudit.settings import PROFILES, Progress, Settings
+
+
+def audit(
+    model: nn.Module | Adapter,
+    flagged: Any,
+    reference: Any,
+    *,
+    settings: Settings | None = None,
+    preprocess: Preprocess | None = None,
+    class_names: Sequence[str] = (),
+    checkpoints: Any = (),
+    progress: Progress | None = None,
+    **options: Any,
+) -> Report:
+    """Audit a model in memory: which flagged examples it memorized, in which units, and what erasing them costs.
+
+    Args:
+        model: a classifier, or a loaded adapter; left as found, mode and device included.
+        flagged: the examples under audit with the labels they were trained with: an `ExampleSet`, a pair
+            `(images, labels)` of tensors or arrays, or a dataset of such pairs.
+        reference: clean examples, likewise; those that are also flagged are left out.
+        settings: all settings at once; single options replace theirs.
+        preprocess: what images go through before a bare module; by default nothing but uint8 to [0, 1].
+        class_names: by label, for the report.
+        checkpoints: earlier states of the model for the audits over time, earliest first: networks or state dicts, or
+            paths (a folder, a pattern, files) that are ordered by the epoch they carry.
+        progress: told how far the audit is.
+        **options: single fields of `Settings` (`max_units=5, seed=1`).
+
+    Returns:
+        The report; `.findings`, `.neurons`, `.save(path)`.
+
+    Raises:
+        MemauditError: a set is empty or its labels do not fit, a premise is broken, memory or device are missing.
+    """
+    try:
+        chosen = replace(settings or Settings(), **options)
+    except TypeError as wrong:
+        raise UsageError(str(wrong)) from None
+    if not isinstance(model, nn.Module | Adapter):
+        raise UsageError(f"model must be an nn.Module or an adapter, not {type(model).__name__}")
+    shape = model.preprocess if isinstance(model, Adapter) else preprocess or _as_given(flagged)
+    sets = [_examples(s, name, shape) for s, name in ((flagged, "flagged"), (reference, "reference"))]
+    with _left_as_found(model.module if isinstance(model, Adapter) else model):
+        adapter = model if isinstance(model, Adapter) else _wrap(model, shape)
+        states: Sequence[State] = ()
+        notes: list[str] = []
+        if isinstance(checkpoints, str | Path) or len(checkpoints):
+            most = PROFILES[chosen.profile].checkpoints if chosen.profile in PROFILES else 2
+            states, notes = from_memory(adapter, checkpoints, most=most)
+        auditor = Auditor(
+            adapter, sets[0], sets[1], chosen, class_names=tuple(class_names), progress=progress, states=states
+        )
+        for note in notes:
+            auditor.warn("MEM106", note)
+        return auditor.run()
+
+
+@contextmanager
+def _left_as_found(module: nn.Module) -> Iterator[None]:
+    """Put back each sub-module's mode, which parameters need a gradient, and the device they were on."""
+    modes = [(m, m.training) for m in module.modules()]
+    needed_grad = [p for p in module.parameters() if p.requires_grad]
+    devices = {t.device for t in (*module.parameters(), *module.buffers())}
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+        for parameter in needed_grad:
+            parameter.requires_grad_(True)
+        if len(devices) == 1:
+            module.to(devices.pop())
+
+
+def _wrap(module: nn.Module, preprocess: Preprocess) -> Adapter:
+    return Adapter(module, architecture=type(module).__name__, preprocess=preprocess, reason="a module in memory")
+
+
+def _as_given(data: Any) -> Preprocess:
+    """No resizing and no normalisation: the shape of the first image is the network's input."""
+    if isinstance(data, ExampleSet):
+        shape = tuple(data.pixels.shape[1:])
+    else:
+        try:
+            first = data[0][0]
+        except (IndexError, KeyError, TypeError):
+            raise DataRejected(
+                "the flagged examples are neither a pair (images, labels) nor a dataset with one example at least",
+                hint="Give tensors of shape (N, C, H, W) and (N,), or a dataset of (image, label).",
+            ) from None
+        if hasattr(first, "getbands"):
+            shape = (len(first.getbands()), first.height, first.width)
+        else:
+            array = torch.as_tensor(first)
+            shape = tuple(array.shape[-3:])
+            if array.dtype == torch.uint8 and len(shape) == 3 and shape[0] not in (1, 3, 4) and shape[2] in (1, 3, 4):
+                shape = (shape[2], shape[0], shape[1])
+    if len(shape) != 3:
+        raise DataRejected(f"images have shape {shape}, not (C, H, W)", hint="Give images as (N, C, H, W).")
+    return Preprocess((shape[0], shape[1], shape[2]), origin="given")
+
+
+def _examples(data: Any, name: str, preprocess: Preprocess) -> ExampleSet:
+    if isinstance(data, ExampleSet):
+        return data
+    if isinstance(data, tuple | list) and len(data) == 2 and hasattr(data[0], "shape"):
+        return from_tensors(data[0], data[1], preprocess=preprocess, num_classes=None, source=name)
+    return from_dataset(data, preprocess=preprocess, num_classes=None, source=name)

@@ -1,0 +1,97 @@
+"""From a path to the model that was trained: read, choose the adapter, and settle twins by reference accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from memaudit.adapters.base import Adapter, ModelOptions
+from memaudit.adapters.registry import choose
+from memaudit.checkpoints import Checkpoint
+from memaudit.data import ExampleSet, Preprocess
+from memaudit.engine.answers import margin, predicted
+from memaudit.engine.device import automatic_batch_size, exact_arithmetic, resolve_device
+from memaudit.engine.evaluator import Evaluator
+from memaudit.errors import UsageError
+from memaudit.findings import ReportWarning
+from memaudit.intervals import mcnemar
+from memaudit.text import clean
+
+# Reference images that twins are told apart on.
+TWIN_IMAGES = 512
+# One-sided exact McNemar test between the best twin and each other one: below this, the better one is taken.
+TWIN_P = 0.01
+
+
+@dataclass(frozen=True)
+class Settled:
+    """The architecture that was taken, its reference examples, and what to tell the reader about the choice."""
+
+    adapter: Adapter
+    reference: ExampleSet
+    warnings: tuple[ReportWarning, ...] = ()
+
+
+def settle(
+    checkpoint: Checkpoint,
+    options: ModelOptions,
+    name: str | None,
+    read_reference: Callable[[Adapter], ExampleSet],
+    device: str = "auto",
+) -> Settled:
+    """Load `checkpoint`; of several architectures that fit its tensors, take the one that clearly fits the reference.
+
+    Args:
+        options: what the user said; with an `arch` there is nothing to settle.
+        name: the adapter's, or None.
+        read_reference: the reference set for an adapter's preprocessing.
+
+    Raises:
+        UsageError: no candidate is decisively better; the message lists them with their accuracies.
+    """
+    first = choose(checkpoint, options, name)
+    if len(first.alternatives) < 2:
+        return Settled(first, read_reference(first))
+    sets: dict[Preprocess, ExampleSet] = {}
+    tried: list[tuple[str, Adapter, ExampleSet, Tensor]] = []
+    for architecture in first.alternatives:
+        adapter = choose(checkpoint, replace(options, arch=architecture), name)
+        geometry = replace(adapter.preprocess, mean=(), std=(), origin="")
+        if geometry not in sets:
+            sets[geometry] = read_reference(adapter)
+        reference = sets[geometry]
+        tried.append((architecture, adapter, reference, _right(adapter, reference, device)))
+    tried.sort(key=lambda t: -float(t[3].float().mean()))
+    shown = [f"{clean(a)}: reference accuracy {float(r.float().mean()):.3f}" for a, _, _, r in tried]
+    best = tried[0]
+    rivals = [t for t in tried[1:] if not _better(best[3], t[3])]
+    if rivals:
+        raise UsageError(
+            f"{clean(checkpoint.path.name)} fits {len(tried)} architectures that compute differently, "
+            "and the reference does not tell them apart",
+            hint=f"Name the one it was trained as, for example: --arch {clean(tried[0][0])}",
+            details=shown,
+        )
+    message = f"taken as {best[0]} because it fits the reference best ({'; '.join(shown)})"
+    best[1].alternatives = first.alternatives
+    return Settled(best[1], best[2], (ReportWarning(code="MEM901", message=message),))
+
+
+def _right(adapter: Adapter, reference: ExampleSet, device: str) -> Tensor:
+    """`(n,)` bool: which reference images the candidate predicts correctly."""
+    target = resolve_device(device)
+    adapter.module.to(target)
+    rows = list(range(0, len(reference), -(-len(reference) // TWIN_IMAGES)))
+    with exact_arithmetic():
+        evaluator = Evaluator(adapter, automatic_batch_size(reference.pixels[:1], target), stage="settle")
+        logits = evaluator.logits(reference, rows)
+    adapter.module.to("cpu")
+    return predicted(margin(logits, reference.labels[rows].clamp(max=logits.shape[1] - 1)))
+
+
+def _better(best: Tensor, other: Tensor) -> bool:
+    """Exact one-sided McNemar test on the images only one of the two gets right."""
+    wins, losses = int((best & ~other).sum()), int((~best & other).sum())
+    return wins + losses > 0 and mcnemar(wins, losses) < TWIN_P

@@ -1,0 +1,114 @@
+"""What must hold of a network and of the examples before any figure is believed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from memaudit.data import ExampleSet
+from memaudit.engine.answers import margin, predicted
+from memaudit.engine.evaluator import Evaluator
+from memaudit.errors import BugError, DataRejected, PremiseBroken
+from memaudit.findings import ReportWarning
+from memaudit.intervals import wilson
+from memaudit.pipeline.class_order import check_class_order
+from memaudit.text import clean
+
+# An accuracy is plausible when it is above chance by this share of the room above chance.
+ABOVE_CHANCE = 0.2
+# Kernels may sum in another order for another batch size: relative to the largest logit, float32.
+BATCH_TOLERANCE = 1e-3
+
+
+def check_network(evaluator: Evaluator, examples: ExampleSet) -> None:
+    """Every figure rests on these: eval mode, finite weights, repeatable logits, examples independent of batch-mates.
+
+    Args:
+        examples: some images; the first 8 are used.
+
+    Raises:
+        ModelRejected: it does not run on this device.
+        PremiseBroken: one does not hold; the message names the likely cause.
+        BugError: the forward pass changes the model's buffers.
+    """
+    module = evaluator.adapter.module
+    training = [name or type(module).__name__ for name, m in module.named_modules() if m.training]
+    if training:
+        raise PremiseBroken(
+            f"{len(training)} modules are in training mode, first {clean(training[0])}",
+            hint="The adapter must return a network whose .eval() reaches every sub-module.",
+        )
+    for name, value in [*module.named_parameters(), *module.named_buffers()]:
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise PremiseBroken(f"the weights are not finite: {clean(name)} holds NaN or infinity")
+    before = {name: value.detach().clone() for name, value in module.named_buffers()}
+    few = examples.subset(range(min(8, len(examples))))
+    with evaluator.adapter.blamed(len(few)):
+        first, again = evaluator.logits(few), evaluator.logits(few)
+    changed = [name for name, value in module.named_buffers() if not torch.equal(value, before[name])]
+    if changed:
+        raise BugError(
+            f"the forward pass changed the buffer {clean(changed[0])}: the adapter's forward is not in eval mode"
+        )
+    if first.dim() != 2:
+        raise PremiseBroken(f"the network returned shape {tuple(first.shape)}, not (examples, classes)")
+    scale = float(first.nan_to_num().abs().max()) + 1.0
+    if not torch.equal(first.nan_to_num(), again.nan_to_num()):
+        gap = float((first - again).abs().max())
+        raise PremiseBroken(
+            f"two passes over the same images differ (by up to {gap:.2g})",
+            hint="Likely dropout, noise or sampling that eval() does not switch off.",
+        )
+    alone = torch.cat([evaluator.logits(few, [i]) for i in range(len(few))])
+    gap = float((first - alone).nan_to_num().abs().max())
+    if gap > BATCH_TOLERANCE * scale:
+        raise PremiseBroken(
+            f"an image's logits depend on the other images of its batch (by up to {gap:.2g})",
+            hint="Likely BatchNorm in training mode, or a forward that mixes the batch.",
+        )
+
+
+def check_labels(flagged: ExampleSet, reference: ExampleSet, classes: int) -> list[ReportWarning]:
+    """Every label is one of the network's classes; a warning where the reference has none of a flagged label.
+
+    Raises:
+        DataRejected: a label is out of range.
+    """
+    for name, examples in (("flagged", flagged), ("reference", reference)):
+        wrong = [e for e in examples.examples if e.label >= classes]
+        if wrong:
+            raise DataRejected(
+                f"{len(wrong)} {name} labels are out of range: {wrong[0].source} has label {wrong[0].label}, "
+                f"the model has {classes} classes",
+                hint="Check --num-classes and the class order.",
+            )
+    missing = set(flagged.labels.tolist()) - set(reference.labels.tolist())
+    if not missing:
+        return []
+    said = f"{len(missing)} flagged labels have no reference example; their atypicality means little"
+    return [ReportWarning(code="MEM103", message=said)]
+
+
+def check_accuracy(logits: Tensor, labels: Tensor, class_names: tuple[str, ...]) -> list[ReportWarning]:
+    """The network does on the reference what it was trained for; a warning where it does so badly.
+
+    Args:
+        logits: `(R, classes)` of the reference; labels: `(R,)`.
+
+    Raises:
+        PremiseBroken: the accuracy is near chance, or much better with the classes in another order.
+    """
+    check_class_order(class_names, logits.argmax(1), labels)
+    right, count, classes = int(predicted(margin(logits, labels)).sum()), len(labels), logits.shape[1]
+    by_class = labels.bincount()
+    common = int(by_class.max()) / count if int((by_class > 0).sum()) > 1 else 0.0
+    low, high = wilson(right, count)
+    if high < 1 / classes + ABOVE_CHANCE * (1 - 1 / classes) and low <= max(1 / classes, common) * 1.5:
+        raise PremiseBroken(
+            f"reference accuracy is {right / count:.3f}, near chance ({1 / classes:.3f} for {classes} classes)",
+            hint="Check the class order (--class-order), preprocessing (--mean, --std, --input-size) and model.",
+        )
+    if low >= 0.5:
+        return []
+    said = f"reference accuracy is only {right / count:.3f}: check class order and preprocessing"
+    return [ReportWarning(code="MEM104", message=said)]

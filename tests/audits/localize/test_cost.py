@@ -1,0 +1,106 @@
+"""What a cut costs the reference: rates that share a prior, against plain sums, and intervals that hold the truth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from memaudit.audits.localize.cost import first_estimate, settle, shared_rates
+from memaudit.findings import ReferenceAccuracy, Sampled
+from memaudit.intervals import wilson
+from memaudit.numbers import tidy
+
+AT_RISK = Sampled(rows=10, right=10, lost=2)
+
+
+def log_beta(a: float, b: float) -> float:
+    return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
+
+
+def slow_mean(counts: Sequence[tuple[int, int]], kind: tuple[int, int]) -> float:
+    """The rate of `kind` under the same model, summed over plain grids of other points than the fast one's."""
+    means = [1e-5 * 1.02**i for i in range(430)] + [0.05 + 0.005 * i for i in range(187)]
+    total = rate = 0.0
+    for i, mean in enumerate(means[1:-1], 1):
+        width = (means[i + 1] - means[i - 1]) / 2
+        for step in range(25):
+            weight = 0.5 * 4000 ** (step / 24)
+            a, b = mean * weight, (1 - mean) * weight
+            support = sum(log_beta(a + k, b + n - k) - log_beta(a, b) for k, n in counts)
+            share = width * math.exp(support)
+            total += share
+            rate += share * (a + kind[0]) / (a + b + kind[1])
+    return rate / total
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [[(0, 8)], [(3, 8)], [(0, 8)] * 20, [(0, 8)] * 10 + [(1, 8)] * 2, [(0, 8), (5, 8), (1, 6), (0, 7)]],
+)
+def test_rates_are_those_of_a_plain_sum_over_the_model(counts: list[tuple[int, int]]) -> None:
+    for kind, (mean, low, high) in shared_rates(counts).items():
+        assert mean == pytest.approx(slow_mean(counts, kind), rel=0.05, abs=2e-4)
+        assert 0 <= low <= mean <= high <= 1
+
+
+def simulate(rates: Sequence[float], seed: int, rows: int = 8, panel: int = 500) -> list[ReferenceAccuracy]:
+    """Cuts that lose each right row of the rest with these rates; of ten rows at risk two are lost."""
+    rng = np.random.default_rng(seed)
+    return [
+        first_estimate(490, panel, AT_RISK, Sampled(rows=rows, right=rows, lost=int(rng.binomial(rows, rate))))
+        for rate in rates
+    ]
+
+
+def truth(rate: float, panel: int = 500) -> float:
+    return (490 - 2 - rate * (490 - 10)) / panel
+
+
+@pytest.mark.parametrize("kind", ["alike", "spread", "two kinds"])
+def test_the_intervals_hold_the_truth_and_are_narrower_than_alone(kind: str) -> None:
+    rng = np.random.default_rng(0)
+    inside, shared, alone, errors = 0, [], [], []
+    for seed in range(10):
+        rates = {
+            "alike": np.full(80, 0.004),
+            "spread": rng.beta(0.5, 12, 80),
+            "two kinds": np.where(rng.random(80) < 0.1, 0.4, 0.002),
+        }[kind]
+        single = simulate(list(rates), 100 + seed)
+        for rate, one, many in zip(rates, single, settle(single), strict=True):
+            inside += many.low <= truth(rate) <= many.high
+            shared.append(many.high - many.low)
+            alone.append(one.high - one.low)
+            errors.append(many.after - truth(rate))
+    assert inside >= 0.94 * 800
+    assert np.mean(shared) < 0.75 * np.mean(alone)
+    assert abs(float(np.mean(errors))) < 0.01
+
+
+def test_a_cut_that_costs_much_more_than_the_others_stands_out() -> None:
+    costs = settle([*simulate([0.0] * 100, 0), first_estimate(490, 500, AT_RISK, Sampled(rows=8, right=8, lost=4))])
+    assert costs[-1].after < 0.75 < 0.94 < costs[0].after
+    assert costs[-1].low < costs[-1].after - 0.1
+
+
+def test_neither_order_nor_repetition_changes_a_figure() -> None:
+    costs = simulate([0.0, 0.1, 0.02, 0.3, 0.0, 0.5], 3)
+    settled = settle(costs)
+    assert settle(costs[::-1])[::-1] == settled
+    assert settle(settled) == settled
+
+
+def test_a_panel_measured_whole_is_counted_and_learns_nothing() -> None:
+    whole = first_estimate(9, 10, Sampled(rows=10, right=9, lost=2, gained=1), Sampled())
+    ruinous = simulate([0.9] * 20, 0)
+    assert settle([whole, *ruinous])[0] == whole
+    assert (whole.before, whole.after, whole.retained) == (0.9, 0.8, tidy(7 / 9))
+    assert (whole.low, whole.high) == pytest.approx(wilson(8, 10), abs=1e-5)
+
+
+def test_nothing_measured_is_nothing_settled() -> None:
+    assert settle([]) == []
+    assert shared_rates([]) == {}

@@ -1,0 +1,141 @@
+"""The commands on a device that is not the CPU: what they find there, and what the host waits for."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.torch import save_file
+from torch import nn
+
+from memaudit.__main__ import run
+from memaudit.engine.evaluator import Evaluator
+from memaudit.network.tied_dropout import add_tied_dropout
+from tests.cli_support import MODEL, NPZ, write_timm, write_work
+from tests.conftest import Trained
+from tests.networks import DigitsNet
+
+ALL = ("--flagged", "all-flagged.npz", "--reference", "reference.npz")
+VIT = ("--flagged", "vit/flagged.npz", "--reference", "vit/reference.npz")
+NUMBERED = ("--flagged", "numbered.npz", "--reference", "reference.npz")  # with ids: each runs with its own units
+OTHERS = ("--images", "none", "--batch-size", "64")
+SERIES = ("--checkpoints", "run/epoch-*.safetensors", "--audit", "gradients,rewind,retrain")
+ERASE = ("erase", "standard-cpu/report.json", "--model", "digits.safetensors", "--adapter", "network.py:build")
+COMMANDS: dict[str, tuple[str, ...]] = {
+    "standard": ("scan", *MODEL, *ALL, *OTHERS, "--limit", "8"),
+    "deep": ("scan", *MODEL, *NPZ, *OTHERS, "--profile", "deep", "--ablation", "mean", "--limit", "2"),
+    "time": ("scan", *MODEL, *NPZ, *OTHERS, *SERIES, "--profile", "fast"),
+    "tied": ("scan", "tied.safetensors", *MODEL[1:], *NUMBERED, *OTHERS, "--profile", "fast"),
+    "vit": ("scan", "vit/test_vit.safetensors", "--model-kwargs", "img_size=32", *VIT, *OTHERS, "--profile", "fast"),
+    "units": ERASE,
+    "curvature": (*ERASE, *ALL, "--method", "curvature", "--clean-steps", "5"),
+}
+
+
+def line(name: str, device: str) -> list[str]:
+    command = COMMANDS[name]
+    out = ("--out", f"{name}-{device}") if command[0] == "scan" else ("-o", f"{name}-{device}/erased.safetensors")
+    return [*command, *out, "--device", device, "-q"]
+
+
+@dataclass(frozen=True)
+class Runs:
+    """What the commands left in `folder`, by device; by command its exit code on the CPU, and what was noted."""
+
+    folder: Path
+    codes: dict[str, int]
+    noted: dict[str, dict[str, Any]]
+
+    def result(self, name: str, device: str) -> dict[str, Any]:
+        file = "report.json" if COMMANDS[name][0] == "scan" else "erase.json"
+        found: dict[str, Any] = json.loads((self.folder / f"{name}-{device}" / file).read_text("utf-8"))
+        if COMMANDS[name][0] == "scan":
+            assert found["environment"].pop("device") == device
+            del found["volatile"], found["command"]
+        return found
+
+
+def elsewhere(folder: Path, commands: list[list[str]]) -> tuple[subprocess.CompletedProcess[str], Any]:
+    """Run command lines in the other process."""
+    (folder / "commands.json").write_text(json.dumps(commands))
+    ran = subprocess.run(
+        [sys.executable, "-m", "tests.second_device", "commands.json", "noted.json"],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    return ran, json.loads((folder / "noted.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory, trained: Trained) -> Path:
+    folder = write_work(tmp_path_factory.mktemp("second"), trained)
+    labels = trained.flagged.labels.numpy()
+    np.savez(folder / "all-flagged.npz", x=trained.flagged.pixels.numpy(), y=labels, true_label=(labels + 1) % 10)
+    few = trained.flagged.subset(range(12))
+    np.savez(folder / "numbered.npz", x=few.pixels.numpy(), y=few.labels.numpy(), id=np.arange(12) + 2**40)
+    for name in ("run", "vit"):
+        (folder / name).mkdir()
+    state = trained.module.state_dict()
+    for epoch, share in enumerate((0.2, 0.6)):
+        earlier = {k: v * share if k.endswith(("weight", "bias")) else v for k, v in state.items()}
+        save_file(earlier, folder / "run" / f"epoch-{epoch}.safetensors")
+    tied: nn.Module = DigitsNet()
+    add_tied_dropout(tied, input_size=(1, 8, 8))
+    tied.load_state_dict(state, strict=False)
+    save_file(tied.state_dict(), folder / "tied.safetensors")
+    write_timm(folder / "vit", "test_vit", img_size=32)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(work: Path) -> Runs:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(work)
+        patch.setattr(Evaluator, "pads", True)  # the last digits of a sum depend on the size of its batch
+        codes = {name: int(run(line(name, "cpu"))) for name in COMMANDS}
+    _, noted = elsewhere(work, [line(name, "second") for name in COMMANDS])
+    return Runs(work, codes, dict(zip(COMMANDS, noted, strict=True)))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_finds_the_same_there(runs: Runs, name: str) -> None:
+    assert runs.noted[name]["code"] == runs.codes[name] <= 4
+    assert runs.result(name, "second") == runs.result(name, "cpu")
+
+
+@pytest.mark.parametrize("name", ["standard", "deep", "vit"])
+def test_the_host_waits_for_results_alone(runs: Runs, name: str) -> None:
+    """Never inside a forward pass; after one for the few tensors that are read, and where units are chosen."""
+    waits, batches = runs.noted[name]["waits"], runs.noted[name]["batches"]
+    assert not [place for place in waits if place.endswith("forward")]
+    once = {place: count for place, count in waits.items() if place.startswith(("premises.py", "sites.py"))}
+    chosen = {"localize.py typical", "localize.py _extended", "localize.py _best"} if name != "vit" else set()
+    assert waits.keys() - once.keys() == {"evaluate.py body", "evaluate.py <genexpr>"} | chosen
+    assert 0 < waits["evaluate.py body"] <= 2 * batches
+
+
+def test_tensors_of_two_devices_are_refused(work: Path) -> None:
+    """Or the tests above could not fail: a network that keeps a tensor on the CPU ends in an error."""
+    (work / "forgetful.py").write_text(
+        "import torch\nfrom network import DigitsNet\n\n\nclass Forgetful(DigitsNet):\n"
+        "    def forward(self, x):\n        return super().forward(x) * torch.ones(10)\n\n\n"
+        "def build():\n    return Forgetful()\n"
+    )
+    command = ["scan", "digits.safetensors", "--adapter", "forgetful.py:build", *MODEL[3:], *NPZ, "--out", "none", "-q"]
+    ran, noted = elsewhere(work, [[*command, "--device", "second"], [*command, "--device", "cpu", "--limit", "1"]])
+    assert [n["code"] for n in noted] == [3, 4]
+    assert "the network fails on a batch (8, 1, 8, 8) on second" in ran.stderr
+    assert "tensors of two devices" in ran.stderr
+    assert "register_buffer" in ran.stderr

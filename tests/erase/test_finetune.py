@@ -1,0 +1,82 @@
+"""Clean steps against a plain loop, and what they leave alone."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from memaudit.adapters.base import Adapter
+from memaudit.data import Preprocess, from_tensors
+from memaudit.engine.evaluator import Evaluator, Panel
+from memaudit.erase.finetune import BATCH, RATE, _rows, finetuned
+from memaudit.network.states import digest
+from tests.conftest import Trained
+
+STEPS = 20
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(3)
+
+
+def test_steps_are_those_of_a_plain_loop(trained: Trained) -> None:
+    """AdamW on whole batches, BatchNorm after the cut in training mode, the second half averaged."""
+    names, paths = ["three.0.weight", "three.1.weight", "three.1.bias", "head.weight", "head.bias"], ["three.1"]
+    clean = Panel(trained.reference, range(150))
+    edit = {"three.0.weight": trained.module.three[0].weight.detach() * 0.5}
+    before = digest(trained.module)
+    found = finetuned(trained.evaluator(), edit, names, paths, clean, STEPS, generator())
+    assert digest(trained.module) == before
+    assert list(found) == names
+    assert torch.equal(edit["three.0.weight"], trained.module.three[0].weight * 0.5)
+
+    slow = copy.deepcopy(trained.module)
+    slow.load_state_dict({**slow.state_dict(), **edit})
+    own = dict(slow.named_parameters())
+    for name in names:
+        own[name].requires_grad_(True)
+    slow.three[1].train()
+    optimizer = torch.optim.AdamW([own[n] for n in names], weight_decay=0.0)
+    history = []
+    rows, order = generator(), list[int]()
+    while len(order) < STEPS * BATCH:
+        order += torch.randperm(150, generator=rows)[:128].tolist()  # two whole batches of 150 examples
+    for step in range(STEPS):
+        chosen = order[step * BATCH : (step + 1) * BATCH]
+        optimizer.param_groups[0]["lr"] = RATE * min(1, (step + 1) / (0.1 * STEPS))
+        optimizer.zero_grad()
+        F.cross_entropy(slow(trained.reference.batch(chosen)), trained.reference.labels[chosen]).backward()
+        optimizer.step()
+        history.append({n: own[n].detach().clone() for n in names})
+    for name in names:
+        expected = sum(h[name] for h in history[STEPS // 2 :]) / (STEPS - STEPS // 2)
+        assert torch.allclose(found[name], expected, atol=1e-5), name
+        assert float((found[name] - history[-1][name]).abs().max()) > 1e-5  # the last weights are others
+
+
+def test_batches_are_whole_and_go_around() -> None:
+    examples = from_tensors(torch.rand(150, 1, 2, 2), [0] * 150, preprocess=Preprocess((1, 2, 2)), num_classes=2)
+    rows = _rows(Panel(examples, range(10, 150)), 5, generator())
+    assert len(rows) == 5 * BATCH
+    assert all(len(set(rows[i : i + 2 * BATCH])) == 2 * BATCH for i in (0, 2 * BATCH))
+    assert set(rows) <= set(range(10, 150))
+    assert len(_rows(Panel(examples, range(3)), 4, generator())) == 4 * BATCH  # fewer than a batch: seen several times
+
+
+def test_a_network_without_batchnorm_comes_back_as_it_was() -> None:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(4, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    x = torch.rand(90, 1, 2, 2, generator=generator())
+    examples = from_tensors(x, [int(v > 0.5) for v in x[:, 0, 0, 0]], preprocess=Preprocess((1, 2, 2)), num_classes=2)
+    run = Evaluator(Adapter(module, architecture="x", preprocess=Preprocess((1, 2, 2))), 32)
+    before = digest(module)
+    first, again = (
+        finetuned(run, {}, ["1.weight", "4.weight"], [], Panel(examples, range(90)), STEPS, generator())
+        for _ in range(2)
+    )
+    assert digest(module) == before
+    assert not any(p.requires_grad or p.grad is not None for p in module.parameters())
+    assert all(torch.equal(first[n], again[n]) for n in first)
+    assert not torch.equal(first["1.weight"], module[1].weight)

@@ -1,0 +1,73 @@
+"""The house: imports go down only, and whoever needs no torch loads none."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+HEAVY = ("torch", "timm", "numpy", "sklearn", "PIL", "safetensors")
+
+
+def test_imports_go_down_only() -> None:
+    command = shutil.which("lint-imports", path=f"{Path(sys.executable).parent}")
+    assert command is not None
+    done = subprocess.run([command, "--no-cache"], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "0 broken" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "names", ["memaudit", "memaudit.findings", "memaudit.report", "memaudit.gate", "memaudit.errors"]
+)
+def test_what_needs_no_torch_loads_none(names: str) -> None:
+    code = f"import sys, {names}; print(*(m for m in {HEAVY} if m in sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.split() == []
+
+
+def test_public_names_are_there_and_lazy() -> None:
+    code = "import sys, memaudit; [getattr(memaudit, n) for n in dir(memaudit)]; print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.split() == ["True"]
+    with pytest.raises(AttributeError, match="module 'memaudit' has no attribute 'scan'"):
+        __import__("memaudit").scan  # noqa: B018
+
+
+def test_help_loads_no_torch() -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "memaudit", "--help"],
+        cwd=ROOT, capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    loaded = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert "typer" in loaded  # the list is one
+    assert not loaded & set(HEAVY)
+    assert "scan" in done.stdout
+
+
+def test_help_is_there_at_once() -> None:
+    """The program's own share of processor time, so that a busy machine does not decide."""
+
+    def seconds(*arguments: str) -> float:
+        import resource
+
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, timeout=60, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    seconds("-m", "memaudit", "--help")  # compiles
+    start = time.monotonic()
+    # Other work only ever adds: the least of each is what the program itself takes.
+    cost = min(seconds("-m", "memaudit", "--help") for _ in range(5)) - min(seconds("-c", "pass") for _ in range(5))
+    assert cost < 0.3
+    assert time.monotonic() - start < 30
