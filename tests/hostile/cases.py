@@ -15,12 +15,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from memaudit.errors import UsageError
-from tests import test_data_images as images
-from tests import test_data_manifest as manifests
 from tests.checkpoints import test_pickle as pickles
 from tests.checkpoints import test_safetensors as headers
 from tests.checkpoints import test_weights as weights
 from tests.cli_support import MODEL
+from tests.data import test_images as images
+from tests.data import test_manifest as manifests
 from tests.hostile.harness import CANARY, Case, scan
 
 CODE = MODEL[1:]  # the adapter and its options, without the file
