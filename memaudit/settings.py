@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from memaudit.findings import ConfigValue, ReportWarning
+from memaudit.findings import ConfigValue, Inputs, ReportWarning
 from memaudit.gate.policy import Policy
 
 
@@ -100,6 +100,7 @@ class Provenance:
     """What a report says of where it came from and the audit itself does not need."""
 
     command: str = "memaudit.audit(...)"
+    inputs: Inputs = field(default_factory=dict)
     model_path: str = ""
     model_sha256: str = ""
     model_md5: str = ""

@@ -9,6 +9,7 @@ import typer
 
 from memaudit.cli import options as opt
 from memaudit.cli import outputs
+from memaudit.cli.grouped import grouped
 from memaudit.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -18,17 +19,13 @@ if TYPE_CHECKING:
 WORST = (ExitCode.INCOMPLETE, ExitCode.POLICY, ExitCode.OK)
 
 
+@grouped
 def check(
     reports: Annotated[list[Path], typer.Argument(metavar="REPORT", help="report.json, one or several.")],
+    limits: opt.Limits,
     model: Annotated[
         Path | None, typer.Option(help="The checkpoint, its Git-LFS pointer or .dvc file: the report must be of it.")
     ] = None,
-    max_memorized: opt.MaxMemorized = None,
-    max_localized: opt.MaxLocalized = None,
-    min_reference_accuracy: opt.MinReferenceAccuracy = None,
-    baseline: opt.Baseline = None,
-    waivers: opt.Waivers = None,
-    exit_zero: opt.ExitZero = False,
     config: opt.Config = None,
     output: opt.Output = [],  # noqa: B006 - typer copies it
     format_: Annotated[str, typer.Option("-f", "--format", help="stdout: table, json, markdown or github.")] = "table",
@@ -44,12 +41,12 @@ def check(
     if len(reports) > 1 and (model is not None or output):
         raise UsageError("--model and --output are about one report", hint="Check the reports one by one.")
     outputs.check(output)
-    accepted = opt.accepted(baseline, waivers)
+    accepted = limits.accepted()
     codes = set()
     for number, path in enumerate(reports):
         found = readers.read(path)
         proof = "" if model is None else _prove(model, found.model)
-        policy = gate.Policy.of(found.gate).with_limits(max_memorized, max_localized, min_reference_accuracy)
+        policy = limits.policy(gate.Policy.of(found.gate))
         judged = gate.apply(found, policy, accepted)
         written = [readers.write(judged, target) for target in output]
         if number:
@@ -57,9 +54,9 @@ def check(
         outputs.show(judged, written, format_, brief=True)
         if proof:
             typer.echo(f"the report is of this checkpoint ({proof})", err=True)
-        if found.gate.baseline and baseline is None:
+        if found.gate.baseline and limits.baseline is None:
             typer.echo(f"the scan was judged with the baseline {found.gate.baseline}: --baseline applies it", err=True)
-        codes.add(outputs.exit_code(judged, exit_zero))
+        codes.add(outputs.exit_code(judged, limits.exit_zero))
     return int(next(code for code in WORST if code in codes))
 
 

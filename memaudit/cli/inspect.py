@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from memaudit.cli import options as opt
+from memaudit.cli.grouped import grouped
 from memaudit.text import clean
 
 if TYPE_CHECKING:
@@ -19,20 +20,14 @@ if TYPE_CHECKING:
 LAYERS_SHOWN = 12
 
 
+@grouped
 def inspect(
     context: typer.Context,
     model: opt.Model,
-    adapter: opt.AdapterName = None,
-    arch: opt.Arch = None,
-    model_kwargs: opt.ModelKwargs = [],  # noqa: B006 - typer copies it
-    num_classes: opt.NumClasses = None,
-    weights: opt.Weights = None,
+    network: opt.Network,
     checkpoints: opt.Checkpoints = [],  # noqa: B006 - typer copies it
-    mean: opt.Mean = None,
-    std: opt.Std = None,
-    input_size: opt.InputSize = None,
-    unit: Annotated[str, typer.Option(help="channel, neuron, head, or auto: the kind at the most layers.")] = "auto",
-    layers: Annotated[str | None, typer.Option(help="Only layers matching this pattern.")] = None,
+    unit: opt.Unit = "auto",
+    layers: opt.Layers = None,
     config: opt.Config = None,
     format_: Annotated[str, typer.Option("-f", "--format", help="table or json.")] = "table",
 ) -> None:
@@ -41,14 +36,13 @@ def inspect(
     Architecture, classes, preprocessing and units, or the candidates where the architecture is undecided.
     """
     opt.choice(format_, ("table", "json"), "--format")
-    opt.choice(weights, ("raw", "ema"), "--weights")
     from memaudit.checkpoints import find_run, find_series, read
     from memaudit.cli.config import settings
     from memaudit.findings import LayerUnits, ModelInfo, Units
     from memaudit.system.toml import shown
 
-    options = opt.model_options(arch, model_kwargs, num_classes, mean, std, input_size, adapter)
-    checkpoint = read(model, weights=weights)  # type: ignore[arg-type]
+    options = network.options()
+    checkpoint = read(model, weights=network.weights)  # type: ignore[arg-type]
 
     import torch  # not before: a pickle's child imports it at the same time as this process
 
@@ -56,7 +50,7 @@ def inspect(
     from memaudit.data.paths import display
     from memaudit.network.units import select
 
-    chosen = choose(checkpoint, options, adapter)
+    chosen = choose(checkpoint, options, network.adapter)
     several = len(chosen.alternatives) > 1
     generator = torch.Generator().manual_seed(0)
     sites = chosen.sites(torch.rand(3, *chosen.preprocess.input_size, generator=generator))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,23 +13,24 @@ from memaudit.text import clean
 
 if TYPE_CHECKING:
     from memaudit.adapters.options import ModelOptions
-    from memaudit.gate.policy import Accepted
+    from memaudit.gate.policy import Accepted, Policy
 
 MAX_BATCH_SIZE = 65536
+UNITS = ("auto", "channel", "neuron", "head")
 
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="Checkpoint: .safetensors .pt .pth .pth.tar .ckpt .bin, or a directory.")
 ]
-AdapterName = Annotated[str | None, typer.Option(help="Installed adapter, or your own file: ./my_model.py:factory.")]
-Arch = Annotated[str | None, typer.Option(help="timm architecture; by default the checkpoint's own, or identified.")]
-ModelKwargs = Annotated[list[str], typer.Option(help="Argument for the architecture, key=value; repeatable.")]
-NumClasses = Annotated[int | None, typer.Option(min=1, help="Number of classes, where the checkpoint leaves it open.")]
-Weights = Annotated[str | None, typer.Option(help="raw or ema, where the checkpoint holds both.")]
-Mean = Annotated[str | None, typer.Option(help="Per-channel mean, comma separated, of images in [0, 1].")]
-Std = Annotated[str | None, typer.Option(help="Per-channel standard deviation, comma separated.")]
-InputSize = Annotated[str | None, typer.Option(help="Network input, C,H,W or H,W or one number.")]
 Checkpoints = Annotated[
     list[str], typer.Option(help="Earlier checkpoints: folder, pattern or file; repeatable. Default: beside MODEL.")
+]
+Unit = Annotated[str, typer.Option(help="channel, neuron, head, or auto: the kind at the most layers.")]
+Layers = Annotated[str | None, typer.Option(help="Only layers matching this pattern, e.g. 'layer3.*'.")]
+Weights = Annotated[str | None, typer.Option(help="raw or ema, where the checkpoint holds both.")]
+Seed = Annotated[int, typer.Option(help="For every random draw.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")]
+Output = Annotated[
+    list[Path], typer.Option("-o", "--output", help="Further file; the suffix is the format. Repeatable.")
 ]
 
 
@@ -45,18 +47,148 @@ Config = Annotated[
         callback=_config, is_eager=True, help="Settings; default: the nearest memaudit.toml or pyproject.toml."
     ),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 
-MaxMemorized = Annotated[str | None, typer.Option(help="Policy: most memorized examples, N or P%.")]
-MaxLocalized = Annotated[str | None, typer.Option(help="Policy: most memorized and localized examples, N or P%.")]
-MinReferenceAccuracy = Annotated[float | None, typer.Option(min=0, max=1, help="Policy: a share.")]
-Baseline = Annotated[Path | None, typer.Option(help="An older report.json: findings it has too do not count.")]
-Waivers = Annotated[Path | None, typer.Option(help="Accepted findings; default: the nearest memaudit-waivers.toml.")]
-ExitZero = Annotated[bool, typer.Option("--exit-zero", help="Exit 0 although the policy is not met.")]
 
-Output = Annotated[
-    list[Path], typer.Option("-o", "--output", help="Further file; the suffix is the format. Repeatable.")
-]
+@dataclass(frozen=True)
+class Places:
+    """Where the examples are."""
+
+    flagged: Annotated[
+        Path | None, typer.Option(help="Flagged examples with trained labels: folder, manifest or .npz.")
+    ] = None
+    reference: Annotated[
+        Path | None, typer.Option(help="Clean examples: folder, manifest or .npz; default: the run's validation data.")
+    ] = None
+    test: Annotated[Path | None, typer.Option(help="Held-out examples, for final figures.")] = None
+    data: Annotated[Path | None, typer.Option(help="Data set that the other options list rows of.")] = None
+    class_order: Annotated[
+        str | None, typer.Option(help="natural, lexical, or a file of class names; default: the run's, or natural.")
+    ] = None
+
+
+@dataclass(frozen=True)
+class Network:
+    """Which network the checkpoint holds, and what its images go through before it."""
+
+    adapter: Annotated[str | None, typer.Option(help="Installed adapter, or your own file: ./my_model.py:factory.")] = (
+        None
+    )
+    arch: Annotated[
+        str | None, typer.Option(help="timm architecture; by default the checkpoint's own, or identified.")
+    ] = None
+    model_kwargs: Annotated[list[str], typer.Option(help="Argument for the architecture, key=value; repeatable.")] = (
+        field(default_factory=list)
+    )
+    num_classes: Annotated[
+        int | None, typer.Option(min=1, help="Number of classes, where the checkpoint leaves it open.")
+    ] = None
+    weights: Weights = None
+    mean: Annotated[str | None, typer.Option(help="Per-channel mean, comma separated, of images in [0, 1].")] = None
+    std: Annotated[str | None, typer.Option(help="Per-channel standard deviation, comma separated.")] = None
+    input_size: Annotated[str | None, typer.Option(help="Network input, C,H,W or H,W or one number.")] = None
+
+    def __post_init__(self) -> None:
+        choice(self.weights, ("raw", "ema"), "--weights")
+
+    def options(self) -> ModelOptions:
+        """The flags as the library takes them.
+
+        Raises:
+            UsageError: a value cannot be read.
+        """
+        from memaudit.adapters.options import ModelOptions
+
+        return ModelOptions(
+            arch=self.arch,
+            model_kwargs=dict(_pair(k) for k in self.model_kwargs),
+            num_classes=self.num_classes,
+            mean=numbers(self.mean, "--mean"),
+            std=numbers(self.std, "--std"),
+            input_size=_size(self.input_size),
+            user_file=self.adapter if self.adapter and ":" in self.adapter else None,
+        )
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What is measured, and how much of it."""
+
+    max_units: Annotated[int, typer.Option(min=1, help="Most units one example may take.")] = 10
+    unit: Unit = "auto"
+    layers: Layers = None
+    checkpoints: Checkpoints = field(default_factory=list)
+    audit: Annotated[
+        str | None,
+        typer.Option(help="localize,gradients,rewind,retrain; by default localize, and all where there is a series."),
+    ] = None
+    group_depth: Annotated[int | None, typer.Option(min=1, help="Parts of a layer group's path.")] = None
+    ablation: Annotated[str, typer.Option(help="Ablated units become zero, or their reference mean.")] = "zero"
+    profile: Annotated[str, typer.Option(help="How much is measured: fast, standard or deep.")] = "standard"
+    limit: Annotated[int | None, typer.Option(min=1, help="Audit only the first N; the report is incomplete.")] = None
+
+    def __post_init__(self) -> None:
+        from memaudit.settings import PROFILES
+
+        choice(self.unit, UNITS, "--unit")
+        choice(self.ablation, ("zero", "mean"), "--ablation")
+        choice(self.profile, tuple(PROFILES), "--profile")
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where it runs and in what portions."""
+
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto"
+    batch_size: Annotated[str, typer.Option(help="auto, or examples per pass.")] = "auto"
+
+    @property
+    def batch(self) -> int | None:
+        """Examples a pass; None for auto.
+
+        Raises:
+            UsageError: neither auto nor a number of examples.
+        """
+        return batch_size(self.batch_size)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The policy, and what is accepted whatever it says."""
+
+    max_memorized: Annotated[str | None, typer.Option(help="Policy: most memorized examples, N or P%.")] = None
+    max_localized: Annotated[
+        str | None, typer.Option(help="Policy: most memorized and localized examples, N or P%.")
+    ] = None
+    min_reference_accuracy: Annotated[float | None, typer.Option(min=0, max=1, help="Policy: a share.")] = None
+    baseline: Annotated[Path | None, typer.Option(help="An older report.json: findings it has too do not count.")] = (
+        None
+    )
+    waivers: Annotated[
+        Path | None, typer.Option(help="Accepted findings; default: the nearest memaudit-waivers.toml.")
+    ] = None
+    exit_zero: Annotated[bool, typer.Option("--exit-zero", help="Exit 0 although the policy is not met.")] = False
+
+    def policy(self, base: Policy) -> Policy:
+        """`base` with the limits that were given in place of its own."""
+        return base.with_limits(self.max_memorized, self.max_localized, self.min_reference_accuracy)
+
+    def accepted(self) -> Accepted:
+        """The baseline and the waivers that were named, or the `memaudit-waivers.toml` nearest above here.
+
+        Raises:
+            UsageError: the waivers cannot be used.
+            DataRejected: the baseline is no report.
+        """
+        from memaudit import report as reports
+        from memaudit.gate import waivers as files
+        from memaudit.gate.policy import Accepted
+        from memaudit.system.toml import nearest, shown
+
+        path = self.waivers or nearest(files.NAME)
+        found = files.read(path) if path is not None else ()
+        if self.baseline is None:
+            return Accepted(found)
+        return Accepted(found, reports.read(self.baseline), shown(self.baseline))
 
 
 def choice(value: str | None, allowed: tuple[str, ...], option: str) -> str | None:
@@ -136,60 +268,19 @@ def batch_size(text: str) -> int | None:
     return int(text)
 
 
-def accepted(baseline: Path | None, waivers: Path | None) -> Accepted:
-    """The baseline and the waivers that were named, or the `memaudit-waivers.toml` nearest above here.
+def _size(text: str | None) -> tuple[int, int, int] | None:
+    """`C,H,W`, `H,W` or one number as `(C, H, W)`.
 
     Raises:
-        UsageError: the waivers cannot be used.
-        DataRejected: the baseline is no report.
+        UsageError: it is none of these.
     """
-    from memaudit import report as reports
-    from memaudit.gate import waivers as files
-    from memaudit.gate.policy import Accepted
-    from memaudit.system.toml import nearest, shown
-
-    path = waivers or nearest(files.NAME)
-    found = files.read(path) if path is not None else ()
-    if baseline is None:
-        return Accepted(found)
-    return Accepted(found, reports.read(baseline), shown(baseline))
-
-
-def model_options(
-    arch: str | None,
-    kwargs: list[str],
-    num_classes: int | None,
-    mean: str | None,
-    std: str | None,
-    input_size: str | None,
-    adapter: str | None,
-) -> ModelOptions:
-    """The model flags as the library takes them.
-
-    Raises:
-        UsageError: a value cannot be read.
-    """
-    from memaudit.adapters.options import ModelOptions
-
-    size = numbers(input_size, "--input-size")
-    if size is not None:
-        if any(v != int(v) or not 1 <= v <= 8192 for v in size) or len(size) > 3:
-            raise UsageError(
-                f"--input-size {clean(input_size)!r} is not a size", hint="For example: --input-size 3,224,224"
-            )
-        whole = [int(v) for v in size]
-        channels = whole[0] if len(whole) == 3 else 3
-        size = (channels, whole[-2] if len(whole) > 1 else whole[0], whole[-1])
-    user_file = adapter if adapter and ":" in adapter else None
-    return ModelOptions(
-        arch=arch,
-        model_kwargs=dict(_pair(k) for k in kwargs),
-        num_classes=num_classes,
-        mean=numbers(mean, "--mean"),
-        std=numbers(std, "--std"),
-        input_size=(int(size[0]), int(size[1]), int(size[2])) if size else None,
-        user_file=user_file,
-    )
+    size = numbers(text, "--input-size")
+    if size is None:
+        return None
+    if any(v != int(v) or not 1 <= v <= 8192 for v in size) or len(size) > 3:
+        raise UsageError(f"--input-size {clean(text)!r} is not a size", hint="For example: --input-size 3,224,224")
+    whole = [int(v) for v in size]
+    return (whole[0] if len(whole) == 3 else 3), (whole[-2] if len(whole) > 1 else whole[0]), whole[-1]
 
 
 def _pair(text: str) -> tuple[str, object]:

@@ -15,7 +15,9 @@ from memaudit.text import clean
 
 if TYPE_CHECKING:
     from memaudit.adapters.base import Adapter
-    from memaudit.checkpoints import Checkpoint
+    from memaudit.cli.loaded import Loaded
+    from memaudit.cli.options import Network
+    from memaudit.cli.sources import Sources
     from memaudit.findings import ConfigValue, ReportWarning
     from memaudit.settings import Provenance
 
@@ -32,30 +34,34 @@ MAX_COMMAND = 2000
 
 def provenance(
     context: typer.Context,
-    checkpoint: Checkpoint,
-    adapter: Adapter,
-    class_order: str,
-    said: str,
+    loaded: Loaded,
+    network: Network,
+    sources: Sources,
+    folder: Path,
     warnings: tuple[ReportWarning, ...],
 ) -> Provenance:
     """Where the report of this command comes from.
 
     Args:
-        said: what said the class order, where it was no option.
+        folder: of the report.
     """
+    from memaudit.cli.recorded import recorded
     from memaudit.data.paths import display
     from memaudit.findings import ConfigValue
     from memaudit.settings import Provenance
 
-    order = {} if context.params.get("class_order") else {"class_order": ConfigValue(value=class_order, origin=said)}
+    checkpoint, class_order = loaded.checkpoint, loaded.class_order
+    said = {"class_order": ConfigValue(value=class_order, origin=sources.said)}
+    order = {} if context.params.get("class_order") else said
     return Provenance(
         command=_command(context.obj if isinstance(context.obj, list) else sys.argv[1:]),
+        inputs=recorded(network, sources, folder, context.params.get("config")),
         model_path=display(checkpoint.path),
         model_sha256=checkpoint.sha256,
         model_md5=checkpoint.md5,
         weights=checkpoint.weights,
         stripped_prefix=checkpoint.stripped_prefix,
-        config={**_options(context), **order, "preprocess": _preprocess(adapter)},
+        config={**_options(context), **order, "preprocess": _preprocess(loaded.settled.adapter)},
         class_order=class_order,
         warnings=warnings,
     )

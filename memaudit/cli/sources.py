@@ -11,6 +11,7 @@ from memaudit.text import clean
 
 if TYPE_CHECKING:
     from memaudit.checkpoints import Checkpoint, Run
+    from memaudit.cli.options import Places
     from memaudit.findings import ReportWarning
 
 
@@ -33,15 +34,7 @@ class Sources:
     warnings: tuple[ReportWarning, ...] = ()
 
     @classmethod
-    def of(
-        cls,
-        model: str,
-        flagged: Path | None,
-        reference: Path | None,
-        test: Path | None,
-        data: Path | None,
-        class_order: str | None,
-    ) -> Sources:
+    def of(cls, model: str, places: Places) -> Sources:
         """The places that were named; what is left out comes from the timm run whose folder `model` is.
 
         Without any reference, it is all of the data set that is not flagged.
@@ -51,6 +44,8 @@ class Sources:
         """
         from memaudit.checkpoints import find_run
 
+        flagged, reference, test, data = places.flagged, places.reference, places.test, places.data
+        class_order = places.class_order
         run = find_run(Path(model)) if data is None or reference is None or class_order is None else None
         if flagged is None:
             raise UsageError(

@@ -16,8 +16,8 @@ from memaudit.system.memory import to_device
 
 # Share of a GPU's free memory that a set's pixels may take there.
 RESIDENT = 1 / 8
-# How a row's declared id leads its note (`Row.example`), where it is an integer.
-_NUMBER = re.compile(r"id (-?[0-9]{1,40})(?:;|$)")
+# A declared id that example-tied dropout can draw masks by.
+_NUMBER = re.compile(r"-?[0-9]{1,40}")
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,13 @@ class ExampleSet:
     @cached_property
     def numbers(self) -> tuple[int, ...] | None:
         """The ids a manifest or an array declared, if every example has one and all are integers."""
-        found = [_NUMBER.match(e.note or "") for e in self.examples]
-        return tuple(int(m[1]) for m in found if m) if all(found) else None
+        declared = [e.declared_id for e in self.examples]
+        numbers = [int(d) for d in declared if d is not None and _NUMBER.fullmatch(d)]
+        return tuple(numbers) if len(numbers) == len(declared) else None
 
     def unnumbered(self) -> ExampleSet:
         """The same images, whose ids nobody knows."""
-        return replace(self, examples=tuple(e.model_copy(update={"note": None}) for e in self.examples))
+        return replace(self, examples=tuple(e.model_copy(update={"declared_id": None}) for e in self.examples))
 
     def __len__(self) -> int:
         return len(self.examples)

@@ -36,8 +36,7 @@ class Row:
     id: str | None = None
 
     def example(self, identity: str) -> Example:
-        """The row as a report shows it; a declared id leads the note."""
-        parts = [f"id {clean(self.id)}" if self.id else "", clean(self.note) if self.note else ""]
+        """The row as a report shows it."""
         return Example(
             id=identity,
             source=clean(self.name),
@@ -45,7 +44,8 @@ class Row:
             index=self.index,
             line=self.line,
             true_label=self.true_label,
-            note="; ".join(p for p in parts if p) or None,
+            declared_id=clean(self.id) if self.id else None,
+            note=clean(self.note) if self.note else None,
         )
 
 

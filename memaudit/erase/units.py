@@ -96,7 +96,7 @@ def choose_findings(findings: Sequence[Finding], wanted: Sequence[str]) -> list[
         return chosen
     chosen = []
     for name in wanted:
-        exact = [f for f in findings if name in (f.id, f.example.id, f.example.source, _declared(f))]
+        exact = [f for f in findings if name in (f.id, f.example.id, f.example.source, f.example.declared_id)]
         found = exact or [f for f in findings if len(name) >= 6 and f.id.startswith(name)]
         if len(found) != 1:
             what = "no finding" if not found else f"{len(found)} findings"
@@ -108,9 +108,3 @@ def choose_findings(findings: Sequence[Finding], wanted: Sequence[str]) -> list[
             )
         chosen += found
     return list({f.id: f for f in chosen}.values())
-
-
-def _declared(finding: Finding) -> str:
-    """The id a manifest gave the example, which leads its note."""
-    note = finding.example.note or ""
-    return note.removeprefix("id ").partition(";")[0] if note.startswith("id ") else ""

@@ -25,6 +25,7 @@ class Example(Plain):
     label: int = Field(ge=0, description="the label it was trained with: an index into the model's classes")
     index: int = Field(ge=0, description="row in its source, from 0")
     line: int | None = Field(default=None, ge=1, description="line of the manifest that flagged it")
+    declared_id: str | None = Field(default=None, description="the id that a manifest or an array gave the example")
     true_label: int | None = Field(default=None, ge=0)
     note: str | None = None
 

@@ -21,6 +21,10 @@ class ConfigValue(Plain):
     origin: str = Field(description="flag, environment, config, checkpoint, measured or default")
 
 
+Inputs = dict[str, str | int | list[str]]
+"""Options by name (`class_order`) that a later command needs to read the same model and examples again."""
+
+
 class ModelInfo(Plain):
     """The audited checkpoint."""
 

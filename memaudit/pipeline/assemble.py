@@ -99,6 +99,7 @@ def assemble(evidence: Evidence, findings: Sequence[Finding]) -> Report:
         verdict="fail" if gate.failed or incomplete else "pass",
         tool=ToolInfo(version=__version__),
         command=evidence.provenance.command,
+        inputs=dict(evidence.provenance.inputs),
         config=dict(evidence.provenance.config) or _config(evidence.settings),
         environment={
             "python": platform.python_version(),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from memaudit.numbers import count
 from memaudit.report import json
 from memaudit.report.markdown import code, table
-from memaudit.report.words import OUTCOMES, outside, short
+from memaudit.report.words import OUTCOMES, named, outside, short
 
 if TYPE_CHECKING:
     from memaudit.report.compare import Change, Diff
@@ -23,7 +23,7 @@ def text(diff: Diff) -> str:
     for status in SIGNS:
         found = [c for c in diff.changes if c.status == status and (status != "unchanged" or c.before != c.after)]
         for change in found[:MOST]:
-            lines.append(f"{SIGNS[status]} {short(change.id)}  {outside(_source(change))}  {_what(change)}")
+            lines.append(f"{SIGNS[status]} {short(change.id)}  {outside(named(change.example))}  {_what(change)}")
         if len(found) > MOST:
             lines.append(f"{SIGNS[status]} and {len(found) - MOST:,} more (all with -f json)")
     return "\n".join(lines) + "\n"
@@ -32,7 +32,7 @@ def text(diff: Diff) -> str:
 def markdown(diff: Diff) -> str:
     """The same as GitHub-flavoured Markdown."""
     rows = [
-        [SIGNS[c.status], code(short(c.id)), code(_source(c)), _what(c)]
+        [SIGNS[c.status], code(short(c.id)), code(named(c.example)), _what(c)]
         for c in diff.changes
         if c.status != "unchanged" or c.before != c.after
     ]
@@ -66,10 +66,6 @@ def _notes(diff: Diff) -> list[str]:
     if diff.old["sha256"] == diff.new["sha256"]:
         notes.append("both reports are of the same checkpoint")
     return notes
-
-
-def _source(change: Change) -> str:
-    return change.example.source if change.example.source != "array" else f"row {change.example.index}"
 
 
 def _what(change: Change) -> str:

@@ -13,7 +13,7 @@ from memaudit.findings import Outcome
 from memaudit.numbers import percent
 from memaudit.report import story, timeline
 from memaudit.report.rows import neuron_rows
-from memaudit.report.words import MAX_MESSAGE, OUTCOMES, SYMBOLS, accepted, label, outside
+from memaudit.report.words import MAX_MESSAGE, OUTCOMES, SYMBOLS, accepted, label, named, outside
 
 if TYPE_CHECKING:
     from rich.console import JustifyMethod, RenderableType
@@ -135,11 +135,10 @@ def _active(report: Report) -> RenderableType | None:
     table = _table(("memorized", "left"), ("example", "left"), ("label", "left"), ("outcome", "left"))
     for finding in found[:MAX_FINDINGS]:
         example = finding.example
-        source = example.source if example.source != "array" else f"row {example.index}"
         outcome = Text(OUTCOMES[finding.outcome][0], style=_OUTCOME_STYLES.get(finding.outcome, ""))
         table.add_row(
             Text(outside(finding.id), style="cyan"),
-            Text(outside(source)),
+            Text(outside(named(example))),
             Text(outside(label(report, example.label))),
             outcome,
         )

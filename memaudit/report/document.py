@@ -13,6 +13,7 @@ from memaudit.findings import (
     Finding,
     Gate,
     Groups,
+    Inputs,
     KnownUnits,
     LayerEvidence,
     ModelInfo,
@@ -37,6 +38,9 @@ class Report(Plain):
     verdict: Literal["pass", "fail"]
     tool: ToolInfo
     command: str
+    inputs: Inputs = Field(
+        default={}, description="options that later commands read the same model and examples by; paths from this file"
+    )
     config: dict[str, ConfigValue]
     environment: dict[str, str]
     volatile: dict[str, Any] = Field(description="times and memory: the only block that may differ between two runs")

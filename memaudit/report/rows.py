@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 
 from memaudit.findings import Finding, Neuron, Outcome, UnitRef
 from memaudit.numbers import MISSING, interval, percent, points
-from memaudit.report.words import MAX_MESSAGE, OUTCOMES, SYMBOLS, accepted, label, short
+from memaudit.report.words import MAX_MESSAGE, OUTCOMES, SYMBOLS, accepted, label, named, short
 from memaudit.text import MAX_LENGTH, clean
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def _example(report: Report, finding: Finding, settled: str, shown: frozenset[st
         anchor=example_anchor(finding.id),
         example_id=example.id,
         short_id=short(finding.id),
-        source=clean(example.source) if example.source != "array" else f"row {example.index}",
+        source=named(example),
         label=label(report, example.label),
         true_label="" if example.true_label is None else label(report, example.true_label),
         outcome=finding.outcome,

@@ -8,6 +8,7 @@ from memaudit.findings import Outcome
 from memaudit.text import MAX_LENGTH, clean
 
 if TYPE_CHECKING:
+    from memaudit.findings import Example
     from memaudit.report.document import Report
 
 # Ids are long hashes; ten characters tell a thousand findings apart and the full id is one click or column away.
@@ -47,6 +48,12 @@ ACCEPTED = {"": "", "waived": "waived", "known": "known from the baseline"}
 def accepted(report: Report) -> dict[str, str]:
     """Why a memorized finding does not count, by its id: `waived`, or `known` from the baseline."""
     return dict.fromkeys(report.gate.known, "known") | dict.fromkeys(report.gate.waived, "waived")
+
+
+def named(example: Example) -> str:
+    """Where an example came from, and the id its owner gave it: `train/7.png`, `row 7 (id p-17)`."""
+    where = clean(example.source) if example.source != "array" else f"row {example.index}"
+    return f"{where} (id {clean(example.declared_id)})" if example.declared_id else where
 
 
 def short(identity: str) -> str:

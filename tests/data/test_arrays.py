@@ -38,7 +38,7 @@ def test_uint8_nhwc_is_read(compressed: bool, y_dtype: str) -> None:
     assert torch.equal(found.pixels, torch.from_numpy(X).permute(0, 3, 1, 2))
     assert found.labels.tolist() == Y.tolist()
     assert [e.true_label for e in found.examples] == Y[::-1].tolist()
-    assert [(e.source, e.index, e.note) for e in found.examples][:2] == [("array", 0, "id a"), ("array", 1, "id b")]
+    assert [(e.source, e.index, e.declared_id) for e in found.examples][:2] == [("array", 0, "a"), ("array", 1, "b")]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, ">f4"])

@@ -215,7 +215,7 @@ def test_lines_count_records_that_span_several(animals: Path) -> None:
 def test_ids_and_notes_come_out_printable(animals: Path) -> None:
     (animals / "m.csv").write_text("path,label,id,note\ncat/1.png,1,p-17,\x1b[31m\u202eblurry\ncat/2.png,1,,\n")
     found = read(animals / "m.csv", preprocess=SMALL, num_classes=2)
-    assert [e.note for e in found.examples] == ["id p-17; \\x1b[31m\\u202eblurry", None]
+    assert [(e.declared_id, e.note) for e in found.examples] == [("p-17", "\\x1b[31m\\u202eblurry"), (None, None)]
 
 
 def test_a_name_that_is_another_classes_index_is_ambiguous_in_csv_and_plain_in_json(animals: Path) -> None:

@@ -57,7 +57,7 @@ def test_lists_of_an_arrays_rows(text: str, data: Path) -> None:
     found = read("r.txt", preprocess=SMALL, num_classes=2, data="data.npz")
     whole = read("data.npz", preprocess=SMALL, num_classes=2)
     assert [e.id for e in found.examples] == [whole.examples[i].id for i in WANTED]
-    assert [e.note for e in found.examples] == ["id e", "id b"]
+    assert [e.declared_id for e in found.examples] == ["e", "b"]
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,8 @@ def test_cleanlabs_own_output_types(data: Path) -> None:
 def test_extras_of_a_row_list_reach_the_examples(data: Path) -> None:
     Path("r.csv").write_text("id,true_label,note\ne,0,looks like a cat\n")
     found = read("r.csv", preprocess=SMALL, num_classes=2, data="data.npz")
-    assert (found.examples[0].true_label, found.examples[0].note) == (0, "id e; looks like a cat")
+    assert (found.examples[0].true_label, found.examples[0].note) == (0, "looks like a cat")
+    assert found.examples[0].declared_id == "e"
 
 
 BAD = [

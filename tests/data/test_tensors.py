@@ -64,7 +64,8 @@ def test_names_ids_notes_and_true_labels_reach_the_examples() -> None:
         notes=["n"] * 5,
     )
     assert found.class_names == ("a", "b", "c")
-    assert (found.examples[3].note, found.examples[3].true_label, found.examples[3].source) == ("id 3; n", 2, "array")
+    assert (found.examples[3].note, found.examples[3].declared_id) == ("n", "3")
+    assert (found.examples[3].true_label, found.examples[3].source) == (2, "array")
 
 
 AMBIGUOUS = torch.zeros(2, 3, 8, 3, dtype=torch.uint8)

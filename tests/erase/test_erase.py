@@ -327,7 +327,7 @@ def test_findings_are_named_by_id_prefix_source_or_declared_id(work: Path) -> No
     wanted = next(f for f in findings if f.outcome == "localized")
     for name in (wanted.id, wanted.id[:10], wanted.example.id):
         assert choose_findings(findings, [name]) == [wanted]
-    declared = wanted.model_copy(update={"example": wanted.example.model_copy(update={"note": "id 17; odd"})})
+    declared = wanted.model_copy(update={"example": wanted.example.model_copy(update={"declared_id": "17"})})
     assert choose_findings([declared], ["17"]) == [declared]
     none = [f.model_copy(update={"units": []}) for f in findings]
     with pytest.raises(UsageError, match="no localized finding"):

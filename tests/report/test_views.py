@@ -10,9 +10,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from memaudit import report
+from memaudit import numbers, report
 from memaudit.findings import Gate, Groups, MatchedControls, Outcome
-from memaudit.report import charts, console, github, rows, story, words
+from memaudit.report import charts, console, github, rows, story
 from memaudit.report.document import Report
 from tests import report_samples as samples
 
@@ -313,12 +313,12 @@ def test_a_rule_is_met_only_if_every_failure_is_accounted_for(failed: list[str],
     [(None, "–"), (0.0, "0.0%"), (0.0001, "<0.1%"), (0.98614, "98.6%"), (0.99999, ">99.9%"), (1.0, "100.0%")],
 )
 def test_only_exact_rates_print_as_nothing_or_all(rate: float | None, text: str) -> None:
-    assert words.percent(rate) == text
+    assert numbers.percent(rate) == text
 
 
 @pytest.mark.parametrize(("after", "text"), [(0.9, "±0.0"), (0.8, "−10.0"), (0.95, "+5.0"), (0.89999, "±0.0")])
 def test_changes_are_signed(after: float, text: str) -> None:
-    assert words.points(0.9, after) == text
+    assert numbers.points(0.9, after) == text
 
 
 def test_layers_show_cuts_against_width() -> None:
