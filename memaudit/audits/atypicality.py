@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from memaudit.data.examples import ExampleSet
-from memaudit.engine.evaluator import Evaluator, Seen
+from memaudit.engine.evaluator import Evaluator
+from memaudit.engine.passes import Seen
 from memaudit.network.tied_dropout import layers_of
 from memaudit.network.units import UnitSpace
 

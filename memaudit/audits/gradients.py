@@ -10,17 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from memaudit.adapters.base import Adapter
 from memaudit.engine.batchnorm import CALIBRATION_BATCH, norms, of_the_batch
 from memaudit.engine.evaluator import Evaluator, Panel
 from memaudit.engine.journal import Changing
-from memaudit.engine.train import differentiable
 from memaudit.network.layer_groups import LayerGroup
-from memaudit.network.states import State, holding
+from memaudit.network.scoped import holding, needing_gradients
+from memaudit.network.states import State
 
 # A group's gradient below this share of the whole network's is float32's rounding, and has no direction.
 ROUNDING = 1e-6
@@ -54,7 +56,7 @@ def account(
 
     def measure() -> list[tuple[dict[str, float], list[tuple[str, str, float]]]]:
         module = evaluator.adapter.module
-        with holding(module, state.tensors), differentiable(evaluator) as parameters:
+        with holding(module, state.tensors), needing_gradients(evaluator.adapter.module) as parameters:
             sums = {name: [torch.zeros_like(p) for p in parameters.values()] for name in panels}
             changing = _changing(sums)
             own = list(norms(module).values())
@@ -84,6 +86,31 @@ def _together(panels: Mapping[str, Panel]) -> list[dict[str, Panel]]:
     ]
 
 
+@dataclass(frozen=True)
+class AddGradients:
+    """A pass: the gradient of each panel's summed cross-entropy by each parameter, added to that panel's sums.
+
+    Attributes:
+        sums: by the panel's number, a tensor for each of `parameters`.
+        origins: where in the batch the examples of each panel are, by its number.
+    """
+
+    parameters: Sequence[Tensor]
+    sums: Sequence[Sequence[Tensor]]
+    origins: Mapping[int, slice]
+
+    def __call__(self, network: Adapter, inputs: Tensor, labels: Tensor) -> None:
+        with torch.enable_grad():
+            losses = F.cross_entropy(network.forward(inputs), labels, reduction="none")
+            sides = {number: losses[own].sum() for number, own in self.origins.items()}
+        for number, loss in sides.items():
+            again = number != max(sides)
+            gradients = torch.autograd.grad(loss, self.parameters, retain_graph=again, allow_unused=True)
+            for total, gradient in zip(self.sums[number], gradients, strict=True):
+                if gradient is not None:
+                    total.add_(gradient)
+
+
 def _add(
     evaluator: Evaluator,
     panels: Mapping[str, Panel],
@@ -95,21 +122,10 @@ def _add(
 ) -> None:
     """Add the gradient of each panel's summed cross-entropy by each parameter to `sums`."""
     names = list(panels)
-
-    def add(images: Tensor, labels: Tensor, origins: Mapping[int, slice]) -> None:
-        with torch.enable_grad():
-            losses = F.cross_entropy(evaluator.adapter.forward(images), labels, reduction="none")
-            sides = {number: losses[own].sum() for number, own in origins.items()}
-        for number, loss in sides.items():
-            again = number != max(sides)
-            gradients = torch.autograd.grad(loss, parameters, retain_graph=again, allow_unused=True)
-            for total, gradient in zip(sums[names[number]], gradients, strict=True):
-                if gradient is not None:
-                    total.add_(gradient)
-
     size = _batch(sum(map(len, panels.values()))) if mixed else evaluator.batch_size
     with torch.no_grad():
-        evaluator.mixed(list(panels.values()), add, batch=size, backward=len(panels), changing=changing)
+        work = partial(AddGradients, parameters, [sums[name] for name in names])
+        evaluator.mixed(list(panels.values()), work, batch=size, backward=len(panels), changing=changing)
 
 
 def _batch(count: int) -> int:

@@ -24,7 +24,8 @@ from memaudit.findings import GradientPoint, LayerEvidence, Learning, Retrain, R
 from memaudit.intervals import bootstrap, bootstrap_runs
 from memaudit.network.layer_groups import LayerGroup, layer_groups
 from memaudit.network.replay import watch
-from memaudit.network.states import State, unchanged
+from memaudit.network.scoped import unchanged
+from memaudit.network.states import State
 from memaudit.numbers import tidy
 from memaudit.settings import Profile
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from memaudit.data.examples import ExampleSet
 from memaudit.engine.answers import confidence, margin, predicted
 from memaudit.engine.evaluator import Evaluator
-from memaudit.network.states import State, holding
+from memaudit.network.scoped import holding
+from memaudit.network.states import State
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from memaudit.engine.evaluator import Evaluator, Panel
 from memaudit.engine.journal import Changing
-from memaudit.engine.train import changes_of, descent, trainable, training
+from memaudit.engine.train import Descent, changes_of
 from memaudit.errors import BugError
 from memaudit.network.layer_groups import LayerGroup, tensors_of
-from memaudit.network.states import State, digest, holding
+from memaudit.network.scoped import attributes, holding, needing_gradients
+from memaudit.network.states import State, digest
 from memaudit.text import clean
 
 # AdamW without decay at a rate that fits a layer of a CNN or a ViT in a few passes; both are in the report.
@@ -81,8 +82,8 @@ def retrain(
         frozen = digest(module, outside)
         values = {n: start.tensors.get(n, tensors[n]).detach().clone() for n in group.names}
         history: list[tuple[int, float, float, float | None]] = []
-        with holding(module, values), trainable(module, group.names) as parameters:
-            optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
+        with holding(module, values), needing_gradients(module, group.names) as parameters:
+            optimizer = torch.optim.AdamW(parameters.values(), lr=rate, weight_decay=0.0)
             changing = changes_of(values, optimizer)
             for epoch in range(epochs + 1):
                 if epoch:
@@ -115,10 +116,9 @@ def _train(
     if len(order) > BATCH and len(order) % BATCH == 1:
         order.pop()  # BatchNorm cannot train on a single example
 
-    with training(_own_norms(evaluator.adapter.module, group)):
+    with attributes(_own_norms(evaluator.adapter.module, group), training=True):
         rows = [reference.rows[i] for i in order]
-        step = descent(evaluator, optimizer)
-        evaluator.each(reference.examples, rows, step, batch=BATCH, backward=1, changing=changing)
+        evaluator.each(reference.examples, rows, Descent(optimizer), batch=BATCH, backward=1, changing=changing)
 
 
 def _own_norms(module: nn.Module, group: LayerGroup) -> list[nn.Module]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from memaudit.adapters.base import Adapter
 from memaudit.engine.answers import margin, predicted
 from memaudit.engine.batchnorm import CALIBRATION_BATCH, estimating, norms, unset, whole_batches
 from memaudit.engine.evaluator import Evaluator, Panel
@@ -20,7 +21,8 @@ from memaudit.engine.journal import Changing
 from memaudit.errors import PremiseBroken
 from memaudit.network.layer_groups import LayerGroup
 from memaudit.network.replay import Replayer
-from memaudit.network.states import State, holding
+from memaudit.network.scoped import holding
+from memaudit.network.states import State
 
 Buffers = dict[str, Tensor]
 
@@ -91,6 +93,55 @@ def check_controls(evaluator: Evaluator, groups: Sequence[LayerGroup], states: S
             )
 
 
+@dataclass(frozen=True)
+class Cells:
+    """A pass: right answers `(groups, checkpoints, n)` bool, each group at each checkpoint, all else intact."""
+
+    replayer: Replayer
+    groups: Sequence[LayerGroup]
+    states: Sequence[State]
+    buffers: Mapping[tuple[int, int], Buffers] | None
+
+    def __call__(self, network: Adapter, inputs: Tensor, labels: Tensor) -> Tensor:
+        cells = torch.empty(len(self.groups), len(self.states), len(inputs), dtype=torch.bool)
+        with torch.no_grad():
+            intact = _right(self.replayer.start(inputs), labels)
+            for g, group in enumerate(self.groups):
+                for c, state in enumerate(self.states):
+                    if state.final and self.buffers is None:
+                        cells[g, c] = intact
+                        continue
+                    statistics = self.buffers[g, c] if self.buffers else {}
+                    with holding(network.module, {**state.part(group.names), **statistics}):
+                        cells[g, c] = _right(self.replayer.run(g, inputs), labels)
+        return cells
+
+
+@dataclass(frozen=True)
+class Recalibrate:
+    """A pass: the statistics of `later` BatchNorms go on being averaged, for each group at each checkpoint.
+
+    Attributes:
+        cells: the statistics, by group and checkpoint.
+        later: by group, the modules that run at or after it.
+    """
+
+    replayer: Replayer
+    groups: Sequence[LayerGroup]
+    states: Sequence[State]
+    cells: Mapping[tuple[int, int], Buffers]
+    later: Sequence[Mapping[str, _BatchNorm]]
+
+    def __call__(self, network: Adapter, inputs: Tensor, labels: Tensor) -> None:
+        with torch.no_grad():
+            self.replayer.start(inputs)
+            for g, group in enumerate(self.groups):
+                for c, state in enumerate(self.states):
+                    values = {**state.part(group.names), **self.cells[g, c]}
+                    with holding(network.module, values), estimating(self.later[g].values()):
+                        self.replayer.run(g, inputs)
+
+
 def _grid(
     evaluator: Evaluator,
     replayer: Replayer,
@@ -99,23 +150,10 @@ def _grid(
     panel: Panel,
     buffers: Mapping[tuple[int, int], Buffers] | None,
 ) -> Tensor:
-    module = replayer.module
-
-    def body(images: Tensor, labels: Tensor) -> Tensor:
-        cells = torch.empty(len(groups), len(states), len(images), dtype=torch.bool)
-        with torch.no_grad():
-            intact = _right(replayer.start(images), labels)
-            for g, group in enumerate(groups):
-                for c, state in enumerate(states):
-                    if state.final and buffers is None:
-                        cells[g, c] = intact
-                        continue
-                    with holding(module, {**state.part(group.names), **(buffers[g, c] if buffers else {})}):
-                        cells[g, c] = _right(replayer.run(g, images), labels)
-        return cells
-
     passes = 1 + len(groups) * sum(not s.final or buffers is not None for s in states)
-    return torch.cat(evaluator.each(panel.examples, panel.rows, body, forward=passes), dim=2)
+    return torch.cat(
+        evaluator.each(panel.examples, panel.rows, Cells(replayer, groups, states, buffers), forward=passes), dim=2
+    )
 
 
 def _right(logits: Tensor, labels: Tensor) -> Tensor:
@@ -130,8 +168,7 @@ def _recalibrated(
     panel: Panel,
 ) -> dict[tuple[int, int], Buffers]:
     """Per cell, the statistics of every BatchNorm that runs at or after the rewound group: plain means over batches."""
-    module = replayer.module
-    modules = norms(module)
+    modules = norms(replayer.module)
     use = replayer.plan.first_use if replayer.plan else {}
     cells: dict[tuple[int, int], Buffers] = {}
     later: list[dict[str, _BatchNorm]] = []
@@ -142,15 +179,6 @@ def _recalibrated(
             cells[g, c] = unset(later[g])
     rows = whole_batches(panel.rows)
 
-    def body(images: Tensor, _: Tensor) -> None:
-        with torch.no_grad():
-            replayer.start(images)
-            for g, group in enumerate(groups):
-                for c, state in enumerate(states):
-                    values = {**state.part(group.names), **cells[g, c]}
-                    with holding(module, values), estimating(later[g].values()):
-                        replayer.run(g, images)
-
     def load(values: Mapping[str, Tensor]) -> None:
         for name, tensor in changed().items():
             tensor.copy_(values[name])
@@ -160,5 +188,6 @@ def _recalibrated(
 
     passes = 1 + len(groups) * len(states)
     changing = Changing(changed, load)
-    evaluator.each(panel.examples, rows, body, batch=CALIBRATION_BATCH, forward=passes, changing=changing)
+    work = Recalibrate(replayer, groups, states, cells, later)
+    evaluator.each(panel.examples, rows, work, batch=CALIBRATION_BATCH, forward=passes, changing=changing)
     return cells

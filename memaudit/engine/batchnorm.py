@@ -11,7 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from memaudit.engine.evaluator import Evaluator, Panel
 from memaudit.engine.journal import Changing
-from memaudit.network.states import holding
+from memaudit.engine.passes import Forward
+from memaudit.network.scoped import attributes, holding
 
 # Reference examples a re-estimation sees, and how many at a time: the statistics are those of a batch, so the size is
 # fixed, whatever --batch-size says.
@@ -40,28 +41,15 @@ def whole_batches(rows: Sequence[int]) -> Sequence[int]:
 @contextmanager
 def estimating(norms: Iterable[_BatchNorm]) -> Iterator[None]:
     """Let BatchNorm modules average their statistics over the batches that run in the body."""
-    with _having(norms, training=True, momentum=None):
+    with attributes(norms, training=True, momentum=None):
         yield
 
 
 @contextmanager
 def of_the_batch(norms: Iterable[_BatchNorm]) -> Iterator[None]:
     """Let BatchNorm modules use each batch's own statistics, as in training, and keep none of them."""
-    with _having(norms, training=True, track_running_stats=False):
+    with attributes(norms, training=True, track_running_stats=False):
         yield
-
-
-@contextmanager
-def _having(norms: Iterable[_BatchNorm], **values: object) -> Iterator[None]:
-    """Set attributes of the modules while the body runs."""
-    saved = [(m, name, getattr(m, name)) for m in norms for name in values]
-    try:
-        for m, name, _ in saved:
-            setattr(m, name, values[name])
-        yield
-    finally:
-        for m, name, value in saved:
-            setattr(m, name, value)
 
 
 def reestimated(
@@ -76,15 +64,14 @@ def reestimated(
     modules = {p: m for p, m in norms(module).items() if paths is None or p in paths}
     fresh = unset(modules)
 
-    def run(images: Tensor, _: Tensor) -> None:
-        evaluator.adapter.forward(images)
-
     def load(values: Mapping[str, Tensor]) -> None:
         for name, tensor in fresh.items():
             tensor.copy_(values[name])
 
     if modules:
         changing = Changing(lambda: fresh, load)
-        with torch.no_grad(), holding(module, {**weights, **fresh}), estimating(modules.values()):
-            evaluator.each(panel.examples, whole_batches(panel.rows), run, batch=CALIBRATION_BATCH, changing=changing)
+        with holding(module, {**weights, **fresh}), estimating(modules.values()):
+            evaluator.each(
+                panel.examples, whole_batches(panel.rows), Forward(), batch=CALIBRATION_BATCH, changing=changing
+            )
     return fresh

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from memaudit.adapters.base import Adapter
 from memaudit.engine.evaluator import Evaluator, Panel
 from memaudit.network.hooks import hooked
 
@@ -129,6 +130,35 @@ def _fitting(layers: Mapping[str, Layer], memory: int) -> Iterator[dict[str, Lay
         yield part
 
 
+@dataclass(frozen=True)
+class Factors:
+    """A pass: each layer's inputs and the gradients at its outputs, with drawn labels, added to what is gathered."""
+
+    layers: Mapping[str, Layer]
+    gathered: Mapping[str, _Gather]
+    generator: torch.Generator
+
+    def __call__(self, network: Adapter, inputs: Tensor, labels: Tensor) -> None:
+        outputs: list[tuple[str, Tensor, Tensor]] = []
+
+        def at(path: str) -> Callable[..., Tensor]:
+            def see(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+                outputs.append((path, args[0].detach(), output))
+                return output.clone()  # what follows may write into it
+
+            return see
+
+        with torch.enable_grad(), hooked(after=[(layer, at(path)) for path, layer in self.layers.items()]):
+            logits = network.forward(inputs.detach().requires_grad_())
+            shares = logits.detach().float().softmax(1).cpu()
+            drawn = torch.multinomial(shares, 1, generator=self.generator).squeeze(1)
+            loss = F.cross_entropy(logits, drawn.to(logits.device), reduction="sum")
+        gradients = torch.autograd.grad(loss, [o for _, _, o in outputs], allow_unused=True)
+        for (path, given, _), gradient in zip(outputs, gradients, strict=True):
+            if gradient is not None:
+                self.gathered[path].add(given, gradient, self.generator)
+
+
 def _gather(
     evaluator: Evaluator,
     panel: Panel,
@@ -136,28 +166,7 @@ def _gather(
     gathered: Mapping[str, _Gather],
     generator: torch.Generator,
 ) -> None:
-    outputs: list[tuple[str, Tensor, Tensor]] = []
-
-    def at(path: str) -> Callable[..., Tensor]:
-        def see(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-            outputs.append((path, args[0].detach(), output))
-            return output.clone()  # what follows may write into it
-
-        return see
-
-    def body(images: Tensor, _: Tensor) -> None:
-        outputs.clear()
-        with torch.enable_grad(), hooked(after=[(layer, at(path)) for path, layer in layers.items()]):
-            logits = evaluator.adapter.forward(images.detach().requires_grad_())
-            drawn = torch.multinomial(logits.detach().float().softmax(1).cpu(), 1, generator=generator).squeeze(1)
-            loss = F.cross_entropy(logits, drawn.to(logits.device), reduction="sum")
-        gradients = torch.autograd.grad(loss, [o for _, _, o in outputs], allow_unused=True)
-        for (path, given, _), gradient in zip(outputs, gradients, strict=True):
-            if gradient is not None:
-                gathered[path].add(given, gradient, generator)
-        outputs.clear()
-
-    evaluator.each(panel.examples, panel.rows, body, backward=1)
+    evaluator.each(panel.examples, panel.rows, Factors(layers, gathered, generator), backward=1)
 
 
 class _Gather:

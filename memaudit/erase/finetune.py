@@ -9,19 +9,39 @@ fewer labels and cost less accuracy than a rate that falls to zero.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from memaudit.adapters.base import Adapter
 from memaudit.engine.batchnorm import norms, of_the_batch
 from memaudit.engine.evaluator import Evaluator, Panel
-from memaudit.engine.train import descent, trainable
-from memaudit.network.states import holding
+from memaudit.engine.train import Descent
+from memaudit.network.scoped import holding, needing_gradients
 
 # AdamW without decay; the rate rises over the first tenth of the steps, then stays.
 RATE = 2e-3
 WARM = 0.1
 BATCH = 64
+
+
+@dataclass(frozen=True)
+class AveragedDescent:
+    """A pass: one step at the scheduled rate; `mean` averages the trained tensors from step `start` on."""
+
+    descend: Descent
+    schedule: torch.optim.lr_scheduler.LambdaLR
+    trained: Mapping[str, Tensor]
+    mean: Mapping[str, Tensor]
+    start: int
+
+    def __call__(self, network: Adapter, inputs: Tensor, labels: Tensor) -> None:
+        self.descend(network, inputs, labels)
+        self.schedule.step()
+        if (within := self.schedule.last_epoch - self.start) > 0:
+            for name, value in self.trained.items():
+                self.mean[name].lerp_(value, 1 / within)
 
 
 def finetuned(
@@ -46,21 +66,10 @@ def finetuned(
     trained = {n: edit.get(n, own[n]).detach().clone() for n in names}
     batchwise = of_the_batch(m for p, m in norms(module).items() if p in paths)
     mean = {n: torch.zeros_like(t) for n, t in trained.items()}
-    taken = 0
-    with holding(module, {**edit, **trained}), trainable(module, names) as parameters, batchwise:
-        optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0)
+    with holding(module, {**edit, **trained}), needing_gradients(module, names) as parameters, batchwise:
+        optimizer = torch.optim.AdamW(parameters.values(), lr=RATE, weight_decay=0.0)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (WARM * steps)))
-        descend = descent(evaluator, optimizer)
-
-        def step(images: Tensor, labels: Tensor) -> None:
-            nonlocal taken
-            descend(images, labels)
-            schedule.step()
-            taken += 1
-            if (within := taken - steps // 2) > 0:
-                for name, value in trained.items():
-                    mean[name].lerp_(value, 1 / within)
-
+        step = AveragedDescent(Descent(optimizer), schedule, trained, mean, steps // 2)
         evaluator.each(clean.examples, _rows(clean, steps, generator), step, batch=BATCH, backward=1)
     return mean
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from memaudit.adapters.base import Adapter
 from memaudit.data import ExampleSet
 from memaudit.engine.answers import margin, predicted
 from memaudit.engine.draws import generator_for
 from memaudit.engine.evaluator import Evaluator, Panel
-from memaudit.engine.train import descent, trainable
+from memaudit.engine.train import Descent
 from memaudit.findings import NoisePoint, RelearnPoint
-from memaudit.network.states import holding
+from memaudit.network.scoped import holding, needing_gradients
 from memaudit.numbers import tidy
 
 # Steps after which the relearning probe looks, its rate (AdamW without decay), and the noise probe's levels and draws.
@@ -24,6 +26,24 @@ SIGMAS = (0.1, 0.2, 0.4)
 DRAWS = 3
 # Examples a probe runs at most.
 PROBED = 512
+
+
+@dataclass(frozen=True)
+class Noisy:
+    """A pass: how many labels are predicted with Gaussian noise on the inputs, over `DRAWS` draws.
+
+    Attributes:
+        deviation: of the noise, in the units of the inputs.
+    """
+
+    deviation: float
+    generator: torch.Generator
+
+    def __call__(self, network: Adapter, inputs: Tensor, labels: Tensor) -> int:
+        noise = torch.randn((DRAWS, *inputs.shape), generator=self.generator).to(inputs)
+        with torch.no_grad():
+            said = [network.forward(inputs + self.deviation * one) for one in noise]
+        return sum(int(predicted(margin(logits, labels)).sum()) for logits in said)
 
 
 def noise(before: Evaluator, after: Evaluator, flagged: Panel, seed: int) -> list[NoisePoint]:
@@ -36,17 +56,8 @@ def noise(before: Evaluator, after: Evaluator, flagged: Panel, seed: int) -> lis
     for sigma in SIGMAS:
         rates = []
         for evaluator in (before, after):
-            generator = generator_for(seed, "noise", str(sigma))
-
-            def body(
-                images: Tensor, labels: Tensor, run: Evaluator = evaluator, draw: torch.Generator = generator
-            ) -> int:
-                size = (DRAWS, *images.shape)
-                moved = images + sigma * scale * torch.randn(size, generator=draw).to(images)  # noqa: B023
-                with torch.no_grad():
-                    return sum(int(predicted(margin(run.adapter.forward(m), labels)).sum()) for m in moved)
-
-            said = evaluator.each(flagged.examples, rows, body, batch=64, forward=DRAWS)
+            shaken = Noisy(sigma * scale, generator_for(seed, "noise", str(sigma)))
+            said = evaluator.each(flagged.examples, rows, shaken, batch=64, forward=DRAWS)
             rates.append(sum(said) / (DRAWS * len(rows)))
         points.append(NoisePoint(sigma=sigma, before=tidy(rates[0]), after=tidy(rates[1])))
     return points
@@ -75,8 +86,8 @@ def _relearn(evaluator: Evaluator, shown: Panel, rest: Panel, seed: int) -> list
     module = evaluator.adapter.module
     generator = generator_for(seed, "relearn", "order")
     found = []
-    with _restored(module), trainable(module, [n for n, _ in module.named_parameters()]) as parameters:
-        step = descent(evaluator, torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0))
+    with _restored(module), needing_gradients(module) as parameters:
+        step = Descent(torch.optim.AdamW(parameters.values(), lr=RATE, weight_decay=0.0))
         for number in range(STEPS[-1] + 1):
             if number in STEPS:
                 found.append(float(evaluator.predicted(rest).float().mean()))

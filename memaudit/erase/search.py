@@ -19,7 +19,7 @@ from memaudit.erase.curvature import Spectrum, editable
 from memaudit.erase.finetune import BATCH, finetuned
 from memaudit.errors import ModelRejected
 from memaudit.network.replay import watch
-from memaudit.network.states import holding
+from memaudit.network.scoped import holding
 
 # Depths from which on layers are edited, and shares of curvature they keep, the mildest first. On CIFAR-10 the last
 # two or three of eight layers gave up most labels for the least accuracy.

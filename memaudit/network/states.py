@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from memaudit.errors import BugError
 from memaudit.network.layer_groups import tensors_of
-from memaudit.text import clean
 
 
 @dataclass(frozen=True)
@@ -43,27 +40,6 @@ class State:
         return {n: self.tensors[n] for n in names if n in self.tensors}
 
 
-@contextmanager
-def holding(module: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
-    """Let parameters and buffers hold `values` while the body runs; nothing is copied and nothing of it stays.
-
-    What the network held is set aside untouched, so it comes back bit by bit, also when the body raises.
-
-    Args:
-        values: by `tensors_of` name; what writes to such a parameter in the body writes to the value itself.
-    """
-    tensors = tensors_of(module)
-    saved: list[tuple[Tensor, Tensor]] = []
-    try:
-        for name, value in values.items():
-            saved.append((tensors[name], tensors[name].data))
-            tensors[name].data = value
-        yield
-    finally:
-        for tensor, data in reversed(saved):
-            tensor.data = data
-
-
 def canonical(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """`state` (by any of its names) by `tensors_of` names, on the network's device and in its types."""
     own = tensors_of(module)
@@ -81,16 +57,3 @@ def digest(module: nn.Module, names: Iterable[str] | None = None) -> str:
         result.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         result.update(value.flatten().view(torch.uint8).numpy().tobytes() if value.numel() else b"")
     return result.hexdigest()
-
-
-@contextmanager
-def unchanged(module: nn.Module, what: str) -> Iterator[None]:
-    """Raise when the body left one bit of the network, a mode or a gradient changed.
-
-    Raises:
-        BugError: names `what`.
-    """
-    before, modes = digest(module), [m.training for m in module.modules()]
-    yield
-    if digest(module) != before or [m.training for m in module.modules()] != modes:
-        raise BugError(f"{clean(what)} left the model changed")

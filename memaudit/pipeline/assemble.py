@@ -15,7 +15,8 @@ from torch import Tensor
 from memaudit.adapters.base import Adapter
 from memaudit.audits.localize.flagged_set import ERASED
 from memaudit.data import ExampleSet, finding_id
-from memaudit.engine.evaluator import BACKWARD, Evaluator
+from memaudit.engine.evaluator import Evaluator
+from memaudit.engine.loop import BACKWARD
 from memaudit.findings import (
     ConfigValue,
     DataInfo,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import nn
 from memaudit.adapters.base import Adapter
 from memaudit.data import ExampleSet, Preprocess, from_dataset, from_tensors
 from memaudit.errors import DataRejected, UsageError
+from memaudit.network.scoped import as_found
 from memaudit.network.states import State
 from memaudit.pipeline.auditor import Auditor
 from memaudit.pipeline.series import from_memory
@@ -62,7 +62,7 @@ def audit(
         raise UsageError(f"model must be an nn.Module or an adapter, not {type(model).__name__}")
     shape = model.preprocess if isinstance(model, Adapter) else preprocess or _as_given(flagged)
     sets = [_examples(s, name, shape) for s, name in ((flagged, "flagged"), (reference, "reference"))]
-    with _left_as_found(model.module if isinstance(model, Adapter) else model):
+    with as_found(model.module if isinstance(model, Adapter) else model):
         adapter = model if isinstance(model, Adapter) else _wrap(model, shape)
         states: Sequence[State] = ()
         notes: list[str] = []
@@ -75,23 +75,6 @@ def audit(
         for note in notes:
             auditor.warn("MEM106", note)
         return auditor.run()
-
-
-@contextmanager
-def _left_as_found(module: nn.Module) -> Iterator[None]:
-    """Put back each sub-module's mode, which parameters need a gradient, and the device they were on."""
-    modes = [(m, m.training) for m in module.modules()]
-    needed_grad = [p for p in module.parameters() if p.requires_grad]
-    devices = {t.device for t in (*module.parameters(), *module.buffers())}
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
-        for parameter in needed_grad:
-            parameter.requires_grad_(True)
-        if len(devices) == 1:
-            module.to(devices.pop())
 
 
 def _wrap(module: nn.Module, preprocess: Preprocess) -> Adapter:

@@ -85,7 +85,7 @@ def _right(adapter: Adapter, reference: ExampleSet, device: str) -> Tensor:
     adapter.module.to(target)
     rows = list(range(0, len(reference), -(-len(reference) // TWIN_IMAGES)))
     with exact_arithmetic():
-        evaluator = Evaluator(adapter, automatic_batch_size(reference.pixels[:1], target), stage="settle")
+        evaluator = Evaluator(adapter, automatic_batch_size(reference.pixels[:1], target))
         logits = evaluator.logits(reference, rows)
     adapter.module.to("cpu")
     return predicted(margin(logits, reference.labels[rows].clamp(max=logits.shape[1] - 1)))

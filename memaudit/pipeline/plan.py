@@ -11,7 +11,8 @@ from memaudit.audits.localize.flagged_set import CURVE_ROWS
 from memaudit.data import ExampleSet
 from memaudit.engine.batchnorm import CALIBRATION
 from memaudit.engine.device import exact_arithmetic
-from memaudit.engine.evaluator import BACKWARD, Evaluator, Panel
+from memaudit.engine.evaluator import Evaluator, Panel
+from memaudit.engine.loop import BACKWARD
 from memaudit.network.layer_groups import layer_groups
 from memaudit.network.replay import watch
 from memaudit.network.units import select

@@ -23,7 +23,8 @@ from memaudit.findings import LayerVerdict, Retrain, RetrainEpoch, RewindPoint
 from memaudit.intervals import bootstrap_runs
 from memaudit.network.hooks import hook_count
 from memaudit.network.layer_groups import tensors_of
-from memaudit.network.states import State, digest, holding
+from memaudit.network.scoped import holding
+from memaudit.network.states import State, digest
 from memaudit.report.document import Report
 from tests.conftest import Trained
 from tests.timeline import Case, case, right, summed_gradients
@@ -214,14 +215,14 @@ def test_retraining_trains_the_group_and_leaves_everything_as_it_was(
 
 def test_one_wrong_requires_grad_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     found = case("resnet")
-    right_way = retrain.trainable
+    right_way = retrain.needing_gradients
 
     @contextmanager
-    def one_too_many(module: nn.Module, names: object) -> Iterator[list[nn.Parameter]]:
+    def one_too_many(module: nn.Module, names: object) -> Iterator[dict[str, nn.Parameter]]:
         with right_way(module, [*names, "layer2.0.0.weight"]) as parameters:  # type: ignore[misc]
             yield parameters
 
-    monkeypatch.setattr(retrain, "trainable", one_too_many)
+    monkeypatch.setattr(retrain, "needing_gradients", one_too_many)
     copy = deepcopy(found.module)
     found.module = copy
     with pytest.raises(BugError, match=r"retraining prep changed a tensor outside of it"):

@@ -31,7 +31,7 @@ from memaudit.erase.curvature import spectra
 from memaudit.erase.finetune import BATCH
 from memaudit.erase.group import split, unseen
 from memaudit.erase.search import Search, in_order
-from memaudit.network.states import holding
+from memaudit.network.scoped import holding
 from tests.benchmarks.cifar import build, change_labels, load
 from tests.benchmarks.search import example_set, preprocess
 from tests.benchmarks.table import options
@@ -105,9 +105,9 @@ def cached(adapter: Adapter, *sets: ExampleSet) -> tuple[Adapter, list[ExampleSe
     model = adapter.module
 
     def features(examples: ExampleSet) -> ExampleSet:
-        def body(images: Tensor, _: Tensor) -> Tensor:
+        def body(network: Adapter, images: Tensor, _: Tensor) -> Tensor:
             with torch.no_grad():
-                return model.layer2(model.layer1(model.prep(adapter.preprocess.normalise(images)))).cpu()
+                return model.layer2(model.layer1(model.prep(network.preprocess.normalise(images)))).cpu()
 
         seen = torch.cat(Evaluator(adapter, 128).each(examples, range(len(examples)), body))
         return ExampleSet(examples.examples, seen, examples.source)

@@ -34,7 +34,7 @@ from memaudit.engine.draws import generator_for
 from memaudit.engine.evaluator import Evaluator, Panel
 from memaudit.intervals import bootstrap
 from memaudit.network.ablate import ablated
-from memaudit.network.states import holding
+from memaudit.network.scoped import holding
 from memaudit.network.units import UnitSpace, select
 from tests.benchmarks.cifar import load
 from tests.benchmarks.localizers import METHODS, Method, bench

@@ -20,7 +20,8 @@ from memaudit.data import Preprocess, from_tensors
 from memaudit.engine.evaluator import Evaluator, Panel
 from memaudit.network.layer_groups import layer_groups, tensors_of
 from memaudit.network.replay import watch
-from memaudit.network.states import State, holding
+from memaudit.network.scoped import holding
+from memaudit.network.states import State
 from tests.networks import ResNet9
 
 

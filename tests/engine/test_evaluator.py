@@ -44,10 +44,12 @@ def test_no_rows_give_no_logits(trained: Trained) -> None:
 
 def test_every_pass_is_counted_and_told(trained: Trained) -> None:
     told: list[int] = []
-    evaluator = Evaluator(trained.adapter, 20, advance=told.append, stage="here")
-    evaluator.logits(trained.flagged)
-    evaluator.stage = "there"
-    evaluator.mask_gradients(trained.flagged, range(30), [[]] * 30, trained.space, margin)
+    evaluator = Evaluator(trained.adapter, 20, advance=told.append)
+    with evaluator.counting("here"):
+        evaluator.logits(trained.flagged)
+    with evaluator.counting("there"):
+        evaluator.mask_gradients(trained.flagged, range(30), [[]] * 30, trained.space, margin)
+    assert evaluator.stage == "audit"
     assert told == [20, 20, 10, 20, 10]
     assert evaluator.passes == {"here forward": 50, "there forward": 30, "there backward": 30}
 

@@ -16,7 +16,8 @@ from memaudit.erase import curvature
 from memaudit.erase.curvature import Spectrum, editable, spectra
 from memaudit.erase.search import Search, Trial, in_order
 from memaudit.errors import ModelRejected
-from memaudit.network.states import digest, holding
+from memaudit.network.scoped import holding
+from memaudit.network.states import digest
 from tests.conftest import Trained
 from tests.networks import TiedInPlace
 

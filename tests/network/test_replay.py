@@ -13,7 +13,8 @@ from memaudit.errors import BugError, UsageError
 from memaudit.network.hooks import hook_count
 from memaudit.network.layer_groups import layer_groups, tensors_of
 from memaudit.network.replay import Diverged, Replayer, Tape, watch
-from memaudit.network.states import digest, holding, unchanged
+from memaudit.network.scoped import holding, unchanged
+from memaudit.network.states import digest
 from tests.networks import Oddly, ResNet9, TiedInPlace, TokenMajor
 from tests.timeline import case
 

@@ -23,7 +23,8 @@ from torch.nn import functional as F
 
 from memaudit.data.examples import ExampleSet
 from memaudit.engine.answers import margin, predicted
-from memaudit.engine.evaluator import Evaluator, Seen
+from memaudit.engine.evaluator import Evaluator
+from memaudit.engine.passes import Seen
 from memaudit.network.units import UnitSpace, overwritten
 from memaudit.system.memory import to_device
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
+from memaudit.network.scoped import attributes
 from memaudit.network.tied_dropout.layer import ExampleTiedDropout, Mode
 
 
@@ -42,12 +43,5 @@ def _through(x: Tensor) -> Tensor:
 @contextmanager
 def set_mode(model: nn.Module, mode: Mode | None) -> Iterator[None]:
     """Every example-tied dropout of the network in one mode while the body runs."""
-    layers = [m for m in model.modules() if isinstance(m, ExampleTiedDropout)]
-    saved = [layer.mode for layer in layers]
-    try:
-        for layer in layers:
-            layer.mode = mode
+    with attributes([m for m in model.modules() if isinstance(m, ExampleTiedDropout)], mode=mode):
         yield
-    finally:
-        for layer, before in zip(layers, saved, strict=True):
-            layer.mode = before
