@@ -47,7 +47,7 @@ _HOMES = {
     "ExampleTiedDropout": "memaudit.network.tied_dropout",
     "Finding": "memaudit.findings",
     "MemauditError": "memaudit.errors",
-    "Report": "memaudit.findings",
+    "Report": "memaudit.report.document",
     "Settings": "memaudit.settings",
     "__version__": "memaudit.version",
     "add_tied_dropout": "memaudit.network.tied_dropout",

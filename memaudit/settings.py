@@ -6,8 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from memaudit.errors import UsageError
+from memaudit.findings import AUDITS as AUDITS
+from memaudit.findings import OVER_TIME as OVER_TIME
 from memaudit.findings import ConfigValue, Inputs, ReportWarning
 from memaudit.gate.policy import Policy
+from memaudit.text import closest
 
 
 @dataclass(frozen=True)
@@ -65,8 +69,7 @@ PROFILES: Mapping[str, Profile] = {
 }  # fmt: skip
 
 DTYPES = ("float32", "bfloat16")
-AUDITS = ("localize", "gradients", "rewind", "retrain")
-OVER_TIME = AUDITS[1:]
+ABLATIONS = ("zero", "mean")
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,27 @@ class Settings:
     audits: tuple[str, ...] | None = None
     group_depth: int | None = None
     policy: Policy = field(default_factory=Policy)
+
+    def __post_init__(self) -> None:
+        """Refuse what no audit can run with.
+
+        Raises:
+            UsageError: an unknown profile, ablation, dtype or audit, or a number below 1.
+        """
+        for name, value, known in (
+            ("profile", self.profile, tuple(PROFILES)),
+            ("ablation", self.ablation, ABLATIONS),
+            ("dtype", self.dtype, DTYPES),
+            *(("audit", audit, tuple(AUDITS)) for audit in self.audits or ()),
+        ):
+            if value not in known:
+                raise UsageError(
+                    f"no {name} {value!r}{closest(value, known)}", hint=f"Choose among: {', '.join(known)}"
+                )
+        for name in ("max_units", "batch_size", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name} is {value}; it must be at least 1")
 
 
 @dataclass(frozen=True)

@@ -154,7 +154,7 @@ class Crowd:
 
 @dataclass(frozen=True)
 class GreedySearch:
-    """The search of `memaudit.localize`, one example at a time."""
+    """The search of `memaudit.audits.localize`, one example at a time."""
 
     module: nn.Module
     space: UnitSpace

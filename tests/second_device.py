@@ -28,7 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-from memaudit.engine import evaluator as evaluate
+from memaudit.engine import device, loop
 
 aten = torch.ops.aten
 NAME = "second"
@@ -122,7 +122,7 @@ waits: Counter[str] = Counter()
 
 def note() -> None:
     """The host waits, on behalf of the innermost function of memaudit."""
-    package = Path(evaluate.__file__).parents[1]
+    package = Path(loop.__file__).parents[1]
     frames = [f for f in traceback.extract_stack() if Path(f.filename).is_relative_to(package)]
     within = any(f.name == "forward" and f.filename.endswith("adapters/base.py") for f in frames)
     place = f"{Path(frames[-1].filename).name} {frames[-1].name}" if frames else "elsewhere"
@@ -181,8 +181,8 @@ def register() -> Library:
     library = Library("aten", "IMPL")
     for name, kernel in (("empty.memory_format", empty), ("empty_strided", empty_strided), ("_copy_from", copy_from)):
         library.impl(name, kernel, "PrivateUse1")
-    known = evaluate.resolve_device
-    evaluate.resolve_device = lambda name: DEVICE if name == NAME else known(name)
+    known = device.resolve_device
+    device.resolve_device = lambda name: DEVICE if name == NAME else known(name)
     return library
 
 
@@ -190,12 +190,12 @@ def main() -> None:
     library = register()
     from memaudit.__main__ import run  # whose modules take resolve_device by name
 
-    found, measure = [], evaluate.Evaluator._measure
+    found, measure = [], loop.Loop._measure
     for command in json.loads(Path(sys.argv[1]).read_text()):
         waits.clear()
         with (
             Dispatch(),
-            mock.patch.object(evaluate.Evaluator, "_measure", autospec=True, side_effect=measure) as batches,
+            mock.patch.object(loop.Loop, "_measure", autospec=True, side_effect=measure) as batches,
         ):
             code = run(command)
         found.append({"code": int(code), "batches": batches.call_count, "waits": dict(waits)})

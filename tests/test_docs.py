@@ -19,10 +19,11 @@ import typer.main
 from safetensors.torch import load_file
 
 from memaudit.adapters.base import Adapter
+from memaudit.audits.localize.audit import RANDOM_BUDGET, REFERENCE_BUDGET
 from memaudit.cli import program
 from memaudit.data import Preprocess
 from memaudit.errors import ExitCode
-from memaudit.pipeline.auditor import ATYPICAL_P, RANDOM_BUDGET, REFERENCE_BUDGET
+from memaudit.pipeline.auditor import ATYPICAL_P
 from tests.cli_support import NETWORK, command, write_work
 from tests.conftest import Trained
 from tests.networks import DigitsNet

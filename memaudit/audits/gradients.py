@@ -8,7 +8,7 @@ disagree. Batches are of a fixed size then, each with its share of flagged and r
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,15 +17,23 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from memaudit.adapters.base import Adapter
+from memaudit.audits.base import ForLayer, Piece, Size, Unfinished
+from memaudit.audits.context import Context
+from memaudit.audits.panels import drawn, matched_rows
 from memaudit.engine.batchnorm import CALIBRATION_BATCH, norms, of_the_batch
 from memaudit.engine.evaluator import Evaluator, Panel
 from memaudit.engine.journal import Changing
+from memaudit.engine.loop import BACKWARD
+from memaudit.findings import GradientPoint
 from memaudit.network.layer_groups import LayerGroup
-from memaudit.network.scoped import holding, needing_gradients
+from memaudit.network.scoped import holding, needing_gradients, unchanged
 from memaudit.network.states import State
+from memaudit.numbers import tidy
 
 # A group's gradient below this share of the whole network's is float32's rounding, and has no direction.
 ROUNDING = 1e-6
+# So many times the examples of the other audits over time.
+ROWS = 4
 
 
 @dataclass(frozen=True)
@@ -158,3 +166,67 @@ def _account(sums: Mapping[str, list[Tensor]], own: list[int], floor: Mapping[st
         if a != b and norms[a] > 0 and norms[b] > 0
     }
     return Account(norms, cosines)
+
+
+class Gradients:
+    """Gradient accounting at every checkpoint: all flagged examples and the whole reference count, fitted or not."""
+
+    name = "gradients"
+
+    def passes(self, size: Size) -> float:
+        """One forward and two backward passes of every example at every checkpoint."""
+        rows = min(size.flagged, ROWS * size.profile.flagged_rows)
+        return (1 + 2 * BACKWARD) * size.states * (2 * rows + min(size.reference, ROWS * size.profile.reference_rows))
+
+    def run(self, context: Context) -> Iterator[Piece]:
+        """`gradients` of every layer group."""
+        if context.late:
+            yield Unfinished("gradient accounting not done")
+            return
+        panels = _panels(context)
+        sizes = {name: len(panel) for name, panel in panels.items()}
+        points: list[list[GradientPoint]] = [[] for _ in context.groups]
+        total = len(context.states) * sum(sizes.values())
+        with context.stage("gradients", total), unchanged(context.evaluator.adapter.module, "gradient accounting"):
+            for state in context.states:
+                accounts = account(context.evaluator, context.groups, state, panels)
+                for own, group, one in zip(points, context.groups, accounts, strict=True):
+                    own.append(_point(state, group, one, sizes))
+        for number, own in enumerate(points):
+            yield ForLayer(number, "gradients", own)
+
+
+def _panels(context: Context) -> dict[str, Panel]:
+    """More rows than the other audits run: a sum of gradients is noisier than a share of right answers, and cheaper."""
+    flagged, reference, profile = context.flagged, context.reference, context.profile
+    rows = drawn(range(len(flagged)), ROWS * profile.flagged_rows, context.seed, "flagged")
+    matched = matched_rows(rows, flagged.labels, context.flagged_margins, reference.labels, context.reference_margins)
+    others = drawn(range(len(reference)), ROWS * profile.reference_rows, context.seed, "reference")
+    every = {
+        "flagged": Panel(flagged, rows), "matched": Panel(reference, matched), "reference": Panel(reference, others)
+    }  # fmt: skip
+    return {name: panel for name, panel in every.items() if len(panel)}
+
+
+def _point(state: State, group: LayerGroup, one: Account, sizes: Mapping[str, int]) -> GradientPoint:
+    root = group.parameters**0.5
+
+    def ratio(name: str) -> float | None:
+        if name not in one.norms or one.norms["reference"] == 0:
+            return None
+        return tidy(one.norms[name] / sizes[name] / (one.norms["reference"] / sizes["reference"]))
+
+    def cosine(name: str) -> float | None:
+        value = one.cosines.get((name, "reference"))
+        return None if value is None else tidy(value)
+
+    return GradientPoint(
+        checkpoint=state.label,
+        flagged=tidy(one.norms["flagged"] / root),
+        reference=tidy(one.norms["reference"] / root),
+        matched=tidy(one.norms["matched"] / root) if "matched" in one.norms else None,
+        ratio=ratio("flagged"),
+        matched_ratio=ratio("matched"),
+        cosine=cosine("flagged"),
+        matched_cosine=cosine("matched"),
+    )

@@ -6,17 +6,23 @@ in the label averaged over training is the "learning speed" of Jiang et al. 2021
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from memaudit.audits.base import ForExample, ForReport, Piece, Size
+from memaudit.audits.context import Context
+from memaudit.audits.panels import mean_or_none
 from memaudit.data.examples import ExampleSet
 from memaudit.engine.answers import confidence, margin, predicted
 from memaudit.engine.evaluator import Evaluator
-from memaudit.network.scoped import holding
+from memaudit.findings import Learning, SeriesPoint
+from memaudit.network.scoped import holding, unchanged
 from memaudit.network.states import State
+from memaudit.numbers import tidy
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,7 @@ class Course:
         """`(N,)` in [0, 1]: 1 minus the label's confidence averaged over the checkpoints."""
         return (1 - self.confidence.mean(0)).clamp(0, 1)
 
-    @property
+    @cached_property
     def learned(self) -> list[int | None]:
         """Per example the checkpoint from which on the label is always predicted; None if the last one misses it."""
         forgotten = (~self.right).to(torch.int64)
@@ -59,3 +65,58 @@ def follow(evaluator: Evaluator, states: Sequence[State], examples: ExampleSet, 
 def p_values(lateness: Tensor, reference: Tensor) -> Tensor:
     """`(N,)` share of the reference that is learned at least as late."""
     return (reference[None, :] >= lateness[:, None] - 1e-6).float().mean(1)
+
+
+class LearningOrder:
+    """When each flagged label was learned, beside reference examples; runs wherever an audit over time does."""
+
+    name = "learning order"
+
+    def passes(self, size: Size) -> float:
+        """Every flagged example and both reference panels at every checkpoint."""
+        rows = size.flagged + min(size.fitted, size.profile.flagged_rows)
+        return float(size.states * (rows + min(size.reference, size.profile.reference_rows)))
+
+    def run(self, context: Context) -> Iterator[Piece]:
+        """`learning` of every flagged example, the `series`, and the `lateness` `(n,)` of reference examples."""
+        evaluator, states, panels = context.evaluator, context.states, context.panels
+        everything = list(range(len(context.flagged)))
+        sample = sorted({*panels.reference.rows, *panels.matched.rows})
+        steps = len(states) * (len(everything) + len(sample))
+        with context.stage("learning order", steps), unchanged(evaluator.adapter.module, "the learning order"):
+            course = follow(evaluator, states, context.flagged, everything)
+            reference = follow(evaluator, states, context.reference, sample)
+        shares = p_values(course.lateness, reference.lateness)
+        for row in everything:
+            yield ForExample(row, {"learning": _learning(course, row, float(shares[row]), states)})
+        place = {row: n for n, row in enumerate(sample)}
+        matched = [place[r] for r in panels.matched.rows]
+        yield ForReport("series", [_point(n, state, course, reference, matched) for n, state in enumerate(states)])
+        yield ForReport("lateness", reference.lateness)
+
+
+def _learning(course: Course, row: int, p_value: float, states: Sequence[State]) -> Learning:
+    learned = course.learned[row]
+    return Learning(
+        score=tidy(float(course.lateness[row])),
+        p_value=tidy(p_value),
+        learned=None if learned is None else states[learned].label,
+        confidence=[tidy(c) for c in course.confidence[:, row].tolist()],
+    )
+
+
+def _point(n: int, state: State, course: Course, reference: Course, matched: Sequence[int]) -> SeriesPoint:
+    return SeriesPoint(
+        checkpoint=state.label,
+        file=state.file,
+        epoch=state.epoch,
+        step=state.step,
+        sha256=state.sha256,
+        final=state.final,
+        flagged=mean_or_none(course.right[n]),
+        reference=mean_or_none(reference.right[n]),
+        matched=mean_or_none(reference.right[n][matched]),
+        flagged_confidence=mean_or_none(course.confidence[n]),
+        reference_confidence=mean_or_none(reference.confidence[n]),
+        matched_confidence=mean_or_none(reference.confidence[n][matched]),
+    )

@@ -6,19 +6,27 @@ them and this one is redundant for them. Freezing is real here and is proven: ev
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from memaudit.audits.base import ForLayer, Piece, Size, Unfinished
+from memaudit.audits.context import Context
+from memaudit.engine.draws import generator_for
 from memaudit.engine.evaluator import Evaluator, Panel
 from memaudit.engine.journal import Changing
 from memaudit.engine.train import Descent, changes_of
 from memaudit.errors import BugError
+from memaudit.findings import Retrain as Retrained
+from memaudit.findings import RetrainEpoch
+from memaudit.intervals import bootstrap_runs
 from memaudit.network.layer_groups import LayerGroup, tensors_of
-from memaudit.network.scoped import attributes, holding, needing_gradients
+from memaudit.network.scoped import attributes, holding, needing_gradients, unchanged
 from memaudit.network.states import State, digest
+from memaudit.numbers import tidy
 from memaudit.text import clean
 
 # AdamW without decay at a rate that fits a layer of a CNN or a ViT in a few passes; both are in the report.
@@ -26,6 +34,8 @@ RATE = 1e-3
 BATCH = 64
 # The reference counts as fitted again within one point of the intact model.
 BACK = 0.01
+# A few dozen reference examples make few steps an epoch: the budget is never fewer steps than this.
+LEAST_STEPS = 150
 
 
 @dataclass(frozen=True)
@@ -124,3 +134,100 @@ def _train(
 def _own_norms(module: nn.Module, group: LayerGroup) -> list[nn.Module]:
     owned = set(group.names)
     return [m for p, m in module.named_modules() if isinstance(m, _BatchNorm) and f"{p}.running_mean" in owned]
+
+
+class Retrain:
+    """Layer retraining: every layer group, from the first checkpoint, with several seeds."""
+
+    name = "retrain"
+
+    def passes(self, size: Size) -> float:
+        """Retraining stops after about half its budget of epochs."""
+        rows = 2 * min(size.fitted, size.profile.flagged_rows) + min(size.reference, size.profile.reference_rows)
+        trained = min(size.reference, size.profile.retrain_rows)
+        return size.groups * size.profile.retrain_seeds * size.profile.retrain_epochs / 2 * (3 * trained + rows)
+
+    def run(self, context: Context) -> Iterator[Piece]:
+        """`retrain` of every layer group.
+
+        Raises:
+            BugError: a tensor outside the group changed.
+        """
+        if context.late:
+            yield Unfinished("layer retraining not done")
+            return
+        training, seeds = context.panels.training, range(context.profile.retrain_seeds)
+        budget = max(context.profile.retrain_epochs, -(-LEAST_STEPS // -(-len(training) // BATCH)))
+        before = float(context.evaluator.predicted(training).float().mean())
+        module, steps = context.evaluator.adapter.module, len(context.groups) * len(seeds)
+        with unchanged(module, "layer retraining"), context.stage("retrain", steps, own_steps=True):
+            for number, group in enumerate(context.groups):
+                if context.late:
+                    yield Unfinished(f"retraining {group.layer} not done")
+                    continue
+                runs = []
+                for seed in seeds:
+                    runs.append(_again(context, group, before, budget, seed))
+                    context.progress.advance()
+                yield ForLayer(number, "retrain", _summed(context, runs, before, budget))
+
+
+def _again(context: Context, group: LayerGroup, before: float, budget: int, seed: int) -> Run:
+    panels = context.panels
+    generator = generator_for(context.seed + seed, "retrain", group.layer)
+    return retrain(
+        context.evaluator, group, context.states[0], panels.flagged, panels.training, panels.matched,
+        target=before, epochs=budget, generator=generator,
+    )  # fmt: skip
+
+
+def _summed(context: Context, runs: Sequence[Run], before: float, budget: int) -> Retrained:
+    """All seeds of one group together."""
+    flagged = [run.flagged.float().tolist() for run in runs]
+    matched = [run.matched.float().tolist() for run in runs if run.matched is not None]
+    low, high = bootstrap_runs(flagged, context.seed)
+    clean = bootstrap_runs(matched, context.seed) if matched else (None, None)
+    last = [run.epochs[-1] for run in runs]
+    return Retrained(
+        checkpoint=context.states[0].label,
+        flagged=tidy(_average([e.flagged for e in last])),
+        low=tidy(low),
+        high=tidy(high),
+        reference=tidy(_average([e.reference for e in last])),
+        matched=tidy(_average([sum(m) / len(m) for m in matched])) if matched else None,
+        matched_low=None if clean[0] is None else tidy(clean[0]),
+        matched_high=None if clean[1] is None else tidy(clean[1]),
+        reference_before=tidy(before),
+        fitted=all(run.fitted for run in runs),
+        seeds=list(range(context.seed, context.seed + len(runs))),
+        epochs=_epochs(runs),
+        budget=budget,
+        rate=RATE,
+        examples=len(context.panels.training),
+    )
+
+
+def _epochs(runs: Sequence[Run]) -> list[RetrainEpoch]:
+    """Epoch by epoch, the mean over seeds; a seed that was done earlier stays where it was."""
+    longest = max(len(run.epochs) for run in runs)
+    rows = []
+    for number in range(longest):
+        now = [run.epochs[min(number, len(run.epochs) - 1)] for run in runs]
+        matched = [e.matched for e in now if e.matched is not None]
+        rows.append(
+            RetrainEpoch(
+                epoch=number,
+                flagged=tidy(_average([e.flagged for e in now])),
+                reference=tidy(_average([e.reference for e in now])),
+                matched=tidy(_average(matched)) if matched else None,
+            )
+        )
+    return rows
+
+
+def _average(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _mean(values: Tensor) -> float | None:
+    return tidy(min(1.0, float(values.double().mean()))) if len(values) else None

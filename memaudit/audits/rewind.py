@@ -6,7 +6,7 @@ checkpoints runs batch by batch, so that what ran before the rewound group is co
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,15 +14,21 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from memaudit.adapters.base import Adapter
+from memaudit.audits.base import ForLayer, Piece, Size, Unfinished
+from memaudit.audits.context import Context
+from memaudit.audits.panels import mean_or_none
 from memaudit.engine.answers import margin, predicted
-from memaudit.engine.batchnorm import CALIBRATION_BATCH, estimating, norms, unset, whole_batches
+from memaudit.engine.batchnorm import CALIBRATION, CALIBRATION_BATCH, estimating, norms, unset, whole_batches
 from memaudit.engine.evaluator import Evaluator, Panel
 from memaudit.engine.journal import Changing
 from memaudit.errors import PremiseBroken
+from memaudit.findings import RewindPoint
+from memaudit.intervals import bootstrap
 from memaudit.network.layer_groups import LayerGroup
 from memaudit.network.replay import Replayer
-from memaudit.network.scoped import holding
+from memaudit.network.scoped import holding, unchanged
 from memaudit.network.states import State
+from memaudit.numbers import tidy
 
 Buffers = dict[str, Tensor]
 
@@ -191,3 +197,59 @@ def _recalibrated(
     work = Recalibrate(replayer, groups, states, cells, later)
     evaluator.each(panel.examples, rows, work, batch=CALIBRATION_BATCH, forward=passes, changing=changing)
     return cells
+
+
+class Rewind:
+    """Layer rewinding: every layer group at every checkpoint, all else as it is."""
+
+    name = "rewind"
+
+    def passes(self, size: Size) -> float:
+        """A replayed cell is half a pass."""
+        rows = 2 * min(size.fitted, size.profile.flagged_rows) + min(size.reference, size.profile.reference_rows)
+        return 0.5 * size.groups * size.states * (2 * rows + CALIBRATION)
+
+    def run(self, context: Context) -> Iterator[Piece]:
+        """`rewind` of every layer group.
+
+        Raises:
+            PremiseBroken: putting a checkpoint in place does not give that checkpoint.
+        """
+        if context.late:
+            yield Unfinished("layer rewinding not done")
+            return
+        evaluator, states, panels = context.evaluator, context.states, context.panels.by_name
+        calibration = Panel(context.reference, context.panels.reference.rows[:CALIBRATION])
+        with unchanged(evaluator.adapter.module, "layer rewinding"):
+            check_controls(evaluator, context.groups, states, context.panels.reference)
+            with context.stage("rewind", sum(map(len, panels.values()))):
+                grid = rewind(evaluator, context.groups, states, list(panels.values()), calibration)
+        for g in range(len(context.groups)):
+            points = [_point(grid, list(panels), (g, c), state.label, context.seed) for c, state in enumerate(states)]
+            yield ForLayer(g, "rewind", points)
+
+
+def _point(grid: Grid, names: Sequence[str], cell: tuple[int, int], checkpoint: str, seed: int) -> RewindPoint:
+    """One cell of the grid, whose panels are called `names`."""
+    plain = {name: right[cell] for name, right in zip(names, grid.right, strict=True)}
+    low, high = bootstrap(plain["flagged"].float().tolist(), seed)
+    values: dict[str, float | None] = {}
+    if grid.recalibrated is not None:
+        second = {name: right[cell] for name, right in zip(names, grid.recalibrated, strict=True)}
+        again = bootstrap(second["flagged"].float().tolist(), seed)
+        values = {
+            "flagged_recalibrated": mean_or_none(second["flagged"]),
+            "recalibrated_low": tidy(again[0]),
+            "recalibrated_high": tidy(again[1]),
+            "reference_recalibrated": mean_or_none(second["reference"]),
+            "matched_recalibrated": mean_or_none(second["matched"]) if "matched" in second else None,
+        }
+    return RewindPoint(
+        checkpoint=checkpoint,
+        flagged=mean_or_none(plain["flagged"]) or 0.0,
+        flagged_low=tidy(low),
+        flagged_high=tidy(high),
+        reference=mean_or_none(plain["reference"]) or 0.0,
+        matched=mean_or_none(plain["matched"]) if "matched" in plain else None,
+        **values,
+    )

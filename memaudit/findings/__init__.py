@@ -5,6 +5,9 @@ warning says why. The keys are a contract: add, never rename, and raise `report.
 Annotations are not postponed here: pydantic would compile each one again at every start.
 """
 
+from memaudit.findings.audits import AUDITS as AUDITS
+from memaudit.findings.audits import OVER_TIME as OVER_TIME
+from memaudit.findings.audits import AuditKind as AuditKind
 from memaudit.findings.base import Kind as Kind
 from memaudit.findings.base import Number as Number
 from memaudit.findings.base import Part as Part

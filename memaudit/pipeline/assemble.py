@@ -5,14 +5,17 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from memaudit.adapters.base import Adapter
+from memaudit.audits.atypicality import Support
+from memaudit.audits.context import Context
 from memaudit.audits.localize.flagged_set import ERASED
 from memaudit.data import ExampleSet, finding_id
 from memaudit.engine.evaluator import Evaluator
@@ -24,7 +27,6 @@ from memaudit.findings import (
     Effort,
     Finding,
     Groups,
-    KnownUnits,
     LayerEvidence,
     LayerUnits,
     ModelInfo,
@@ -32,7 +34,6 @@ from memaudit.findings import (
     Outcome,
     Prediction,
     ReportWarning,
-    SeriesPoint,
     Summary,
     ToolInfo,
     Units,
@@ -40,6 +41,7 @@ from memaudit.findings import (
 from memaudit.intervals import bootstrap, wilson
 from memaudit.network.units import Site, UnitSpace
 from memaudit.numbers import tidy
+from memaudit.pipeline.prepare import Observed
 from memaudit.report.document import Report
 from memaudit.settings import Provenance, Settings
 from memaudit.version import __version__
@@ -49,59 +51,46 @@ SEARCHING = ("population", "localize")
 VERIFYING = ("panel", "verify", "neurons", "trade-off", "matched clean", "stability")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Evidence:
     """All that an audit measured, beside its findings.
 
     Attributes:
-        fitted: share of the flagged examples that are fitted.
-        accuracy: of the intact model on the reference.
-        calibration: `(n,)` leave-one-out atypicality of reference examples.
-        lateness: `(n,)` how late reference examples were learned; None without a checkpoint series.
+        whole: what audits found of the report as a whole: `neurons`, `groups`, `known_units`, `series`, `lateness`.
         incomplete: reasons why the audit did not see all of what it was given.
         started: seconds since the epoch.
     """
 
-    adapter: Adapter
-    settings: Settings
+    observed: Observed
     provenance: Provenance
-    evaluator: Evaluator
-    flagged: ExampleSet
-    reference: ExampleSet
-    test: ExampleSet | None
-    fitted: float
-    accuracy: float
-    test_accuracy: float | None
-    num_classes: int
-    class_names: Sequence[str]
-    space: UnitSpace
-    live: Tensor
-    calibration: Tensor
-    neurons: list[Neuron]
-    groups: Groups
-    known_units: KnownUnits | None
-    series: list[SeriesPoint]
-    layers: list[LayerEvidence]
-    lateness: Tensor | None
-    warnings: Sequence[ReportWarning]
-    incomplete: Sequence[str]
+    test: ExampleSet | None = None
+    test_accuracy: float | None = None
+    class_names: Sequence[str] = ()
+    layers: list[LayerEvidence] = field(default_factory=list)
+    whole: Mapping[str, Any] = field(default_factory=dict)
+    warnings: Sequence[ReportWarning] = ()
+    incomplete: Sequence[str] = ()
     started: float
+
+    @property
+    def context(self) -> Context:
+        return self.observed.context
 
 
 def assemble(evidence: Evidence, findings: Sequence[Finding]) -> Report:
     """The report; its findings stand in the order of the flagged set, whatever order they were found in."""
-    place = {(e.id, e.label): n for n, e in enumerate(evidence.flagged.examples)}
+    place = {(e.id, e.label): n for n, e in enumerate(evidence.context.flagged.examples)}
     ordered = sorted(findings, key=lambda f: place[f.example.id, f.example.label])
-    gate = evidence.settings.policy.judge(ordered, evidence.accuracy)
+    gate = evidence.context.settings.policy.judge(ordered, evidence.observed.accuracy)
     incomplete = [ReportWarning(code="MEM001", message=reason) for reason in evidence.incomplete]
-    evaluator = evidence.evaluator
+    evaluator, whole = evidence.context.evaluator, evidence.whole
     return Report(
         status="incomplete" if incomplete else "complete",
         verdict="fail" if gate.failed or incomplete else "pass",
         tool=ToolInfo(version=__version__),
         command=evidence.provenance.command,
         inputs=dict(evidence.provenance.inputs),
-        config=dict(evidence.provenance.config) or _config(evidence.settings),
+        config=dict(evidence.provenance.config) or _config(evidence.context.settings),
         environment={
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -119,13 +108,13 @@ def assemble(evidence: Evidence, findings: Sequence[Finding]) -> Report:
         effort=_effort(evaluator.passes),
         model=_model(evidence),
         data=_data(evidence),
-        units=_units(evidence.space, evidence.live),
+        units=_units(evidence.context.space, evidence.context.live),
         summary=_summary(ordered, evidence),
         findings=ordered,
-        neurons=evidence.neurons,
-        groups=evidence.groups,
-        known_units=evidence.known_units,
-        series=evidence.series,
+        neurons=whole.get("neurons", []),
+        groups=whole.get("groups", Groups()),
+        known_units=whole.get("known_units"),
+        series=whole.get("series", []),
         layers=evidence.layers,
         warnings=[*incomplete, *evidence.warnings],
         gate=gate,
@@ -147,28 +136,28 @@ def skeleton(
     sites = tuple(Site(name, "channel", 1) for name, _ in adapter.module.named_modules() if name)
     space = UnitSpace(sites)
     classes = adapter.num_classes or int(max(flagged.labels.max(), reference.labels.max())) + 1
-    nothing = Evidence(
-        adapter=adapter,
-        settings=settings,
-        provenance=provenance,
+
+    def zeros(*shape: int) -> Tensor:
+        return torch.zeros(*shape)
+
+    context = Context(
         evaluator=Evaluator(adapter),
+        settings=settings,
         flagged=flagged,
         reference=reference,
-        test=None,
-        fitted=0.0,
-        accuracy=0.0,
-        test_accuracy=None,
-        num_classes=classes,
-        class_names=class_names,
+        flagged_margins=zeros(len(flagged)),
+        reference_margins=zeros(len(reference)),
         space=space,
         live=torch.ones(space.total, dtype=torch.bool),
-        calibration=torch.zeros(1),
-        neurons=[Neuron(layer=s.layer, index=0, kind=s.kind, erases=[], reference_accuracy_after=None) for s in sites],
-        groups=Groups(),
-        known_units=None,
-        series=[],
-        layers=[],
-        lateness=None,
+        candidates=torch.ones(space.total, dtype=torch.bool),
+    )
+    support = Support(zeros(len(flagged)), zeros(len(flagged)))
+    neurons = [Neuron(layer=s.layer, index=0, kind=s.kind, erases=[], reference_accuracy_after=None) for s in sites]
+    nothing = Evidence(
+        observed=Observed(context, zeros(len(flagged), classes), support, zeros(1), 0.0, (), ()),
+        provenance=provenance,
+        class_names=class_names,
+        whole={"neurons": neurons},
         warnings=provenance.warnings,
         incomplete=["nothing is measured yet"],
         started=time.time(),
@@ -200,14 +189,18 @@ def _config(settings: Settings) -> dict[str, ConfigValue]:
     """The settings of a library call, which has no flags."""
     default = Settings()
     names = ("max_units", "unit", "layers", "ablation", "profile", "dtype", "seed", "limit", "group_depth")
-    values = {name: getattr(settings, name) for name in names}
+    values: dict[str, Any] = {name: getattr(settings, name) for name in names}
+    values["audits"] = None if settings.audits is None else list(settings.audits)
     return {
-        k: ConfigValue(value=v, origin="default" if v == getattr(default, k) else "argument") for k, v in values.items()
+        name: ConfigValue(
+            value=value, origin="default" if getattr(settings, name) == getattr(default, name) else "argument"
+        )
+        for name, value in values.items()
     }
 
 
 def _model(evidence: Evidence) -> ModelInfo:
-    adapter, provenance = evidence.adapter, evidence.provenance
+    adapter, provenance = evidence.context.evaluator.adapter, evidence.provenance
     first = next(adapter.module.parameters(), None)
     return ModelInfo(
         path=provenance.model_path,
@@ -215,7 +208,7 @@ def _model(evidence: Evidence) -> ModelInfo:
         md5=provenance.model_md5,
         architecture=adapter.architecture,
         adapter=adapter.name or "module",
-        num_classes=evidence.num_classes,
+        num_classes=evidence.observed.logits.shape[1],
         parameters=adapter.parameters,
         weights="ema" if provenance.weights == "ema" else "raw",
         stripped_prefix=provenance.stripped_prefix,
@@ -229,9 +222,10 @@ def _data(evidence: Evidence) -> DataInfo:
         rate = None if accuracy is None else tidy(accuracy)
         return DataSource(source=examples.source, count=len(examples), sha256=examples.sha256, accuracy=rate)
 
+    context = evidence.context
     return DataInfo(
-        flagged=source(evidence.flagged, evidence.fitted),
-        reference=source(evidence.reference, evidence.accuracy),
+        flagged=source(context.flagged, len(context.fitted) / len(context.flagged)),
+        reference=source(context.reference, evidence.observed.accuracy),
         test=None if evidence.test is None else source(evidence.test, evidence.test_accuracy),
         class_names=list(evidence.class_names),
         class_order=evidence.provenance.class_order,
@@ -247,7 +241,7 @@ def _units(space: UnitSpace, live: Tensor) -> Units:
 
 
 def _summary(findings: Sequence[Finding], evidence: Evidence) -> Summary:
-    calibration, seed = evidence.calibration, evidence.settings.seed
+    calibration, seed = evidence.observed.calibration, evidence.context.seed
     erased = [f for f in findings if f.outcome in ERASED]
     kept = [
         f.reference_accuracy.retained
@@ -262,6 +256,7 @@ def _summary(findings: Sequence[Finding], evidence: Evidence) -> Summary:
     known = [f for f in erased if f.example.true_label is not None and f.after]
     back = sum(f.after is not None and f.after.prediction == f.example.true_label for f in known)
     back_low, back_high = wilson(back, len(known))
+    lateness = evidence.whole.get("lateness")
     late = torch.tensor([f.learning.score for f in findings if f.learning])
     return Summary(
         flagged=len(findings),
@@ -280,7 +275,7 @@ def _summary(findings: Sequence[Finding], evidence: Evidence) -> Summary:
         true_label_low=tidy(back_low) if known else None,
         true_label_high=tidy(back_high) if known else None,
         atypicality_auroc=tidy(_auroc(scores, calibration)) if len(scores) else None,
-        learning_auroc=tidy(_auroc(late, evidence.lateness)) if evidence.lateness is not None and len(late) else None,
+        learning_auroc=tidy(_auroc(late, lateness)) if lateness is not None and len(late) else None,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from memaudit.findings import Outcome
+from memaudit.findings import AUDITS, OVER_TIME, Outcome
 from memaudit.numbers import MISSING, count, interval, number, percent
 from memaudit.report import words
 from memaudit.report.words import MAX_MESSAGE, label
@@ -164,14 +164,12 @@ def not_run(report: Report) -> list[str]:
     return [
         words
         for missing, words in (
-            (bool(fitted) and not controls, "localization and its controls"),
+            (bool(fitted) and not controls, AUDITS["localize"].title),
             (report.groups.matched_controls is None, "matched clean examples (control)"),
             (not any(c.augmented for c in controls), "augmented copies (control)"),
             (not any(c.flagged_others for c in controls), "effect on the other flagged examples (control)"),
             (not report.groups.curve, "cutting shared units together"),
-            ("gradients" not in ran, "gradient accounting"),
-            ("rewind" not in ran, "layer rewinding"),
-            ("retrain" not in ran, "layer retraining"),
+            *((name not in ran, AUDITS[name].title) for name in OVER_TIME),
             (report.data.test is None, "accuracy on held-out test data"),
         )
         if missing
@@ -180,8 +178,7 @@ def not_run(report: Report) -> list[str]:
 
 def _audits(report: Report) -> set[str]:
     """The audits over time that left data in the report."""
-    names = ("gradients", "rewind", "retrain")
-    return {name for layer in report.layers for name in names if getattr(layer, name, None)}
+    return {name for layer in report.layers for name in OVER_TIME if getattr(layer, name, None)}
 
 
 def figures(report: Report) -> list[Figure]:

@@ -22,7 +22,7 @@ from memaudit.errors import ModelRejected, UsageError
 PLUGIN = """
 from torch import nn
 from memaudit.adapters.base import Adapter
-from memaudit.images.preprocess import Preprocess
+from memaudit.data.images.preprocess import Preprocess
 
 class A(Adapter):
     name = "good"

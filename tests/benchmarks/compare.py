@@ -21,7 +21,8 @@ from statistics import mean, median
 import torch
 
 from memaudit.audits.atypicality import live_units, observe
-from memaudit.audits.localize.search import RISK_WEIGHT, Search, measure_population
+from memaudit.audits.localize.population import measure_population
+from memaudit.audits.localize.search import RISK_WEIGHT, Search
 from memaudit.data.examples import ExampleSet
 from memaudit.engine.answers import margin
 from memaudit.engine.device import exact_arithmetic

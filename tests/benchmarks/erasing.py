@@ -201,8 +201,8 @@ def table(rows: Sequence[Row], args: argparse.Namespace) -> str:
         (
             f"{args.images:,} training images, {100 * args.share:g} % of the labels changed; flagged are those the "
             f"model fits. Shares of flagged and of true labels that are predicted, and test accuracy on "
-            f"images that chose nothing. Clean steps: `memaudit.finetune`, {BATCH} of {args.reference:,} reference "
-            f"examples each{trained}. torch {torch.__version__}, {args.device}. "
+            f"images that chose nothing. Clean steps: `memaudit.erase.finetune`, {BATCH} of {args.reference:,} "
+            f"reference examples each{trained}. torch {torch.__version__}, {args.device}. "
             "Written by `python -m tests.benchmarks.erasing`."
         ),
         "",

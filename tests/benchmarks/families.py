@@ -27,7 +27,8 @@ import torch
 from torch import Tensor, nn
 
 from memaudit.adapters.base import Adapter
-from memaudit.audits.localize.search import Search, measure_population
+from memaudit.audits.localize.population import measure_population
+from memaudit.audits.localize.search import Search
 from memaudit.data.examples import ExampleSet
 from memaudit.data.images.preprocess import Preprocess
 from memaudit.engine.answers import margin

@@ -26,7 +26,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from memaudit.audits.atypicality import live_units, observe
-from memaudit.audits.localize.search import measure_population
+from memaudit.audits.localize.population import measure_population
 from memaudit.data.examples import ExampleSet
 from memaudit.engine.answers import margin
 from memaudit.engine.device import exact_arithmetic

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from memaudit.audits.localize.search import Population, Search
+from memaudit.audits.localize.population import Population
+from memaudit.audits.localize.search import Search
 from memaudit.data.examples import ExampleSet
 from memaudit.engine.answers import margin
 from memaudit.engine.draws import generator_for

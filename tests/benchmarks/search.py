@@ -34,7 +34,9 @@ from torch.nn import functional as F
 from memaudit.adapters.base import Adapter
 from memaudit.audits.atypicality import atypicality, leave_one_out, observe
 from memaudit.audits.localize.controls import Judge
-from memaudit.audits.localize.search import RISK_WEIGHT, Proposal, Search, measure_population
+from memaudit.audits.localize.job import Proposal
+from memaudit.audits.localize.population import measure_population
+from memaudit.audits.localize.search import RISK_WEIGHT, Search
 from memaudit.data.examples import ExampleSet
 from memaudit.data.images.preprocess import Preprocess
 from memaudit.engine.answers import margin
@@ -42,7 +44,7 @@ from memaudit.engine.device import exact_arithmetic
 from memaudit.engine.evaluator import Evaluator
 from memaudit.findings import Example
 from memaudit.network.units import UnitSpace, select
-from memaudit.system.memory import keep_freed
+from memaudit.system.memory import keeping_freed
 from tests.benchmarks import published
 from tests.benchmarks.cifar import MEAN, STD, build, change_labels, load, normalise, train
 from tests.benchmarks.table import options
@@ -181,8 +183,7 @@ def main() -> None:
     else:
         adapter = load_adapter(args.series, args.network, args.width, args.device)
         flagged, reference = sets(args.data, args.images, args.share)
-    keep_freed()
-    with exact_arithmetic():
+    with exact_arithmetic(), keeping_freed():
         result = measure(Evaluator(adapter, args.batch_size), flagged, reference, args)
     print(json.dumps(result, indent=None if args.json else 2))
 

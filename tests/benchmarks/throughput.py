@@ -25,12 +25,13 @@ import torch
 from torch import nn
 
 from memaudit.adapters.base import Adapter
-from memaudit.audits.localize.search import Search, measure_population
+from memaudit.audits.localize.population import measure_population
+from memaudit.audits.localize.search import Search
 from memaudit.data.images.preprocess import Preprocess
 from memaudit.engine.device import automatic_batch_size, exact_arithmetic
 from memaudit.engine.evaluator import Evaluator
 from memaudit.network.units import select
-from memaudit.system.memory import keep_freed
+from memaudit.system.memory import keeping_freed
 from tests.benchmarks.search import example_set, rounds
 from tests.networks import ResNet9
 
@@ -120,8 +121,7 @@ def main() -> None:
     args = parser.parse_args()
     full = args.full or args.device != "cpu"
     if args.network:
-        keep_freed()
-        with exact_arithmetic():
+        with exact_arithmetic(), keeping_freed():
             dtype = torch.bfloat16 if args.bf16 else torch.float32
             print(json.dumps(measure(args.network, SETTINGS[args.network][full], args.device, args.rounds, dtype)))
         return

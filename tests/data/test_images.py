@@ -1,4 +1,4 @@
-"""One image file: every rule of `memaudit.images`, and every way to break it."""
+"""One image file: every rule of `memaudit.data.images`, and every way to break it."""
 
 from __future__ import annotations
 

@@ -130,15 +130,15 @@ def test_a_set_goes_on_without_the_images_that_brought_a_process_down(tmp_path: 
 
 
 def test_torch_is_not_loaded_there() -> None:
-    code = "import sys, memaudit.images.worker, memaudit.images.workers; sys.exit('torch' in sys.modules)"
+    code = "import sys, memaudit.data.images.worker, memaudit.data.images.workers; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_an_orphan_ends_by_itself() -> None:
     """kill -9 of the audit leaves no process behind: the end of its input ends it."""
     code = (
-        "import os, sys\nfrom memaudit.images.preprocess import Preprocess\n"
-        "from memaudit.images.workers import Workers\n"
+        "import os, sys\nfrom memaudit.data.images.preprocess import Preprocess\n"
+        "from memaudit.data.images.workers import Workers\n"
         "workers = Workers(Preprocess((3, 4, 4)))\nworkers.decode(sys.stdin.buffer.read(), '.png')\n"
         "print(workers._idle.get().process.pid, flush=True)\nos.kill(os.getpid(), 9)"
     )

@@ -121,9 +121,9 @@ def test_the_host_waits_for_results_alone(runs: Runs, name: str) -> None:
     waits, batches = runs.noted[name]["waits"], runs.noted[name]["batches"]
     assert not [place for place in waits if place.endswith("forward")]
     once = {place: count for place, count in waits.items() if place.startswith(("premises.py", "sites.py"))}
-    chosen = {"localize.py typical", "localize.py _extended", "localize.py _best"} if name != "vit" else set()
-    assert waits.keys() - once.keys() == {"evaluate.py body", "evaluate.py <genexpr>"} | chosen
-    assert 0 < waits["evaluate.py body"] <= 2 * batches
+    chosen = {"population.py typical", "search.py _extended", "search.py _best"} if name != "vit" else set()
+    assert waits.keys() - once.keys() == {"passes.py __call__", "passes.py <genexpr>"} | chosen
+    assert 0 < waits["passes.py __call__"] <= 2 * batches
 
 
 def test_tensors_of_two_devices_are_refused(work: Path) -> None:

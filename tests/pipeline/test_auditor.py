@@ -17,12 +17,13 @@ from torch.utils.data import TensorDataset
 import memaudit
 from memaudit import report as reports
 from memaudit.adapters.base import Adapter
+from memaudit.audits.localize.audit import RANDOM_BUDGET, REFERENCE_BUDGET
 from memaudit.data import ExampleSet, from_tensors
 from memaudit.findings import Finding, Outcome
 from memaudit.gate.policy import Limit, Policy
 from memaudit.network.hooks import hook_count
 from memaudit.network.units import UnitSpace
-from memaudit.pipeline.auditor import ATYPICAL_P, RANDOM_BUDGET, REFERENCE_BUDGET, Auditor
+from memaudit.pipeline.auditor import ATYPICAL_P, Auditor
 from memaudit.report.document import Report
 from memaudit.settings import Settings
 from tests import reference as slow

@@ -12,14 +12,18 @@ import pytest
 SCRIPT = """
 import sys
 from pathlib import Path
-from memaudit.memory import give_back, keep_freed
+from contextlib import ExitStack
+from memaudit.system.memory import give_back, keeping_freed
 
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 >> 20
 
-keep, pieces = map(int, sys.argv[1:])
+keep, pieces, ended = map(int, sys.argv[1:])
+scope = ExitStack()
 if keep:
-    keep_freed()
+    scope.enter_context(keeping_freed())
+if ended:
+    scope.close()
 big, small = [bytearray(5 << 20)], []
 del big[0]  # from now on blocks of this size come from the heap
 for _ in range(50 if pieces else 12):
@@ -34,9 +38,9 @@ print(before, resident())
 """
 
 
-def residents(keep: bool, pieces: bool) -> list[int]:
+def residents(keep: bool, pieces: bool, ended: bool = False) -> list[int]:
     """MiB after freeing 200, or 48 in one piece, and after giving back."""
-    command = [sys.executable, "-c", SCRIPT, str(int(keep)), str(int(pieces))]
+    command = [sys.executable, "-c", SCRIPT, *(str(int(flag)) for flag in (keep, pieces, ended))]
     return [int(n) for n in subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()]
 
 
@@ -50,13 +54,16 @@ def test_freed_memory_is_kept_and_goes_back_to_the_system() -> None:
     kept, after = residents(keep=True, pieces=False)
     assert kept > dropped + 30
     assert kept > after + 30
+    left, _ = residents(keep=True, pieces=False, ended=True)
+    assert kept > left + 30  # the caller's process is as it was
 
 
 def test_elsewhere_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
-    from memaudit.system.memory import give_back, keep_freed
+    from memaudit.system.memory import give_back, keeping_freed
 
     monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
     give_back()
-    keep_freed()
+    with keeping_freed():
+        pass
     monkeypatch.setattr(sys, "platform", "darwin")
     give_back()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from memaudit.audits.localize.cost import first_estimate
-from memaudit.audits.localize.search import Population
+from memaudit.audits.localize.population import Population
 from memaudit.data.examples import ExampleSet
 from memaudit.engine.answers import lost, margin, predicted
 from memaudit.engine.draws import generator_for

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from memaudit.audits.localize.search import Search
 from memaudit.audits.panels import matched_clean
 from memaudit.data import ExampleSet
 from memaudit.engine.answers import margin, predicted
-from memaudit.findings import CurvePoint, Finding, MatchedControls, Neuron, Outcome, Stability, UnitRef
+from memaudit.findings import CurvePoint, MatchedControls, Neuron, Outcome, Stability, UnitRef
 from memaudit.intervals import bootstrap
 from memaudit.numbers import tidy
 
@@ -28,7 +28,20 @@ OVERLAP_SETS = 1000
 Tick = Callable[[int], None]
 
 
-def neurons(findings: Sequence[Finding], judge: Judge, most: int, tick: Tick) -> list[Neuron]:
+class Found(Protocol):
+    """What is asked of one example that was searched; a `findings.Finding` will do."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def fitted(self) -> bool: ...
+    @property
+    def outcome(self) -> Outcome: ...
+    @property
+    def units(self) -> list[UnitRef]: ...
+
+
+def neurons(findings: Sequence[Found], judge: Judge, most: int, tick: Tick) -> list[Neuron]:
     """Every unit of an erased finding's set, the most shared first; for `most` of them what each costs alone."""
     serves: dict[UnitRef, list[str]] = {}
     for finding in sorted(findings, key=lambda f: f.id):
@@ -69,7 +82,7 @@ def trade_off(shared: Sequence[Neuron], judge: Judge, flagged: ExampleSet, fitte
 
 
 def matched(
-    findings: Sequence[Finding],
+    findings: Sequence[Found],
     search: Search,
     judge: Judge,
     flagged: ExampleSet,

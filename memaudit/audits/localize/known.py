@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from memaudit.audits.localize.flagged_set import ERASED
+from memaudit.audits.localize.flagged_set import ERASED, Found
 from memaudit.data.examples import ExampleSet
 from memaudit.engine.answers import lost, margin, predicted
 from memaudit.engine.evaluator import Evaluator
-from memaudit.findings import Finding, KnownUnits
+from memaudit.findings import KnownUnits
 from memaudit.intervals import wilson
 from memaudit.network.tied_dropout import feeding, layers_of, set_mode
 from memaudit.network.units import UnitSpace
@@ -24,7 +24,7 @@ def known_units(
     live: Tensor,
     flagged: ExampleSet,
     reference: ExampleSet,
-    findings: Mapping[int, Finding],
+    findings: Mapping[int, Found],
 ) -> KnownUnits | None:
     """Recall and precision of the audit's cuts; None for a network without, or where no tied layer was searched.
 

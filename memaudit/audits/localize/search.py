@@ -13,162 +13,30 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from memaudit.audits.localize.job import Job, Proposal
+from memaudit.audits.localize.population import Population
+from memaudit.audits.localize.ranking import ByGradient, ByTrial, Ranking, Shortlist
 from memaudit.data.examples import ExampleSet
-from memaudit.engine.answers import margin, predicted
+from memaudit.engine.answers import margin
 from memaudit.engine.evaluator import Evaluator
-from memaudit.engine.passes import Seen
-from memaudit.network.units import UnitSpace, overwritten
+from memaudit.engine.passes import Fill
+from memaudit.network.units import UnitSpace
 from memaudit.system.memory import to_device
 
 # Exchange rate between the flagged margin and the reference: one percentage point of reference accuracy at risk weighs
 # as much as this many hundredths of a typical reference margin. On a CIFAR-10 ResNet-9 that fits every label, 30, 50
 # and 100 gave 3.6, 3.7 and 3.9 units at a reference accuracy of 0.995, 0.996 and 0.997 after the cut.
 RISK_WEIGHT = 40.0
-# Width of the step from right to wrong, in typical reference margins: how far the linear prediction is trusted.
-RISK_SOFTNESS = 0.05
-# Units with the largest effect on the flagged margin that are considered; the chosen one was always among them.
-SHORTLIST = 64
 # Of those, how many are weighed in the first go; then twice as many each time.
 AT_ONCE = 4
-# Standard deviations above the mean that still count as usual, and fewest examples of a label that tell what is.
-USUAL_DEVIATIONS = 0.5
-FEWEST = 8
 # Units planned from one gradient before the network is asked again; 4 cost half the passes of 1 and 3 % more units.
 PLAN = 4
-# Mask of all units for the second gradient by which candidates are chosen. Of units that a label was written into,
-# alone or by threes, 0.75 kept 99 % among the first 256 on a ResNet-9 and a ViT; 0.5 kept 97 % on the ResNet.
-FADED = 0.75
-
-
-@dataclass(frozen=True)
-class Population:
-    """Reference examples as the search sees them: how far each is from being lost, and what each unit does to it.
-
-    Attributes:
-        margins: `(R,)` at the intact model.
-        effects: `(total, R)` drop of each margin per unit, to first order: the gradient by the unit's mask.
-        labels: `(R,)` of the examples.
-    """
-
-    margins: Tensor
-    effects: Tensor
-    labels: Tensor
-
-    @cached_property
-    def typical(self) -> float:
-        """Median margin of the reference examples the model gets right: the unit margins are measured in."""
-        right = self.margins[predicted(self.margins)]
-        return float(right.median()) if len(right) else 1.0
-
-    def usual(self, label: int, units: Tensor) -> Tensor:
-        """What ablating each of `units` `(T,)` usually takes of the margin of examples of `label`, or a little more.
-
-        A unit that carries a class takes as much from any of its examples; one that stores an example takes more from
-        that one.
-        """
-        rows = self.labels == label
-        effects = self.effects[units]
-        same = effects[:, rows] if int(rows.sum()) >= FEWEST else effects
-        return same.mean(1) + USUAL_DEVIATIONS * same.std(1, correction=0)
-
-    def after(self, cuts: Sequence[Sequence[int]]) -> Tensor:
-        """Predicted margins `(cuts, R)` with each of `cuts` ablated."""
-        starts = torch.tensor([0, *map(len, cuts)]).cumsum(0)[:-1]
-        units = torch.tensor(list(chain.from_iterable(cuts)), dtype=torch.long)
-        if not len(units):
-            return self.margins.repeat(len(cuts), 1)
-        units, starts = (to_device(t, self.effects.device) for t in (units, starts))
-        return self.margins - F.embedding_bag(units, self.effects, starts, mode="sum")
-
-    def wrong(self, margins: Tensor) -> Tensor:
-        """Share of the reference that is wrong at `margins` `(..., R)`, counted softly.
-
-        An example further from being lost than at the intact model counts as there: one answer mended does not pay for
-        another lost. On a ViT that is wrong of 15 % of its reference, cuts were chosen for what they mended, and what
-        they cost had nothing to do with what was predicted.
-        """
-        return margins.minimum(self.margins).mul_(-1 / (RISK_SOFTNESS * self.typical)).sigmoid_().mean(-1)
-
-    @cached_property
-    def wrong_intact(self) -> Tensor:
-        """The least that `wrong` can be."""
-        return self.wrong(self.margins)
-
-    def on(self, device: torch.device) -> Population:
-        """The same where `device` reads it; moved once."""
-        if self.margins.device == device:
-            return self
-        if device not in self._elsewhere:
-            moved = (t.to(device) for t in (self.margins, self.effects, self.labels))
-            self._elsewhere[device] = Population(*moved)
-        return self._elsewhere[device]
-
-    @cached_property
-    def _elsewhere(self) -> dict[torch.device, Population]:
-        return {}
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """What the search claims of one example.
-
-    Attributes:
-        row: the example.
-        cut: unit numbers in the order they were cut.
-        erased: whether the label was lost within the budget.
-    """
-
-    row: int
-    cut: tuple[int, ...]
-    erased: bool
-
-
-@dataclass(eq=False)
-class Job:
-    """One example under way.
-
-    Attributes:
-        cut: what is cut so far.
-        margin: of `label` then, in full precision once a unit is cut; not a number before it was measured.
-        needed: without this unit the label was seen to be kept.
-        signal: `(total,)` of `signals`, where the search looks ahead.
-    """
-
-    row: int
-    label: int
-    cut: list[int] = field(default_factory=list)
-    margin: float = math.nan
-    needed: int | None = None
-    signal: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Shortlist:
-    """The units that take most of each job's margin, `(jobs, S)`, best first.
-
-    Attributes:
-        units: their numbers.
-        drops: what each takes of the margin.
-        gains: what of that speaks for it; minus infinity: it must not be cut.
-    """
-
-    units: Tensor
-    drops: Tensor
-    gains: Tensor
-
-    def of(self, rows: Tensor) -> Shortlist:
-        return Shortlist(self.units[rows], self.drops[rows], self.gains[rows])
-
-    def on(self, device: torch.device) -> Shortlist:
-        return Shortlist(*(to_device(t, device) for t in (self.units, self.drops, self.gains)))
 
 
 @dataclass(frozen=True)
@@ -191,8 +59,15 @@ class Search:
     max_units: int
     weight: float = RISK_WEIGHT
     plan: int = PLAN
-    fill: Sequence[Tensor] | None = None
+    fill: Fill = None
     look_ahead: int = 0
+
+    @cached_property
+    def ranking(self) -> Ranking:
+        """How candidates are found."""
+        if self.look_ahead:
+            return ByTrial(self.space, self.candidates, self.population, self.look_ahead, self.fill)
+        return ByGradient(self.space, self.candidates, self.fill)
 
     def run(self, evaluator: Evaluator, examples: ExampleSet, rows: Iterable[int]) -> Iterator[Proposal]:
         """A proposal for each of `rows`, in the order they finish.
@@ -218,14 +93,13 @@ class Search:
     def begun(self, evaluator: Evaluator, examples: ExampleSet, rows: Sequence[int]) -> list[Job]:
         """Jobs for `rows`, with nothing cut."""
         jobs = [Job(row, int(examples.labels[row])) for row in rows]
-        if self.look_ahead and jobs:
-            for job, signal in zip(jobs, signals(evaluator, self.space, examples, rows, self.fill), strict=True):
-                job.signal = signal
+        if jobs:
+            self.ranking.begin(evaluator, examples, jobs)
         return jobs
 
     def choose(self, evaluator: Evaluator, examples: ExampleSet, jobs: Sequence[Job]) -> list[int | None]:
         """The unit that each job would cut next, whether it has lost its label or not."""
-        _, short = self._shortlist(evaluator, examples, jobs)
+        _, short = self.ranking.shortlist(evaluator, examples, jobs)
         now = self.population.on(evaluator.device).after([job.cut for job in jobs])
         chosen = self._best(now, short, torch.zeros_like(short.units, dtype=torch.bool))
         numbers = short.units.gather(1, chosen[:, None].clamp_min(0))[:, 0]
@@ -239,7 +113,7 @@ class Search:
         """
         if not jobs:
             return []
-        margins, short = self._shortlist(evaluator, examples, jobs)
+        margins, short = self.ranking.shortlist(evaluator, examples, jobs)
         for job, value in zip(jobs, margins.nan_to_num(nan=torch.inf).tolist(), strict=True):
             job.margin = value if math.isnan(job.margin) else job.margin
         population = self.population.on(evaluator.device)
@@ -265,53 +139,6 @@ class Search:
         for job, count in zip(jobs, added, strict=True):
             job.needed = job.cut[-1] if count == 1 else None
         return [job for job, count in zip(jobs, added, strict=True) if not count and job.margin > 0]
-
-    def _shortlist(self, evaluator: Evaluator, examples: ExampleSet, jobs: Sequence[Job]) -> tuple[Tensor, Shortlist]:
-        """Each job's margin, and the units that may be cut and take most of it, where the network computes."""
-        rows, cuts = [job.row for job in jobs], [job.cut for job in jobs]
-        if self.look_ahead:
-            margins, gradients = evaluator.mask_gradients(examples, rows, cuts, self.space, margin, self.fill)
-            drops, units = self._largest(cuts, self._tried(evaluator, examples, jobs, gradients.nan_to_num()))
-            usual = [self.population.usual(job.label, own) for job, own in zip(jobs, units, strict=True)]
-            gains, order = (drops.where(drops > 0, -torch.inf) - torch.stack(usual)).sort(descending=True)
-            return margins, Shortlist(units.gather(1, order), drops.gather(1, order), gains).on(evaluator.device)
-
-        def largest(chunk: slice, gradients: Tensor) -> Seen:
-            return self._largest(cuts[chunk], gradients.nan_to_num())
-
-        margins, drops, units = evaluator.mask_gradients(
-            examples, rows, cuts, self.space, margin, self.fill, reduce=largest
-        )
-        # Cutting one that takes nothing would help the label.
-        return margins, Shortlist(units, drops, drops.where(drops > 0, -torch.inf)).on(evaluator.device)
-
-    def _largest(self, cuts: Sequence[Sequence[int]], drops: Tensor) -> tuple[Tensor, Tensor]:
-        """The largest of `drops` `(jobs, total)` among units that may still be cut, and whose they are."""
-        values, units = self._allowed(cuts, drops, -torch.inf).topk(min(SHORTLIST, self.space.total))
-        return values, units
-
-    def _tried(self, evaluator: Evaluator, examples: ExampleSet, jobs: Sequence[Job], gradients: Tensor) -> Tensor:
-        """What ablating each unit was seen to take of each job's margin `(jobs, total)`; of the others minus infinity.
-
-        Tried are those of the largest gradient, of either sign, times the unit's signal. A gradient can vanish where
-        ablation does much, behind a unit that saturates what follows or at a GELU's least value, so the one with all
-        units faded a little counts as well.
-        """
-        rows, cuts = [job.row for job in jobs], [job.cut for job in jobs]
-        given = torch.stack([job.signal for job in jobs if job.signal is not None])
-        _, faded = evaluator.mask_gradients(examples, rows, cuts, self.space, margin, self.fill, kept=FADED)
-        allowed = self._allowed(cuts, (gradients.abs() + faded.nan_to_num().abs()) * given, -1.0)
-        strength, units = allowed.topk(min(self.look_ahead, allowed.shape[1]))
-        trials = [(n, int(u)) for n in range(len(jobs)) for u in units[n][strength[n] >= 0]]
-        found = torch.full_like(gradients, -torch.inf)
-        if not trials:
-            return found
-        cuts += [[*jobs[n].cut, u] for n, u in trials]
-        rows += [jobs[n].row for n, _ in trials]
-        margins = margin(evaluator.logits(examples, rows, cuts, self.space, self.fill), examples.labels[rows])
-        own, units = torch.tensor(trials).T
-        found[own, units] = margins[own] - margins[len(jobs) :]
-        return found.nan_to_num(nan=-torch.inf, neginf=-torch.inf)
 
     def _best(self, now: Tensor, short: Shortlist, taken: Tensor) -> Tensor:
         """Where on each job's shortlist the unit is that takes most for the reference it puts at risk; -1: nowhere.
@@ -344,11 +171,6 @@ class Search:
             first, size = first + size, 2 * size
         return chosen
 
-    def _allowed(self, cuts: Sequence[Sequence[int]], values: Tensor, otherwise: float) -> Tensor:
-        """`values` `(jobs, total)` of the units that may still be cut, `otherwise` of all others."""
-        allowed = values.masked_fill(to_device(~self.candidates, values.device), otherwise)
-        return overwritten(allowed, cuts, otherwise)
-
     def _measured(
         self, evaluator: Evaluator, examples: ExampleSet, jobs: Sequence[Job], lost: Sequence[Job]
     ) -> list[Job]:
@@ -378,31 +200,3 @@ class Search:
         for job, (_, unit) in best.items():
             job.cut.remove(unit)
         return [job for job in lost if job not in best]
-
-
-def signals(
-    evaluator: Evaluator, space: UnitSpace, examples: ExampleSet, rows: Sequence[int], fill: Sequence[Tensor] | None
-) -> Tensor:
-    """`(rows, total)`: the mean size of each unit's values, over the mean of its site; away from `fill`, if given."""
-
-    def reduce(number: int, values: Tensor) -> tuple[Tensor]:
-        site = space.sites[number]
-        away = values if fill is None else values - fill[number].to(values)
-        size = away.abs().mean(1, dtype=torch.promote_types(away.dtype, torch.float32))
-        size = size.view(-1, site.copies, site.width, site.span).mean((1, 3))
-        return (size / size.mean(1, keepdim=True),)
-
-    _, seen = evaluator.observe(examples.subset(rows), space, reduce)
-    return torch.cat([torch.cat([size for (size,) in site]) for site in seen], 1).nan_to_num()
-
-
-def measure_population(
-    evaluator: Evaluator,
-    space: UnitSpace,
-    reference: ExampleSet,
-    rows: Sequence[int],
-    fill: Sequence[Tensor] | None = None,
-) -> Population:
-    """Margins and per-unit effects of the reference examples `rows`, in one forward and one backward pass."""
-    margins, gradients = evaluator.mask_gradients(reference, rows, [[]] * len(rows), space, margin, fill)
-    return Population(margins, gradients.nan_to_num().T.contiguous(), reference.labels[list(rows)])

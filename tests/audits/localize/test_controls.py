@@ -12,7 +12,7 @@ from torch import Tensor
 
 from memaudit.audits.localize.controls import BLOCK, Judge, augment
 from memaudit.audits.localize.cost import settle
-from memaudit.audits.localize.search import measure_population
+from memaudit.audits.localize.population import measure_population
 from memaudit.audits.panels import matched_clean
 from memaudit.data import Preprocess, from_tensors
 from memaudit.engine.answers import margin

@@ -10,7 +10,9 @@ import torch
 
 from memaudit.audits.localize import flagged_set as groups
 from memaudit.audits.localize.controls import Judge
-from memaudit.audits.localize.search import Proposal, Search, measure_population
+from memaudit.audits.localize.job import Proposal
+from memaudit.audits.localize.population import measure_population
+from memaudit.audits.localize.search import Search
 from memaudit.engine.answers import margin
 from memaudit.findings import Example, Finding, Outcome, Prediction, UnitRef
 from tests import reference as slow

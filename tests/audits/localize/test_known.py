@@ -64,7 +64,7 @@ def test_known_units_are_what_the_network_says(audited: tuple[DigitsNet, memaudi
     assert known.own
     assert known.layers == ["two.1", "three.1"]
     x, truth = digits()
-    rows = [int((f.example.note or "").split()[1]) for f in report.findings]
+    rows = [int(f.example.declared_id or "") for f in report.findings]
     labels = torch.tensor([f.example.label for f in report.findings])
     with torch.no_grad():
         dropped = memaudit.strip_tied_dropout(model, input_size=(1, 8, 8))(x[rows]).argmax(1)
@@ -80,7 +80,7 @@ def test_known_units_are_what_the_network_says(audited: tuple[DigitsNet, memaudi
     layers = layers_of(model)
 
     def memorizing(finding: memaudit.Finding) -> list[bool]:
-        number = int((finding.example.note or "").split()[1])
+        number = int(finding.example.declared_id or "")
         masks = {path: layer.mask([number])[0] & layer.memorizing() for path, layer in layers.items()}
         return [u.layer in masks and bool(masks[u.layer][u.index]) for u in finding.units]
 

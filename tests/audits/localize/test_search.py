@@ -14,18 +14,10 @@ from torch import Tensor, nn
 
 import memaudit
 from memaudit.adapters.base import Adapter
-from memaudit.audits.localize.search import (
-    FADED,
-    FEWEST,
-    PLAN,
-    RISK_SOFTNESS,
-    SHORTLIST,
-    USUAL_DEVIATIONS,
-    Population,
-    Proposal,
-    Search,
-    measure_population,
-)
+from memaudit.audits.localize.job import Proposal
+from memaudit.audits.localize.population import FEWEST, RISK_SOFTNESS, USUAL_DEVIATIONS, Population, measure_population
+from memaudit.audits.localize.ranking import FADED, SHORTLIST
+from memaudit.audits.localize.search import PLAN, Search
 from memaudit.data import ExampleSet, Preprocess, from_tensors
 from memaudit.engine.answers import margin
 from memaudit.engine.evaluator import Evaluator

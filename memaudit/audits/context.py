@@ -1,0 +1,111 @@
+"""Everything an audit may read: the model, the examples, what was observed of them, and where to say how far it is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from torch import Tensor
+
+from memaudit.audits.panels import Panels, drawn_panels
+from memaudit.data import ExampleSet
+from memaudit.engine.answers import predicted
+from memaudit.engine.evaluator import Evaluator
+from memaudit.engine.loop import silent
+from memaudit.engine.passes import Fill
+from memaudit.network.layer_groups import LayerGroup, layer_groups
+from memaudit.network.replay import watch
+from memaudit.network.states import State
+from memaudit.network.units import UnitSpace
+from memaudit.settings import PROFILES, Profile, Progress, Settings, Silent
+from memaudit.system.memory import give_back
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What the audits of one run share.
+
+    Attributes:
+        flagged_margins: `(N,)` of the intact model; `reference_margins` `(R,)` likewise.
+        space: the units that can be cut.
+        live: `(total,)` bool, units whose value varies over the reference.
+        candidates: `(total,)` bool, units whose value varies over reference and flagged examples together: a unit
+            that fires for flagged examples alone is what a search is for.
+        fill: per site what ablated units take instead of 0.
+        states: checkpoints of the series, earliest first, the audited model last.
+        deadline: seconds since the epoch; no further piece of work is begun after it.
+    """
+
+    evaluator: Evaluator
+    settings: Settings
+    flagged: ExampleSet
+    reference: ExampleSet
+    flagged_margins: Tensor
+    reference_margins: Tensor
+    space: UnitSpace
+    live: Tensor
+    candidates: Tensor
+    fill: Fill = None
+    states: Sequence[State] = ()
+    progress: Progress = field(default_factory=Silent)
+    deadline: float = float("inf")
+
+    @property
+    def profile(self) -> Profile:
+        """How much is measured."""
+        return PROFILES[self.settings.profile]
+
+    @property
+    def seed(self) -> int:
+        """The run's."""
+        return self.settings.seed
+
+    @property
+    def late(self) -> bool:
+        """Whether the time limit is reached."""
+        return time.time() > self.deadline
+
+    @cached_property
+    def fitted(self) -> list[int]:
+        """Flagged rows whose label the intact model predicts."""
+        return [int(row) for row in predicted(self.flagged_margins).nonzero().flatten()]
+
+    @cached_property
+    def groups(self) -> tuple[LayerGroup, ...]:
+        """The layer groups that have parameters, in execution order."""
+        adapter, few = self.evaluator.adapter, range(min(2, len(self.reference)))
+        use = watch(adapter.module, adapter.forward, self.reference.batch(few, self.evaluator.device)).first_use
+        found = layer_groups(adapter.module, use, depth=self.settings.group_depth, layers=self.settings.layers)
+        return tuple(group for group in found if group.parameters)
+
+    @cached_property
+    def panels(self) -> Panels:
+        """The rows that the audits over time run at every checkpoint."""
+        return drawn_panels(
+            self.flagged, self.reference, self.flagged_margins, self.reference_margins, self.profile, self.seed
+        )
+
+    @contextmanager
+    def stage(self, name: str, total: int | None = None, *, own_steps: bool = False) -> Iterator[None]:
+        """A stage while the body runs: passes count under `name`, and progress is shown of `total` steps.
+
+        Args:
+            own_steps: the body calls `progress.advance` itself; by default each example that is run is a step.
+        """
+        with stage(self.evaluator, self.progress, name, total, own_steps=own_steps):
+            yield
+
+
+@contextmanager
+def stage(
+    evaluator: Evaluator, progress: Progress, name: str, total: int | None = None, *, own_steps: bool = False
+) -> Iterator[None]:
+    """As `Context.stage`, for what runs before there is a context."""
+    give_back()
+    progress.stage(name, total)
+    advance: Callable[[int], None] = silent if own_steps else progress.advance
+    with evaluator.counting(name, advance):
+        yield

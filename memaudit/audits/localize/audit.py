@@ -1,0 +1,239 @@
+"""Localization: the units each fitted flagged label sits in, every claim measured again, and the set as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from memaudit.audits.base import ForExample, ForReport, Piece, Size, Unfinished
+from memaudit.audits.context import Context
+from memaudit.audits.localize import flagged_set
+from memaudit.audits.localize.controls import Judge
+from memaudit.audits.localize.cost import settle
+from memaudit.audits.localize.job import Proposal
+from memaudit.audits.localize.known import known_units
+from memaudit.audits.localize.population import Population, measure_population
+from memaudit.audits.localize.search import Search
+from memaudit.data import finding_id
+from memaudit.engine.answers import prediction
+from memaudit.engine.draws import generator_for
+from memaudit.engine.loop import BACKWARD
+from memaudit.findings import (
+    Controls,
+    Groups,
+    Outcome,
+    Prediction,
+    RandomControl,
+    ReferenceAccuracy,
+    Stability,
+    UnitRef,
+    interned,
+)
+from memaudit.system.memory import give_back
+
+# Reference accuracy may fall by this much before an erased example counts as entangled.
+REFERENCE_BUDGET = 0.05
+# Random units may erase this share of the draws before an erased example counts as entangled.
+RANDOM_BUDGET = 0.1
+# Findings between two times that freed memory is given back to the system.
+GIVE_BACK_EVERY = 256
+# For the estimate of passes: units a search cuts and tries on average, and reference rows per finding that are measured
+# because the cut is likely to change them, from CIFAR-10 and digits audits.
+TYPICAL_UNITS = 3
+TYPICAL_AT_RISK = 16
+
+
+@dataclass(frozen=True)
+class Localized:
+    """What became of one fitted example, as a finding will say it; see `findings.Finding` for the fields."""
+
+    id: str
+    outcome: Outcome
+    after: Prediction | None
+    units: list[UnitRef]
+    reference_accuracy: ReferenceAccuracy
+    controls: Controls
+    fitted: bool = True
+
+    @property
+    def values(self) -> Mapping[str, object]:
+        """The fields of the finding."""
+        names = ("outcome", "after", "units", "reference_accuracy", "controls")
+        return {name: getattr(self, name) for name in names}
+
+
+class Localize:
+    """The search, its controls, and what only the whole flagged set shows."""
+
+    name = "localize"
+
+    def passes(self, size: Size) -> float:
+        """The population's effects, the search, verification, and the set as a whole."""
+        profile = size.profile
+        panel = min(profile.panel_rows, TYPICAL_AT_RISK + profile.at_random)
+        looked = TYPICAL_UNITS * min(profile.look_ahead, size.units)
+        search = size.fitted * (2 * (1 + BACKWARD) + TYPICAL_UNITS + looked)
+        verify = size.fitted * (1 + panel + profile.draws + 2 * profile.copies + profile.others)
+        group = min(profile.clean, size.fitted) * (10 + looked) + 5 * 2 * flagged_set.CURVE_ROWS
+        effects = (1 + BACKWARD) * (profile.search_rows + profile.panel_rows)
+        return effects + search + verify + group + profile.neurons * panel
+
+    def run(self, context: Context) -> Iterator[Piece]:
+        """Each fitted example's outcome, units and controls; then neurons, groups and known units.
+
+        An example's reference cost is estimated from its own rows when it lands, and once more with all the others' at
+        the end: its interval narrows, and one at the edge of the budget may change its outcome.
+        """
+        search, judge = _prepared(context)
+        found: dict[int, Localized] = {}
+        with context.stage("localize", len(context.fitted), own_steps=True):
+            for proposal in search.run(context.evaluator, context.flagged, context.fitted):
+                if context.late:
+                    left = len(context.fitted) - len(found)
+                    yield Unfinished(f"{left} flagged examples not audited")
+                    break
+                context.progress.advance()
+                if len(found) % GIVE_BACK_EVERY == 0:
+                    give_back()
+                with context.evaluator.counting("verify"):
+                    found[proposal.row] = judged(context, judge, proposal)
+                yield ForExample(proposal.row, found[proposal.row].values)
+        found = _settled(found)
+        for row, one in found.items():
+            yield ForExample(row, one.values)
+        yield from _set_as_a_whole(context, search, judge, found)
+
+
+def _prepared(context: Context) -> tuple[Search, Judge]:
+    """The search and the judge: what each unit does to one half of the reference, and a panel from the other half."""
+    evaluator, space, reference, profile = context.evaluator, context.space, context.reference, context.profile
+    order = torch.randperm(len(reference), generator=generator_for(context.seed, "panels", "")).tolist()
+    half = len(order) // 2
+    with context.stage("population", min(half, profile.search_rows)):
+        population = _population(context, order[:half])
+    panel = sorted(order[half:][: profile.panel_rows])
+    with context.stage("panel", len(panel)):
+        seen = measure_population(evaluator, space, reference, panel, context.fill)
+    search = Search(
+        space,
+        context.candidates,
+        population,
+        context.settings.max_units,
+        fill=context.fill,
+        look_ahead=profile.look_ahead,
+    )
+    judge = Judge(
+        evaluator,
+        space,
+        reference,
+        panel,
+        seen,
+        context.live,
+        at_risk=profile.at_risk,
+        at_random=max(profile.at_random, -(-profile.sampled // max(1, len(context.fitted)))),
+        seed=context.seed,
+        copies=profile.copies,
+        fill=context.fill,
+    )
+    return search, judge
+
+
+def _population(context: Context, rows: Sequence[int]) -> Population:
+    """What each unit does to the first of `rows`, as many as a search predicts its risk on."""
+    chosen = sorted(rows[: context.profile.search_rows])
+    return measure_population(context.evaluator, context.space, context.reference, chosen, context.fill)
+
+
+def judged(context: Context, judge: Judge, proposal: Proposal) -> Localized:
+    """Measure a proposal with a fresh ablation, put its controls beside it, and say what became of it."""
+    row, cut, flagged, profile = proposal.row, proposal.cut, context.flagged, context.profile
+    example = flagged.examples[row]
+    key = f"{example.id}:{example.label}"
+    logits = context.evaluator.logits(flagged, [row], [cut], context.space, context.fill)[0]
+    after = prediction(logits, example.label) if bool(torch.isfinite(logits).all()) else None
+    cost = judge.reference_accuracy(cut, key)
+    random = judge.random_units(flagged, row, cut, profile.draws, key)
+    controls = Controls(
+        random=random,
+        augmented=judge.augmented(flagged, row, cut),
+        flagged_others=judge.flagged_others(flagged, row, cut, context.fitted, profile.others, key),
+    )
+    erased = after is not None and after.prediction != example.label
+    return Localized(
+        id=finding_id(example.id, example.label),
+        outcome=_outcome(cost, random) if erased else Outcome.DIFFUSE,
+        after=after,
+        units=[context.space.unit(number) for number in cut],
+        reference_accuracy=cost,
+        controls=interned(controls),
+    )
+
+
+def _outcome(cost: ReferenceAccuracy, random: RandomControl) -> Outcome:
+    """What becomes of an erased example: localized if the reference survives and random units do not do the same."""
+    survives = cost.after >= cost.before - REFERENCE_BUDGET
+    special = random.erased <= RANDOM_BUDGET * random.draws
+    return Outcome.LOCALIZED if survives and special else Outcome.ENTANGLED
+
+
+def _settled(found: Mapping[int, Localized]) -> dict[int, Localized]:
+    """Reference costs once more, now that what all findings' samples say together is known."""
+    costs = settle([one.reference_accuracy for one in found.values()])
+    return {
+        row: replace(
+            one,
+            reference_accuracy=cost,
+            outcome=_outcome(cost, one.controls.random) if one.outcome in flagged_set.ERASED else one.outcome,
+        )
+        for (row, one), cost in zip(found.items(), costs, strict=True)
+    }
+
+
+def _set_as_a_whole(context: Context, search: Search, judge: Judge, found: Mapping[int, Localized]) -> Iterator[Piece]:
+    """What only the whole set shows: shared units, the trade-off curve, matched clean examples, known units."""
+    everyone, profile, fitted = list(found.values()), context.profile, context.fitted
+    erased = [one for one in everyone if one.outcome in flagged_set.ERASED]
+    advance = context.progress.advance
+    shared = min(profile.neurons, len({unit for one in erased for unit in one.units}))
+    with context.stage("neurons", shared, own_steps=True):
+        neurons = flagged_set.neurons(everyone, judge, profile.neurons, advance)
+    yield ForReport("neurons", neurons)
+    with context.stage("trade-off", own_steps=True):
+        curve = flagged_set.trade_off(neurons, judge, context.flagged, fitted)
+    rows = fitted[:: max(1, -(-len(fitted) // profile.clean))]
+    with context.stage("matched clean", len(rows), own_steps=True):
+        matched = flagged_set.matched(
+            everyone,
+            search,
+            judge,
+            context.flagged,
+            rows,
+            context.flagged_margins,
+            context.reference_margins,
+            advance,
+        )
+    stability = _stability(context, search, judge, found) if profile.seeds else None
+    overlap = flagged_set.overlap([one.units for one in erased])
+    yield ForReport("groups", Groups(curve=curve, overlap=overlap, matched_controls=matched, stability=stability))
+    with context.stage("known units", own_steps=True):
+        known = known_units(context.evaluator, context.space, context.live, context.flagged, context.reference, found)
+    yield ForReport("known_units", known)
+
+
+def _stability(context: Context, search: Search, judge: Judge, found: Mapping[int, Localized]) -> Stability:
+    """The search with other reference examples, of those this run's panel leaves."""
+    cuts = {
+        row: [context.space.number(u.layer, u.index, u.kind) for u in one.units]
+        for row, one in sorted(found.items())
+        if one.outcome in flagged_set.ERASED
+    }
+    with context.stage("stability", context.profile.seeds * len(cuts), own_steps=True):
+        panel, searches = set(judge.panel), {}
+        rest = [row for row in range(len(context.reference)) if row not in panel]
+        for seed in range(context.seed + 1, context.seed + 1 + context.profile.seeds):
+            order = torch.randperm(len(rest), generator=generator_for(seed, "panels", "")).tolist()
+            population = _population(context, [rest[i] for i in order[: len(rest) // 2]])
+            searches[seed] = replace(search, population=population)
+        return flagged_set.stability(searches, judge, context.flagged, cuts, context.progress.advance)

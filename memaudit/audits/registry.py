@@ -1,0 +1,43 @@
+"""The audits there are, and which of them a run makes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from memaudit.audits.base import Audit
+from memaudit.audits.gradients import Gradients
+from memaudit.audits.learning import LearningOrder
+from memaudit.audits.localize.audit import Localize
+from memaudit.audits.retrain import Retrain
+from memaudit.audits.rewind import Rewind
+from memaudit.errors import UsageError
+from memaudit.settings import AUDITS, OVER_TIME, Settings
+
+BY_NAME: Mapping[str, Audit] = {
+    "localize": Localize(),
+    "gradients": Gradients(),
+    "rewind": Rewind(),
+    "retrain": Retrain(),
+}
+
+
+def chosen(settings: Settings, earlier: bool) -> tuple[Audit, ...]:
+    """The audits that will run, in order; learning order comes with any that needs a series.
+
+    Args:
+        earlier: there are earlier checkpoints of the model.
+
+    Raises:
+        UsageError: one needs earlier checkpoints and there are none.
+    """
+    names = settings.audits
+    if names is None:
+        names = tuple(AUDITS) if earlier else tuple(name for name, kind in AUDITS.items() if not kind.series)
+    over_time = [name for name in OVER_TIME if name in names]
+    if over_time and not earlier:
+        raise UsageError(
+            f"{over_time[0]} needs earlier checkpoints of the model, and there are none",
+            hint="Name them with --checkpoints DIR, GLOB or FILE; memaudit inspect MODEL shows what is found.",
+        )
+    first: tuple[Audit, ...] = (LearningOrder(),) if over_time else ()
+    return (*first, *(BY_NAME[name] for name in AUDITS if name in names))

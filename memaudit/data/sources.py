@@ -1,0 +1,113 @@
+"""From what a user named to examples: `read` picks the reader.
+
+A source with a broken structure is rejected as a whole, with the lines; an image that cannot
+be decoded is left out and told in `ExampleSet.unreadable`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from memaudit.data.arrays import list_arrays
+from memaudit.data.classes import Classes, in_order
+from memaudit.data.decode import Progress
+from memaudit.data.examples import ExampleSet
+from memaudit.data.folder import class_folders, list_folder
+from memaudit.data.images.preprocess import Preprocess
+from memaudit.data.listing import Listing
+from memaudit.data.manifest import SUFFIXES as MANIFESTS
+from memaudit.data.manifest import is_manifest, list_manifest
+from memaudit.data.paths import display
+from memaudit.data.rows import SUFFIXES as ROW_LISTS
+from memaudit.data.rows import select
+from memaudit.errors import DataRejected, UsageError
+
+
+def read(
+    source: str | Path,
+    *,
+    preprocess: Preprocess,
+    num_classes: int | None,
+    class_names: Sequence[str] = (),
+    class_order: str = "natural",
+    data: str | Path | None = None,
+    limit: int | None = None,
+    progress: Progress | None = None,
+) -> ExampleSet:
+    """The examples that `source` names.
+
+    Args:
+        source: an image folder, a manifest (`.csv .tsv .jsonl`), an `.npz`, or with `data` a list of its rows.
+        preprocess: geometry that images go through; shape and range that arrays must have.
+        num_classes: of the model; labels are validated against it.
+        class_names: by label, for sources that write names; by default those of `data` or of `source` itself.
+        class_order: `natural`, `lexical` or a file of names, for folders when `class_names` is not given.
+        data: folder, manifest or `.npz` whose rows `source` lists.
+        limit: read at most so many rows, evenly spaced; the others are counted in `omitted`.
+        progress: called with (done, total) after each image.
+
+    Raises:
+        DataRejected: the source or one of its rows cannot be audited as given.
+        UsageError: an option contradicts the source.
+    """
+    path = _issues(Path(source))
+    names = class_names or class_names_of(path if data is None else data, class_order)
+    classes = Classes.of(names, num_classes)
+    if _is_row_list(path, data):
+        if data is None:
+            raise UsageError(f"{display(path)} is a list of rows; of what?", hint="name the data set: --data DIR|npz")
+        listing = select(path, _list(Path(data), classes, class_order), classes)
+    else:
+        listing = _list(path, classes, class_order)
+    return listing.load(preprocess, limit, progress)
+
+
+def class_names_of(source: str | Path, class_order: str = "natural") -> tuple[str, ...]:
+    """The class names by label that `source` declares: a folder's sub-folders, or those in the file `class_order`.
+
+    Raises:
+        DataRejected: the folder has no usable class folders, or the file is broken.
+        UsageError: `class_order` is neither `natural`, `lexical` nor a file.
+    """
+    path = Path(source)
+    if class_order not in ("natural", "lexical"):
+        return in_order((), class_order)
+    return Classes.of(in_order(class_folders(path), class_order), None).names if path.is_dir() else ()
+
+
+def remove_overlap(reference: ExampleSet, flagged: ExampleSet) -> tuple[ExampleSet, int]:
+    """`reference` without the images that are flagged (same content, whatever the label), and how many those were."""
+    ids = {example.id for example in flagged.examples}
+    keep = [i for i, example in enumerate(reference.examples) if example.id not in ids]
+    overlap = len(reference) - len(keep)
+    return (reference.subset(keep) if overlap else reference), overlap
+
+
+def _issues(path: Path) -> Path:
+    """`path`, or the table of issues in it where it is a folder that cleanlab's Datalab saved."""
+    table = path / "issues.csv"
+    return table if (path / "datalab.pkl").is_file() and table.is_file() else path
+
+
+def _is_row_list(path: Path, data: str | Path | None) -> bool:
+    """By suffix; a `.csv` is one only with `data`, and when its header is not a manifest's."""
+    suffix = path.suffix.lower()
+    if path.is_dir() or suffix not in ROW_LISTS:
+        return False
+    return suffix != ".csv" or (data is not None and not is_manifest(path))
+
+
+def _list(path: Path, classes: Classes, class_order: str) -> Listing:
+    if path.is_dir():
+        return list_folder(path, classes, class_order)
+    if path.suffix.lower() in MANIFESTS:
+        return list_manifest(path, classes)
+    if path.suffix.lower() == ".npz":
+        return list_arrays(path, classes)
+    if not path.exists():
+        raise DataRejected(f"{display(path)} does not exist", hint="check the path, and where you run this")
+    raise DataRejected(
+        f"{display(path)} is no kind of data memaudit reads",
+        hint="an image folder, a manifest (.csv .tsv .jsonl) or arrays (.npz)",
+    )

@@ -1,0 +1,149 @@
+"""Before any audit: premises, sites, and one observing pass over each set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from memaudit.audits.atypicality import Observation, Support, live_units, observe, observe_flagged
+from memaudit.audits.context import Context, stage
+from memaudit.data import ExampleSet
+from memaudit.engine.answers import margin, predicted
+from memaudit.engine.evaluator import Evaluator
+from memaudit.engine.journal import Journal
+from memaudit.errors import Incomplete, PremiseBroken
+from memaudit.findings import ReportWarning
+from memaudit.network.states import State
+from memaudit.network.units import UnitSpace, select
+from memaudit.pipeline.admit import Admitted
+from memaudit.pipeline.premises import check_accuracy, check_labels, check_network
+from memaudit.settings import Progress, Settings
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What is known of the examples before any audit runs.
+
+    Attributes:
+        context: what the audits get; its sets hold only examples with finite logits.
+        logits: `(N, classes)` of the flagged examples, intact.
+        supports: how far neighbours support each flagged label.
+        calibration: `(n,)` leave-one-out atypicality of reference examples.
+        accuracy: of the intact model on the reference.
+        incomplete: why the audit does not see all of what it was given.
+    """
+
+    context: Context
+    logits: Tensor
+    supports: Support
+    calibration: Tensor
+    accuracy: float
+    warnings: tuple[ReportWarning, ...]
+    incomplete: tuple[str, ...]
+
+
+def prepare(
+    evaluator: Evaluator,
+    admitted: Admitted,
+    settings: Settings,
+    *,
+    class_names: tuple[str, ...] = (),
+    states: Sequence[State] = (),
+    journal: Journal | None = None,
+    progress: Progress,
+    deadline: float,
+) -> Observed:
+    """Check what every figure rests on, then look at every example once.
+
+    Raises:
+        PremiseBroken, ModelRejected, DataRejected, Incomplete: the audit cannot be made.
+    """
+    flagged, reference = admitted.flagged, admitted.reference
+    with stage(evaluator, progress, "check"):
+        check_network(evaluator, reference)
+        space = _space(evaluator, reference, settings)
+    evaluator.resume(journal)  # this process has shown that the premises hold; now measurements begin
+    with stage(evaluator, progress, "reference", len(reference) + len(flagged)):
+        seen = _see(evaluator, flagged, reference, space)
+        incomplete = list(admitted.incomplete)
+        sound = [_sound(s, n, o, incomplete) for s, n, o in zip((flagged, reference), SETS, seen[:2], strict=True)]
+        if sound[0] is not flagged or sound[1] is not reference:
+            flagged, reference = sound
+            seen = _see(evaluator, flagged, reference, space)  # NaN would stay in the statistics
+    flagged_seen, reference_seen, supports, calibration = seen
+    warnings = check_labels(flagged, reference, flagged_seen.logits.shape[1])
+    reference_margins = margin(reference_seen.logits, reference.labels)
+    names = class_names or reference.class_names
+    warnings += check_accuracy(reference_seen.logits, reference.labels, names)
+    context = Context(
+        evaluator=evaluator,
+        settings=settings,
+        flagged=flagged,
+        reference=reference,
+        flagged_margins=margin(flagged_seen.logits, flagged.labels),
+        reference_margins=reference_margins,
+        space=space,
+        live=live_units(space, reference_seen),
+        candidates=live_units(space, reference_seen, flagged_seen),
+        fill=reference_seen.means if settings.ablation == "mean" else None,
+        states=[state.to(evaluator.device) for state in states],
+        progress=progress,
+        deadline=deadline,
+    )
+    accuracy = float(predicted(reference_margins).float().mean())
+    return Observed(context, flagged_seen.logits, supports, calibration, accuracy, tuple(warnings), tuple(incomplete))
+
+
+SETS = ("flagged", "reference")
+
+
+def _space(evaluator: Evaluator, reference: ExampleSet, settings: Settings) -> UnitSpace:
+    """The units that the settings ask for.
+
+    Raises:
+        PremiseBroken: there is none.
+    """
+    adapter = evaluator.adapter
+    sites = adapter.sites(reference.batch(_sound_rows(evaluator, reference, 3), evaluator.device))
+    if not sites:
+        raise PremiseBroken(
+            f"no layer of {adapter.architecture} can be cut so that a weight edit does the same",
+            hint="memaudit follows convolutions, linear layers and attention that run as modules of their own.",
+        )
+    return select(sites, settings.unit, settings.layers)
+
+
+def _sound_rows(evaluator: Evaluator, reference: ExampleSet, count: int) -> list[int]:
+    """The first reference rows with finite logits, of a few; NaN would look like a layer that cannot be cut."""
+    few = list(range(min(8, len(reference))))
+    finite = torch.isfinite(evaluator.logits(reference, few)).all(1).tolist()
+    sound = [row for row in few if finite[row]]
+    return (sound if len(sound) > 1 else few)[:count]
+
+
+def _see(
+    evaluator: Evaluator, flagged: ExampleSet, reference: ExampleSet, space: UnitSpace
+) -> tuple[Observation, Observation, Support, Tensor]:
+    """One observing pass over each set."""
+    reference_seen = observe(evaluator, reference, space)
+    flagged_seen, supports, calibration = observe_flagged(evaluator, flagged, space, reference_seen, reference.labels)
+    return flagged_seen, reference_seen, supports, calibration
+
+
+def _sound(examples: ExampleSet, name: str, seen: Observation, incomplete: list[str]) -> ExampleSet:
+    """The examples whose logits are finite; the audit is incomplete where some are not.
+
+    Raises:
+        Incomplete: too few are left.
+    """
+    finite = torch.isfinite(seen.logits).all(1)
+    if bool(finite.all()):
+        return examples
+    lost = int((~finite).sum())
+    incomplete.append(f"{lost} {name} examples gave logits that are not finite")
+    if int(finite.sum()) < (2 if name == "reference" else 1):
+        raise Incomplete(f"the logits of {lost} of {len(examples)} {name} examples are NaN or infinite")
+    return examples.subset(finite.nonzero().flatten().tolist())
