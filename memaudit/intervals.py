@@ -28,6 +28,7 @@ def mcnemar(wins: int, losses: int) -> float:
     return min(1.0, fsum(exp(whole - lgamma(k + 1) - lgamma(total - k + 1)) for k in range(wins, total + 1)))
 
 
+# Fast path; its slow twin: tests/twins.py.
 def bootstrap(values: Sequence[float], seed: int, draws: int = 2000) -> tuple[float, float]:
     """Percentile bootstrap interval of a mean, 95 %; the same seed gives the same interval."""
     import numpy as np

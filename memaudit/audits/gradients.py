@@ -50,6 +50,7 @@ class Account:
     cosines: Mapping[tuple[str, str], float]
 
 
+# Fast path; its slow twin: tests/twins.py.
 def account(
     evaluator: Evaluator, groups: Sequence[LayerGroup], state: State, panels: Mapping[str, Panel]
 ) -> list[Account]:

@@ -46,6 +46,7 @@ class Grid:
     replayed: tuple[bool, ...]
 
 
+# Fast path; its slow twin: tests/twins.py.
 def rewind(
     evaluator: Evaluator,
     groups: Sequence[LayerGroup],

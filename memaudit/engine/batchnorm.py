@@ -52,6 +52,7 @@ def of_the_batch(norms: Iterable[_BatchNorm]) -> Iterator[None]:
         yield
 
 
+# Fast path; its slow twin: tests/twins.py.
 def reestimated(
     evaluator: Evaluator, weights: Mapping[str, Tensor], panel: Panel, paths: Collection[str] | None = None
 ) -> dict[str, Tensor]:

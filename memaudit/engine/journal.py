@@ -61,6 +61,7 @@ class Batch:
     value: Any
 
 
+# Fast path; its slow twin: tests/twins.py.
 class Journal:
     """The journal of one run in one folder; the folder is locked by the caller.
 

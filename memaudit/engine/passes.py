@@ -64,6 +64,7 @@ class Logits:
         return without(network.module, self.space, own, self.fill)
 
 
+# Fast path; its slow twin: tests/twins.py.
 @dataclass(frozen=True)
 class MaskGradients:
     """An objective `(size,)` of the logits, and its gradient by each unit's mask `(size, total)` as `reduce` leaves it.

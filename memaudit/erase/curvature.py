@@ -96,6 +96,7 @@ def editable(module: nn.Module) -> dict[str, Layer]:
     }
 
 
+# Fast path; its slow twin: tests/twins.py.
 def spectra(
     evaluator: Evaluator,
     panel: Panel,

@@ -19,6 +19,7 @@ from memaudit.system.memory import to_device
 Hook = Callable[[Tensor, bool], Tensor]
 
 
+# Fast path; its slow twin: tests/twins.py.
 @contextmanager
 def ablated(module: nn.Module, space: UnitSpace, keep: Tensor, fill: Sequence[Tensor] | None = None) -> Iterator[None]:
     """Multiply every site's tensor by `keep` while the body runs. Nestable, differentiable in `keep`.
@@ -43,6 +44,7 @@ def ablated(module: nn.Module, space: UnitSpace, keep: Tensor, fill: Sequence[Te
         yield
 
 
+# Fast path; its slow twin: tests/twins.py.
 @contextmanager
 def without(
     module: nn.Module, space: UnitSpace, cuts: Sequence[Iterable[int]], fill: Sequence[Tensor] | None = None

@@ -167,6 +167,7 @@ class Tape:
         return all([t._version for t in tensors_in(v)] == self.versions[i] for i, v in self.values.items())
 
 
+# Fast path; its slow twin: tests/twins.py.
 @dataclass
 class Replayer:
     """Plain or replayed passes over one batch at a time, group by group; exact for any network.

@@ -58,6 +58,7 @@ class Judge:
     copies: int = 4
     fill: Sequence[Tensor] | None = None
 
+    # Fast path; its slow twin: tests/twins.py.
     def reference_accuracy(self, cut: Sequence[int], key: str) -> ReferenceAccuracy:
         """Accuracy on the panel with `cut` ablated, by stratified sampling.
 

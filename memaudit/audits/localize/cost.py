@@ -94,6 +94,7 @@ def _settled(cost: ReferenceAccuracy, lost: Triple, gained: Triple) -> Reference
     return interned(settled)
 
 
+# Fast path; its slow twin: tests/twins.py.
 def shared_rates(counts: Sequence[tuple[int, int]], unchanged: int = 0) -> dict[tuple[int, int], Triple]:
     """Mean and 95 % interval of the rate behind each `(hits, rows)`; the rates are draws of one population.
 

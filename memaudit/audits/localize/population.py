@@ -93,6 +93,7 @@ class Population:
         return {}
 
 
+# Fast path; its slow twin: tests/twins.py.
 def measure_population(
     evaluator: Evaluator,
     space: UnitSpace,

@@ -89,6 +89,7 @@ class ByGradient:
         return margins, Shortlist(units, drops, drops.where(drops > 0, -torch.inf)).on(evaluator.device)
 
 
+# Fast path; its slow twin: tests/twins.py.
 @dataclass(frozen=True)
 class ByTrial:
     """Units by what ablating each was seen to take, beyond what it usually takes of examples of that label.

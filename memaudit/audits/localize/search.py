@@ -39,6 +39,7 @@ AT_ONCE = 4
 PLAN = 4
 
 
+# Fast path; its slow twin: tests/twins.py.
 @dataclass(frozen=True)
 class Search:
     """The settings of one search, shared by flagged examples and their controls.

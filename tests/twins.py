@@ -1,0 +1,49 @@
+"""Every fast path of memaudit, and the test that holds it against a slow and obvious twin.
+
+A fast path is marked in the code by a comment that starts with `Fast path`. `tests/test_twins.py` holds this list
+complete: whatever is marked stands here, whatever stands here is marked, and the tests exist.
+"""
+
+from __future__ import annotations
+
+TWINS: dict[str, str] = {
+    "memaudit.network.ablate:ablated": (
+        "tests/network/test_ablate.py::test_both_give_what_a_copy_with_zeroed_weights_gives"
+    ),
+    "memaudit.network.ablate:without": "tests/network/test_ablate.py::test_written_over_or_multiplied_is_the_same",
+    "memaudit.network.replay:Replayer": "tests/network/test_replay.py::test_a_replay_gives_the_bits_of_a_plain_pass",
+    "memaudit.engine.passes:MaskGradients": (
+        "tests/audits/localize/test_search.py::test_gradients_by_mask_are_those_of_scaling_the_weights"
+    ),
+    "memaudit.engine.journal:Journal": (
+        "tests/pipeline/test_identity.py::test_killed_at_any_step_the_same_command_ends_with_the_same_report"
+    ),
+    "memaudit.engine.batchnorm:reestimated": (
+        "tests/erase/test_curvature.py::test_statistics_are_those_of_plain_means_over_batches"
+    ),
+    "memaudit.audits.localize.population:measure_population": (
+        "tests/audits/localize/test_search.py::test_the_population_is_what_the_twin_measures"
+    ),
+    "memaudit.audits.localize.search:Search": (
+        "tests/audits/localize/test_search.py::test_the_batched_search_is_the_slow_one_unit_for_unit"
+    ),
+    "memaudit.audits.localize.ranking:ByTrial": (
+        "tests/audits/localize/test_search.py::test_looking_ahead_is_the_slow_search_that_tries_unit_for_unit"
+    ),
+    "memaudit.audits.localize.controls:Judge.reference_accuracy": (
+        "tests/audits/localize/test_controls.py::test_a_sample_of_the_panel_comes_with_an_interval_that_holds_the_truth"
+    ),
+    "memaudit.audits.localize.cost:shared_rates": (
+        "tests/audits/localize/test_cost.py::test_rates_are_those_of_a_plain_sum_over_the_model"
+    ),
+    "memaudit.audits.gradients:account": (
+        "tests/audits/test_layerwise.py::test_gradient_figures_are_those_of_autograd_on_the_summed_loss"
+    ),
+    "memaudit.audits.rewind:rewind": (
+        "tests/audits/test_layerwise.py::test_each_cell_is_that_of_a_plain_load_and_evaluation"
+    ),
+    "memaudit.erase.curvature:spectra": "tests/erase/test_curvature.py::test_spectra_are_those_of_the_slow_factors",
+    "memaudit.intervals:bootstrap": (
+        "tests/audits/localize/test_controls.py::test_a_bootstrap_of_many_draws_the_same_in_parts"
+    ),
+}
