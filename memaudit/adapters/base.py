@@ -1,4 +1,4 @@
-"""What an adapter is: it turns a checkpoint into a module and knows how images reach it. Everything else is derived."""
+"""What an adapter is: it turns a checkpoint into a module and knows what reaches it. Everything else is derived."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from memaudit.adapters import heads
 from memaudit.adapters.options import ModelOptions as ModelOptions
 from memaudit.checkpoints import Checkpoint
 from memaudit.data.images.preprocess import Preprocess
@@ -29,15 +30,20 @@ class Adapter:
     Attributes:
         module: the network, in eval mode, float32, strictly loaded; parameters need no gradient.
         architecture: its name, as reports print it.
-        preprocess: from an image to `forward`'s argument.
+        preprocess: from an example to `forward`'s argument.
         reason: why this adapter took the checkpoint, in a few words.
         alternatives: architectures that fit the same tensors but compute differently, this one included; more than
             one asks the caller to choose by reference accuracy.
+        presets: ways of preparing images that this network is known with, where nobody says which it was trained
+            with; `preprocess` is the first until the reference tells them apart. Empty: there is no doubt.
         variants: whether the alternatives have the same modules and differ only in settings that no module shows.
+        multi_label: an example may have several labels at once; classes are pairs (`heads`).
         test_size: `(C, H, W)` the model is tested at, where that is known, differs and the user chose no size.
     """
 
+    presets: tuple[Preprocess, ...] = ()
     variants: bool = False
+    multi_label: bool = False
     test_size: tuple[int, int, int] | None = None
     name: ClassVar[str] = ""
 
@@ -79,12 +85,39 @@ class Adapter:
         """
         raise NotImplementedError
 
+    def inputs(self, batch: Tensor) -> tuple[Tensor, ...]:
+        """What the module is called with, for a batch of examples (images in [0, 1]); differentiable."""
+        if self.preprocess.masked:
+            ids, mask = batch.unbind(1)
+            return ids, mask
+        return (self.preprocess.normalise(batch),)
+
     def forward(self, images: Tensor) -> Tensor:
-        """Logits `(N, classes)` of `images` `(N, C, H, W)` in [0, 1]; differentiable."""
-        logits = self.module(self.preprocess.normalise(images))
-        if isinstance(logits, tuple | list):
-            logits = logits[0]
-        return logits  # type: ignore[no-any-return]
+        """Logits `(N, classes)` of a batch of examples (images `(N, C, H, W)` in [0, 1]); differentiable."""
+        outputs = self._outputs(images)
+        if not self.multi_label and outputs.shape[-1] != 1:
+            return outputs
+        if outputs.dim() == 2 and self._probabilities:
+            outputs = torch.logit(outputs, heads.EDGE)
+        return heads.paired(outputs) if self.multi_label else heads.two_classes(outputs)
+
+    def _outputs(self, images: Tensor) -> Tensor:
+        return heads.logits_of(self.module(*self.inputs(images)), len(images))
+
+    @cached_property
+    def _probabilities(self) -> bool:
+        """Whether the module's own outputs are probabilities."""
+        return heads.ends_in_sigmoid(self.module, self._outputs, self.blank(2))
+
+    def blank(self, count: int) -> Tensor:
+        """As many examples of zeros, where the network is."""
+        kind = torch.int64 if self.preprocess.tokens else torch.float32
+        return torch.zeros(count, *self.preprocess.input_size, dtype=kind, device=self.device)
+
+    def noise(self, count: int, generator: torch.Generator) -> Tensor:
+        """As many examples of noise in [0, 1], on the CPU; of token ids, zeros and ones, which every network knows."""
+        noise = torch.rand(count, *self.preprocess.input_size, generator=generator)
+        return noise.round().long() if self.preprocess.tokens else noise
 
     def attempt(self, images: Tensor) -> Tensor:
         """`forward` of the network as it is, where what goes wrong is its own fault or its transform's.
@@ -94,13 +127,7 @@ class Adapter:
             EnvironmentFault: memory ran out.
         """
         with torch.no_grad(), self.blamed(len(images)):
-            logits = self.forward(images)
-        if not isinstance(logits, Tensor) or not logits.dim():
-            raise ModelRejected(
-                f"the network returned {clean(type(logits).__name__)}, not logits (N, classes)",
-                hint="wrap it in a module whose forward returns the logits",
-            )
-        return logits
+            return self.forward(images)
 
     @contextmanager
     def blamed(self, size: int) -> Iterator[None]:
@@ -124,7 +151,7 @@ class Adapter:
             raise ModelRejected(
                 f"the network fails on a batch {batch} on {self.device.type}{_line(error)}: "
                 f"{type(error).__name__}: {clean(error)}",
-                hint="check --input-size, and that its forward takes batches (N, C, H, W) of any N"
+                hint="check --input-size, and that its forward takes batches of any size"
                 if self.device.type == "cpu"
                 else "what it makes or keeps must be where its input is (register_buffer, device=x.device); "
                 "--device cpu does without",
@@ -138,8 +165,8 @@ class Adapter:
 
     @cached_property
     def num_classes(self) -> int:
-        """Width of the logits, seen on one black image."""
-        return int(self.attempt(torch.zeros(1, *self.preprocess.input_size, device=self.device)).shape[-1])
+        """Width of the logits, seen on one example of zeros."""
+        return int(self.attempt(self.blank(1)).shape[-1])
 
     @property
     def parameters(self) -> int:

@@ -1,11 +1,14 @@
-"""Building timm architectures by exact name: without weights, without network, and never larger than expected."""
+"""Building architectures by exact name: without weights, without network, and never larger than expected.
+
+A name is timm's, or torchvision's behind `torchvision:`; nobody above this file asks which.
+"""
 
 from __future__ import annotations
 
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import timm
@@ -14,22 +17,51 @@ from timm.models import get_pretrained_cfg
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from memaudit.adapters import vision
 from memaudit.errors import ModelRejected
 
 # Never passed on: they would fetch or read other weights than the checkpoint's, or return no logits.
 REFUSED = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "features_only")
 
 
+# The libraries whose architectures have names, and the version of each that is installed.
+LIBRARIES = ("timm", "torchvision")
+
+
+def library_of(architecture: str) -> str:
+    """Which of `LIBRARIES` the name belongs to, existing or not."""
+    return "torchvision" if vision.is_vision(architecture) else "timm"
+
+
+def installed_version(library: str) -> str:
+    """Of one of `LIBRARIES`."""
+    return vision.version() if library == "torchvision" else str(timm.__version__)
+
+
+def architectures() -> list[str]:
+    """Every name there is, timm's first."""
+    return [*timm.list_models(), *vision.names()]
+
+
 def exists(architecture: str) -> bool:
-    """Whether timm's registry has exactly this architecture (with or without a known pretrained tag)."""
+    """Whether a library has exactly this architecture (timm: with or without a known pretrained tag)."""
+    if vision.is_vision(architecture):
+        return architecture in vision.names()
     name, _, tag = architecture.partition(".")
     if not timm.is_model(name):
         return False
     return not tag or get_pretrained_cfg(architecture, allow_unregistered=False) is not None
 
 
+def variants(architecture: str) -> list[dict[str, object]]:
+    """Arguments that give one architecture several sets of tensors, and the same answers; the usual one first."""
+    return vision.variants(architecture) if vision.is_vision(architecture) else [{}]
+
+
 def default_config(architecture: str) -> dict[str, Any]:
-    """timm's `default_cfg` of an architecture: training-time input size, mean, std, names of first and last layer."""
+    """How an architecture was trained to see images, in the words of timm's `default_cfg`; empty where nobody says."""
+    if vision.is_vision(architecture):
+        return dict(next(iter(vision.presets(architecture).values()), {})) if exists(architecture) else {}
     config = get_pretrained_cfg(architecture, allow_unregistered=False)
     return dict(config.to_dict()) if config is not None else {}
 
@@ -38,18 +70,22 @@ def build(architecture: str, kwargs: Mapping[str, object], *, device: str, most:
     """A new, untrained network.
 
     Args:
-        architecture: an exact registry name.
-        kwargs: for `timm.create_model`, already checked to be plain values.
+        architecture: an exact name.
+        kwargs: `num_classes`, `in_chans`, `img_size` and the builder's own, already checked to be plain values.
         device: `meta` for shapes alone, `cpu` to load into.
         most: give up once more parameter tensors than this were made; keyword arguments from a file could otherwise
             ask for a network that takes hours to build.
 
     Raises:
         ModelRejected: it grows past `most`.
-        Exception: whatever timm raises for keyword arguments that it does not take.
+        Exception: whatever the library raises for keyword arguments that it does not take.
     """
     if refused := sorted(set(kwargs) & set(REFUSED)):
         raise TypeError(f"{', '.join(refused)} cannot be set")
+    if vision.is_vision(architecture):
+        place = vision.on_meta() if device == "meta" else nullcontext()
+        with _quiet(), _at_most(most, architecture), place:
+            return vision.create(architecture, kwargs)
     with _quiet(), _at_most(most, architecture), torch.device(device):
         return timm.create_model(architecture, pretrained=False, **kwargs)  # type: ignore[no-any-return]
 
@@ -79,7 +115,7 @@ def _at_most(most: int | None, architecture: str) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without timm's log lines and deprecation warnings, which are about its code and not about the checkpoint."""
+    """Without the library's log lines and deprecation warnings, which are about its code, not about the checkpoint."""
     logger = logging.getLogger("timm")
     disabled = logger.disabled
     logger.disabled = True

@@ -1,4 +1,4 @@
-"""Which timm architectures a bare set of tensors can belong to, told by names and shapes alone.
+"""Which architectures of timm and torchvision a bare set of tensors can belong to, told by names and shapes alone.
 
 `python -m memaudit.adapters.identify` writes the index that ships with memaudit.
 """
@@ -11,17 +11,18 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from math import isqrt
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
 from memaudit.adapters import index
-from memaudit.adapters.building import build
+from memaudit.adapters.building import build, variants
 from memaudit.adapters.compute import signature
 from memaudit.adapters.index import Entry, Shapes, Size, Slot
 from memaudit.checkpoints.load import check_fit
 from memaudit.errors import ModelRejected
 
-Kwargs = Mapping[str, int]
+Kwargs = Mapping[str, Any]
 # Some constructors take time with the fourth power of the image size; nobody trains at more than 4 times its default.
 MAX_ENLARGEMENT = 4
 
@@ -32,7 +33,7 @@ class Candidate:
 
     Attributes:
         architecture: the registry name that stands for all of `same`.
-        kwargs: for `timm.create_model`: `num_classes`, and `in_chans` or `img_size` where they are not the default.
+        kwargs: for `building.build`: `num_classes`, and `in_chans` or `img_size` where they are not the default.
         same: the registry names, this one first, that compute the same from these tensors.
         printed: the network's modules as `repr` prints them: candidates that print alike are variants of one network
             that differ in settings no module shows (window sizes, pooling, numbers of heads).
@@ -49,10 +50,10 @@ def identify(tensors: Mapping[str, Tensor], entries: Collection[Entry] | None = 
 
     Args:
         tensors: a whole state dict.
-        entries: the index; default: that of the installed timm.
+        entries: the index; default: that of the installed libraries.
 
     Raises:
-        ModelRejected: the tensors are a timm network without its classifier.
+        ModelRejected: the tensors are a known network without its classifier.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     tables = _installed() if entries is None else Tables(entries)
@@ -63,8 +64,12 @@ def identify(tensors: Mapping[str, Tensor], entries: Collection[Entry] | None = 
     own = [m for m in matches if "img_size" not in m.kwargs] or matches
     own.sort(key=lambda m: (len(m.architecture), m.architecture))  # the plainest name stands for its group
     groups: dict[str, list[_Match]] = {}
-    for match in own:
-        groups.setdefault(signature(_comparable(match, own[0], tensors)), []).append(match)
+    signatures: dict[str, str] = {}
+    for match in sorted(own, key=lambda m: bool(m.entry.like)):  # the sort is stable; what is alike comes after
+        like = match.entry.like
+        found = signatures.get(like) or signature(_comparable(match, own[0], tensors))
+        signatures.setdefault(match.architecture, found)
+        groups.setdefault(found, []).append(match)
     return [
         Candidate(g[0].architecture, g[0].kwargs, tuple(m.architecture for m in g), repr(g[0].network))
         for g in groups.values()
@@ -113,6 +118,19 @@ def fit(architecture: str, tensors: Mapping[str, Tensor], fixed: Mapping[str, ob
     Raises:
         ModelRejected: the tensors are this network without its classifier.
     """
+    first, *others = variants(architecture)
+    found = _fit(architecture, tensors, {**first, **fixed})
+    for variant in others:
+        if _fits(architecture, {**first, **found, **fixed}, tensors) is not None:
+            break
+        more = {**variant, **_fit(architecture, tensors, {**variant, **fixed})}
+        if _fits(architecture, {**more, **fixed}, tensors) is not None:
+            return more
+    return found
+
+
+def _fit(architecture: str, tensors: Mapping[str, Tensor], fixed: Mapping[str, object]) -> Kwargs:
+    """`fit` of one variant."""
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     entry = index.describe(architecture, fixed, most=most_parameters(tensors))
     if entry is None:
@@ -174,7 +192,7 @@ def _fits(architecture: str, kwargs: Mapping[str, object], tensors: Mapping[str,
     try:
         network = build(architecture, kwargs, device="meta", most=most_parameters(tensors))
         check_fit(network, tensors)
-    except Exception:  # timm's, for a value this architecture cannot have; or the mismatch
+    except Exception:  # the library's, for a value this architecture cannot have; or the mismatch
         return None
     return network
 
@@ -194,7 +212,7 @@ def _no_classifier(architecture: str) -> ModelRejected:
 def _keywords(entry: Entry, shapes: Shapes) -> Iterator[Kwargs]:
     """The keyword arguments that could give these shapes, likeliest first; the caller checks."""
     name, axis = entry.classifier[0]
-    kwargs = {"num_classes": shapes[name][axis]}
+    kwargs = {**dict(entry.fixed), "num_classes": shapes[name][axis]}
     if entry.channels:
         name, axis = entry.channels[0]
         channels, rest = divmod(shapes[name][axis] * entry.default_channels, entry.default_width)
@@ -213,7 +231,7 @@ def _sides(size: Size, shapes: Shapes) -> Iterator[int]:
 
 
 def _solutions(size: Size, shapes: Shapes) -> Iterator[int]:
-    """Image sizes that give the first slot its value, if it grows as one of the position tables in timm does."""
+    """Image sizes that give the first slot its value, if it grows as one of the known position tables does."""
     name, axis = size.slots[0]
     value = shapes[name][axis]
     if value == size.d_first:
@@ -243,11 +261,11 @@ def _extrapolate(d_first: int, d_second: int, value: int, first: int, second: in
 
 def _report(done: int, total: int, architecture: str) -> None:
     end = "\n" if done == total else ""
-    sys.stderr.write(f"\rindexing timm architectures, once for this version: {done}/{total} {architecture:<50.50}{end}")
+    sys.stderr.write(f"\rindexing architectures, once for this version: {done}/{total} {architecture:<50.50}{end}")
 
 
 def main() -> None:
-    """Write the index of the installed timm beside this file."""
+    """Write the index of the installed libraries beside this file."""
     path = Path(__file__).with_name(index.SHIPPED)
     entries = index.build_index(progress=_report)
     index.write_atomically(path, index.encode(entries))

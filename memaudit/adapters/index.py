@@ -1,4 +1,4 @@
-"""The index of all timm architectures by the names and shapes of their tensors.
+"""The index of all architectures of timm and torchvision by the names and shapes of their tensors.
 
 Per architecture it keeps one number: the sum of a hash of every `(name, shape)` of its body, in which the dimensions
 that depend on the number of input channels or on the image size count as 0 and the classifier's tensors are left out.
@@ -16,15 +16,23 @@ import os
 import tempfile
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import platformdirs
-import timm
+import torch
 
-from memaudit.adapters.building import build, default_config
+from memaudit.adapters.building import (
+    LIBRARIES,
+    architectures,
+    build,
+    default_config,
+    installed_version,
+    library_of,
+    variants,
+)
 from memaudit.text import clean
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -32,10 +40,13 @@ Slot = tuple[str, int]  # a dimension: tensor name, axis
 Progress = Callable[[int, int, str], None]  # done, total, architecture
 
 SHIPPED = "timm_index.json.gz"
-FORMAT = 2
+FORMAT = 3
 MODULUS = 1 << 64
 # Builds with unusual values show which dimensions depend on what: no other dimension grows as 13 to 17 or 3 to 5.
 CLASSES, CHANNELS = (13, 17), 5
+# Two networks compute the same where their logits in float64 differ by at most this share of what they vary by.
+SAME = 1e-9
+SIDES = (96, 131)  # pixels they are tried on
 
 
 @dataclass(frozen=True)
@@ -66,6 +77,8 @@ class Entry:
         default_channels: number of input channels unless said otherwise.
         default_width: the first of those dimensions then; more than the channels where patches are flattened.
         size: `None` where the architecture takes no image size.
+        fixed: further arguments it is built with, where one name has several sets of tensors (auxiliary classifiers).
+        like: another library's architecture that was seen to compute the same from the same tensors.
     """
 
     architecture: str
@@ -75,6 +88,8 @@ class Entry:
     default_channels: int
     default_width: int
     size: Size | None
+    fixed: tuple[tuple[str, Any], ...] = ()
+    like: str = ""
 
     @property
     def free(self) -> frozenset[Slot]:
@@ -83,41 +98,81 @@ class Entry:
 
 
 def load_index(progress: Progress | None = None) -> tuple[Entry, ...]:
-    """The index of the installed timm: shipped, cached, or built now (minutes) and cached.
+    """The index of the installed libraries: shipped, cached, or built now (minutes) and cached.
 
     Args:
         progress: called after each architecture while building.
     """
     shipped = resources.files("memaudit.adapters") / SHIPPED
-    if shipped.is_file() and (entries := decode(shipped.read_bytes())):
-        return entries
-    cached = Path(platformdirs.user_cache_dir("memaudit")) / f"timm_index-{FORMAT}-{clean(timm.__version__)}.json.gz"
-    if cached.is_file() and (entries := decode(cached.read_bytes())):
-        return entries
-    entries = build_index(progress=progress)
+    versions = "-".join(clean(installed_version(library)) for library in LIBRARIES)
+    cached = Path(platformdirs.user_cache_dir("memaudit")) / f"timm_index-{FORMAT}-{versions}.json.gz"
+    found: dict[str, tuple[Entry, ...]] = {}
+    for file in (shipped, cached):
+        if len(found) < len(LIBRARIES) and file.is_file():
+            found = {**decode(file.read_bytes()), **found}
+    missing = [library for library in LIBRARIES if library not in found]
+    if not missing:
+        return tuple(entry for library in LIBRARIES for entry in found[library])
+    known = tuple(entry for entries in found.values() for entry in entries)
+    entries = known + build_index([a for a in architectures() if library_of(a) in missing], progress, known)
     with contextlib.suppress(OSError):  # no cache means building again next time, not failing now
         write_atomically(cached, encode(entries))
     return entries
 
 
-def build_index(architectures: Iterable[str] | None = None, progress: Progress | None = None) -> tuple[Entry, ...]:
-    """Build every architecture twice on `meta` and note what it looks like. One that timm cannot build is left out."""
-    names = list(timm.list_models() if architectures is None else architectures)
-    entries = []
-    for done, name in enumerate(names, 1):
-        entry = describe(name)
-        if entry is not None:
-            entries.append(entry)
+def build_index(
+    names: Iterable[str] | None = None, progress: Progress | None = None, known: Iterable[Entry] = ()
+) -> tuple[Entry, ...]:
+    """Build every architecture twice on `meta` and note what it looks like. One that cannot be built is left out.
+
+    Args:
+        names: by default all there are.
+        known: entries of another library, built before.
+    """
+    wanted = architectures() if names is None else list(names)
+    entries: list[Entry] = []
+    for done, name in enumerate(wanted, 1):
+        for fixed in variants(name):
+            entry = describe(name, fixed)
+            if entry is not None:
+                twins = (e for e in (*known, *entries) if _look(e) == _look(entry))
+                like = next((e for e in twins if same_answers(e, entry)), None)
+                entries.append(replace(entry, fixed=tuple(fixed.items()), like=like.architecture if like else ""))
         if progress is not None:
-            progress(done, len(names), name)
+            progress(done, len(wanted), name)
     return tuple(entries)
 
 
+def _look(entry: Entry) -> tuple[object, ...]:
+    """What two entries have in common whose tensors have the same names and shapes."""
+    return entry.body, frozenset(entry.classifier), frozenset(entry.free)
+
+
+def same_answers(one: Entry, other: Entry) -> bool:
+    """Whether two architectures of the same tensors compute the same logits, seen in float64 on random tensors."""
+    if library_of(one.architecture) == library_of(other.architecture):
+        return False  # the modules of one library are compared by their settings
+    kwargs = {"num_classes": 3}
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        first, second = (build(e.architecture, {**dict(e.fixed), **kwargs}, device="cpu") for e in (one, other))
+        for name, tensor in first.eval().double().state_dict().items():
+            if tensor.is_floating_point():  # no norm may be an identity, no branch a zero
+                tensor.add_(0.1 * torch.rand_like(tensor) if "running_var" in name else 0.02 * torch.randn_like(tensor))
+        second.eval().double().load_state_dict(first.state_dict())
+        for side in SIDES:
+            images = torch.rand(2, 3, side, side, dtype=torch.float64)
+            mine, theirs = first(images), second(images)
+            if not (mine - theirs).abs().max() <= SAME * (mine[0] - mine[1]).abs().max():
+                return False
+    return True
+
+
 def describe(architecture: str, kwargs: Mapping[str, object] | None = None, *, most: int | None = None) -> Entry | None:
-    """The entry of one architecture, or `None` if timm cannot build it (an optional dependency is missing).
+    """The entry of one architecture, or `None` if it cannot be built (an optional dependency is missing).
 
     Args:
-        architecture: a registry name.
+        architecture: an exact name.
         kwargs: what is fixed besides; a dimension it decides is not free.
         most: see `building.build`.
     """
@@ -150,7 +205,7 @@ def describe(architecture: str, kwargs: Mapping[str, object] | None = None, *, m
 def _shapes(architecture: str, kwargs: Mapping[str, object], most: int | None) -> dict[str, tuple[int, ...]] | None:
     try:
         state = build(architecture, kwargs, device="meta", most=most).state_dict()
-    except Exception:  # timm's own; a keyword this architecture does not take, mostly
+    except Exception:  # the library's own; a keyword this architecture does not take, mostly
         return None
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
@@ -182,24 +237,29 @@ def encode(entries: Iterable[Entry]) -> bytes:
     for e in entries:
         size = [refer(e.size.slots), e.size.first, e.size.d_first, e.size.second, e.size.d_second] if e.size else None
         slots = refer(e.classifier), refer(e.channels)
-        rows.append([e.architecture, f"{e.body:016x}", *slots, e.default_channels, e.default_width, size])
-    table = {"format": FORMAT, "timm": timm.__version__, "shared": [json.loads(s) for s in shared], "rows": rows}
+        more = [dict(e.fixed), e.like] if e.fixed or e.like else []
+        rows.append([e.architecture, f"{e.body:016x}", *slots, e.default_channels, e.default_width, size, *more])
+    versions = {library: installed_version(library) for library in {library_of(e.architecture) for e in entries}}
+    table = {"format": FORMAT, "versions": versions, "shared": [json.loads(s) for s in shared], "rows": rows}
     return gzip.compress(json.dumps(table, separators=(",", ":")).encode(), 9, mtime=0)
 
 
-def decode(data: bytes) -> tuple[Entry, ...] | None:
-    """The entries of a file, or `None` if it is damaged, of another format or of another timm."""
+def decode(data: bytes) -> dict[str, tuple[Entry, ...]]:
+    """The entries of a file by library, if of the installed version; none if it is damaged or of another format."""
     try:
         table = json.loads(gzip.decompress(data))
-        if table["format"] != FORMAT or table["timm"] != timm.__version__:
-            return None
-        return tuple(_entry(row, table["shared"]) for row in table["rows"])
-    except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError, zlib.error):
-        return None
+        if table["format"] != FORMAT:
+            return {}
+        current = [lib for lib, version in table["versions"].items() if version == installed_version(lib)]
+        entries = [_entry(row, table["shared"]) for row in table["rows"]]
+        return {lib: tuple(e for e in entries if library_of(e.architecture) == lib) for lib in current}
+    except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError, AttributeError, zlib.error):
+        return {}
 
 
 def _entry(row: list[Any], shared: list[Any]) -> Entry:
-    architecture, body, classifier, channels, default, width, size = row
+    architecture, body, classifier, channels, default, width, size, *more = row
+    fixed, like = more or ({}, "")
     return Entry(
         architecture,
         int(body, 16),
@@ -208,6 +268,8 @@ def _entry(row: list[Any], shared: list[Any]) -> Entry:
         default,
         width,
         Size(tuple((n, a) for n, a in shared[size[0]]), *size[1:]) if size else None,
+        tuple(fixed.items()),
+        like,
     )
 
 

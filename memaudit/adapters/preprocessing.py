@@ -34,7 +34,9 @@ def resolve(
         UsageError: nothing says the input size, or mean and std do not have one positive value per channel.
     """
     flags = {"mean": options.mean, "std": options.std, "input_size": options.input_size}
-    sources = {"flags": flags, "tensors": proven or {}, "checkpoint": facts, default_origin: defaults}
+    arrays = {"input_size": options.arrays.shape} if options.arrays else {}
+    named = {"flags": flags, "tensors": proven or {}, "checkpoint": facts, default_origin: defaults}
+    sources: dict[str, Mapping[str, Any]] = {**named, "arrays": arrays}
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for field in FIELDS:
@@ -45,13 +47,14 @@ def resolve(
                 break
     if "input_size" not in values:
         raise UsageError("nothing says the network's input size", hint="give it, for example: --input-size 3,224,224")
-    channels, height, width = values["input_size"]
+    size = tuple(values["input_size"])
+    channels = size[0]
     for field, flag in (("mean", options.mean), ("std", options.std)):
         if field in values and flag is None:
             values[field] = _per_channel(tuple(values[field]), channels)
     _check(values, channels)
     return Preprocess(
-        input_size=(channels, height, width),
+        input_size=size,
         crop_pct=float(values.get("crop_pct", 1.0)),
         interpolation=values.get("interpolation", "bicubic"),
         mean=tuple(values.get("mean", ())),

@@ -17,7 +17,11 @@ if TYPE_CHECKING:
     from memaudit.adapters.base import Adapter, ModelOptions
 
 GROUP = "memaudit.adapters"
-OWN = {"timm": "memaudit.adapters.timm:TimmAdapter"}  # there even where memaudit runs without being installed
+# There even where memaudit runs without being installed.
+OWN = {
+    "timm": "memaudit.adapters.timm:TimmAdapter",
+    "torchvision": "memaudit.adapters.torchvision:TorchvisionAdapter",
+}
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class Installed:
 
 def installed() -> list[Installed]:
     """Every adapter by name. Nothing is imported, so a broken plugin is listed like any other."""
-    found = {("timm", "memaudit"): Installed("timm", OWN["timm"], "memaudit", __version__)}
+    found = {(name, "memaudit"): Installed(name, target, "memaudit", __version__) for name, target in OWN.items()}
     for point in metadata.entry_points(group=GROUP):
         package = point.dist.name if point.dist else "?"
         version = point.dist.version if point.dist else "?"
@@ -56,8 +60,8 @@ def choose(checkpoint: Checkpoint, options: ModelOptions, name: str | None = Non
     Args:
         checkpoint: what was read.
         options: what the user said about the model.
-        name: an installed adapter's, or `file.py:factory`; `None`: memaudit's own timm adapter. A plugin or a user's
-            file is never run unless it is named.
+        name: an installed adapter's, or `file.py:factory`; `None`: memaudit's own for timm or torchvision,
+            whichever has the architecture. A plugin or a user's file is never run unless it is named.
 
     Raises:
         UsageError: no such adapter, or it cannot be imported.
@@ -67,26 +71,39 @@ def choose(checkpoint: Checkpoint, options: ModelOptions, name: str | None = Non
     if spec and ":" in spec:
         from memaudit.adapters.user import UserAdapter
 
-        return UserAdapter.load(checkpoint, replace(options, user_file=spec))
+        own = UserAdapter.load(checkpoint, replace(options, user_file=spec))
+        own.multi_label = options.multi_label
+        return own
     from memaudit.network.tied_dropout import restore, split_rules
 
-    adapter = load_class(spec or "timm")
     tensors, rules = split_rules(checkpoint.tensors)
     checkpoint = replace(checkpoint, tensors=tensors)
     if not (spec or options.arch or checkpoint.facts.architecture) and checkpoint.facts.model_type:
         raise _needs_plugin(checkpoint)
     try:
-        loaded = adapter.load(checkpoint, options)
+        loaded = load_class(spec).load(checkpoint, options) if spec else _load_named(checkpoint, options)
         restore(loaded.module, rules)
+        loaded.multi_label = options.multi_label
         return loaded
     except MemauditError:
         raise
     except Exception as error:
         raise ModelRejected(
-            f"the adapter {clean(spec or 'timm')!r} failed on {clean(checkpoint.path.name)}: "
+            f"the adapter {clean(spec or 'of its own')!r} failed on {clean(checkpoint.path.name)}: "
             f"{type(error).__name__}: {clean(error)}",
             hint=f"try it alone: memaudit adapters test {clean(spec or 'timm')}",
         ) from error
+
+
+def _load_named(checkpoint: Checkpoint, options: ModelOptions) -> Adapter:
+    """With memaudit's own adapter of whichever library has the architecture."""
+    from memaudit.adapters.building import library_of
+    from memaudit.adapters.named import NamedAdapter, plan_of
+
+    plan = plan_of(checkpoint, options)
+    adapter = load_class(library_of(plan.architecture))
+    assert issubclass(adapter, NamedAdapter)  # noqa: S101 - both of `OWN` are
+    return adapter.realise(plan, checkpoint, options)
 
 
 def load_class(name: str) -> type[Adapter]:
@@ -128,7 +145,7 @@ def load_class(name: str) -> type[Adapter]:
 
 
 def _needs_plugin(checkpoint: Checkpoint) -> ModelRejected:
-    others = [a.name for a in installed() if a.name != "timm"]
+    others = [a.name for a in installed() if a.name not in OWN]
     plugins = f"an installed adapter ({', '.join(others)})" if others else "an adapter plugin"
     return ModelRejected(
         f"{clean(checkpoint.path.name)} is a transformers model (model_type {checkpoint.facts.model_type!r}), "

@@ -8,7 +8,7 @@ import inspect
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import ClassVar
@@ -101,6 +101,7 @@ class UserAdapter(Adapter):
                 )
             defaults = {k: v for k, v in defaults.items() if k not in ("mean", "std")}
         preprocess = resolve(options, {} if transform else checkpoint.facts.preprocess, defaults, "adapter")
+        preprocess = _as_arrays(preprocess, network, transform, options)
         return cls(
             network,
             architecture=_title(network, code),
@@ -109,12 +110,21 @@ class UserAdapter(Adapter):
             transform=transform,
         )
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits `(N, classes)` of `images` `(N, C, H, W)` in [0, 1]; differentiable if the transform is."""
-        if self.transform is None:
-            return super().forward(images)
-        logits = self.module(self.transform(images))
-        return logits[0] if isinstance(logits, tuple | list) else logits  # type: ignore[no-any-return]
+    def inputs(self, batch: Tensor) -> tuple[Tensor, ...]:
+        """What the module is called with: what the user's transform makes of the batch, where there is one."""
+        return super().inputs(batch) if self.transform is None else (self.transform(batch),)
+
+
+def _as_arrays(
+    preprocess: Preprocess, network: nn.Module, transform: Transform | None, options: ModelOptions
+) -> Preprocess:
+    """`preprocess` for the arrays that the examples are: whole numbers are looked up where the network has a table."""
+    preprocess = replace(preprocess, raw=transform is None and not preprocess.mean)
+    arrays = options.arrays
+    if arrays is None or arrays.shape != preprocess.input_size:
+        return preprocess
+    looked_up = arrays.whole and any(isinstance(m, nn.Embedding | nn.EmbeddingBag) for m in network.modules())
+    return replace(preprocess, tokens=looked_up or arrays.masked, masked=arrays.masked)
 
 
 def split_spec(spec: str) -> tuple[Path, str]:

@@ -68,7 +68,7 @@ def observe(evaluator: Evaluator, examples: ExampleSet, space: UnitSpace) -> Obs
         flat = tensor.reshape(-1, tensor.shape[-1]).float()
         statistics = torch.stack([flat.amin(0), flat.amax(0), flat.mean(0)])
         size = torch.tensor(float(len(flat)))
-        return (statistics, size, _pooled(tensor, number)) if number in voting else (statistics, size)
+        return (statistics, size, _pooled(tensor, number, examples.image)) if number in voting else (statistics, size)
 
     logits, seen = evaluator.observe(examples, space, reduce)
     features = tuple(torch.cat([batch[2] for batch in seen[n]]) for n in voting)
@@ -92,13 +92,14 @@ def observe_flagged(
     """
     parts: list[Observation] = []
     supports: list[Support] = []
-    own = leave_one_out(reference.features, reference_labels)
+    paired = evaluator.adapter.multi_label
+    own = leave_one_out(reference.features, reference_labels, paired)
     tied = bool(layers_of(evaluator.adapter.module))
     for start in range(0, len(examples), PART):
         part = examples.subset(range(start, min(start + PART, len(examples))))
         seen = observe(evaluator, part, space)
         alike = observe(evaluator, part.unnumbered(), space) if tied and part.numbers else seen
-        supports.append(atypicality(alike.features, part.labels, reference.features, reference_labels, own))
+        supports.append(atypicality(alike.features, part.labels, reference.features, reference_labels, own, paired))
         parts.append(Observation(seen.logits, (), seen.statistics))
     weights = torch.tensor([float(len(p.logits)) for p in parts])
     statistics = tuple(_merged(torch.stack(site), weights) for site in zip(*(p.statistics for p in parts), strict=True))
@@ -135,6 +136,7 @@ def atypicality(
     reference_features: Sequence[Tensor],
     reference_labels: Tensor,
     calibration: Tensor,
+    paired: bool = False,
 ) -> Support:
     """How little the nearest reference neighbours support each label.
 
@@ -144,25 +146,26 @@ def atypicality(
         reference_features: per layer `(R, F)`.
         reference_labels: `(R,)`.
         calibration: what `leave_one_out` made of the same reference.
+        paired: labels are two a question (`adapters.heads`): only examples asked the same one are neighbours.
     """
     k, own = _neighbours(reference_labels), torch.zeros(len(labels))
     for query, base in zip(features, reference_features, strict=True):
         centre = base.mean(0)
         keys = F.normalize(base - centre, dim=1)
-        own += _share(F.normalize(query - centre, dim=1), labels, keys, reference_labels, k)
+        own += _share(F.normalize(query - centre, dim=1), labels, keys, reference_labels, k, paired=paired)
     score = 1 - own / len(features)
     # Scores are averages of few votes; the small allowance keeps equal votes equal under float rounding.
     p_value = (calibration[None, :] >= score[:, None] - 1e-6).float().mean(1)
     return Support(score.clamp(0, 1), p_value)
 
 
-def leave_one_out(features: Sequence[Tensor], labels: Tensor) -> Tensor:
+def leave_one_out(features: Sequence[Tensor], labels: Tensor, paired: bool = False) -> Tensor:
     """The scores of at most `CALIBRATION` reference examples, each among the others: what `p_value` compares with."""
     sample = torch.arange(len(labels))[:: max(1, -(-len(labels) // CALIBRATION))]
     k, own = _neighbours(labels), torch.zeros(len(sample))
     for base in features:
         keys = F.normalize(base - base.mean(0), dim=1)
-        own += _share(keys[sample], labels[sample], keys, labels, k, skip=sample)
+        own += _share(keys[sample], labels[sample], keys, labels, k, skip=sample, paired=paired)
     return (1 - own / len(features)).clamp(0, 1)
 
 
@@ -172,7 +175,13 @@ def _neighbours(labels: Tensor) -> int:
 
 
 def _share(
-    query: Tensor, labels: Tensor, keys: Tensor, key_labels: Tensor, k: int, skip: Tensor | None = None
+    query: Tensor,
+    labels: Tensor,
+    keys: Tensor,
+    key_labels: Tensor,
+    k: int,
+    skip: Tensor | None = None,
+    paired: bool = False,
 ) -> Tensor:
     """Share of the `k` most similar keys (cosine) that carry the query's label; `skip` names each query's own row."""
     shares = []
@@ -180,17 +189,25 @@ def _share(
         similarity = query[start : start + 1024] @ keys.T
         if skip is not None:
             similarity[torch.arange(len(similarity)), skip[start : start + 1024]] = -torch.inf
+        if paired:
+            others = labels[start : start + 1024, None] // 2 != key_labels // 2
+            similarity.masked_fill_(others, -torch.inf)
         nearest = similarity.topk(k, dim=1).indices
         shares.append((key_labels[nearest] == labels[start : start + 1024, None]).float().mean(1))
     return torch.cat(shares) if shares else torch.empty(0)
 
 
-def _pooled(tensor: Tensor, number: int) -> Tensor:
-    """`(batch, positions, elements)` to rectified features on a coarse grid, projected where they are too many."""
+def _pooled(tensor: Tensor, number: int, image: bool) -> Tensor:
+    """`(batch, positions, elements)` to rectified features on a coarse grid, projected where they are too many.
+
+    Positions of an image are a square, of anything else a line.
+    """
     batch, positions, elements = tensor.shape
     side = round(positions**0.5)
     rectified = tensor.float().clamp_min(0)
-    if side * side == positions and side >= CELLS:
+    if not image and positions >= CELLS:
+        pooled = F.adaptive_avg_pool1d(rectified.movedim(2, 1), CELLS).flatten(1)
+    elif image and side * side == positions and side >= CELLS:
         grid = rectified.movedim(2, 1).reshape(batch, elements, side, side)
         pooled = F.adaptive_avg_pool2d(grid, CELLS).flatten(1)
     else:

@@ -53,7 +53,7 @@ def inspect(
     chosen = choose(checkpoint, options, network.adapter)
     several = len(chosen.alternatives) > 1
     generator = torch.Generator().manual_seed(0)
-    sites = chosen.sites(torch.rand(3, *chosen.preprocess.input_size, generator=generator))
+    sites = chosen.sites(chosen.noise(3, generator))
     searched = select(sites, unit, layers).sites if sites else ()
     info = ModelInfo(
         path=display(checkpoint.path),

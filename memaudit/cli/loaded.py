@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from memaudit.cli.options import Network
     from memaudit.cli.progress import Stages
     from memaudit.cli.sources import Sources
-    from memaudit.data import ExampleSet
+    from memaudit.data import Arrays, ExampleSet
     from memaudit.pipeline.load import Settled
 
 
@@ -39,7 +39,7 @@ def load(
     """Read the checkpoint and the examples, and settle which architecture it is."""
     from memaudit import checkpoints
 
-    options = network.options()
+    options = replace(network.options(), arrays=_arrays(sources))
     progress.stage("load model")
     checkpoint = checkpoints.read(model, weights=network.weights)  # type: ignore[arg-type]
 
@@ -49,26 +49,46 @@ def load(
 
     names, order = sources.class_names(checkpoint)
     read = _reader(sources, names, progress)
-    settled = settle(
-        checkpoint, options, network.adapter, lambda used: read("reference", sources.reference, used), device
-    )
+
+    def read_reference(used: Adapter, limit: int | None) -> ExampleSet:
+        return read("reference", sources.reference, used, limit)
+
+    settled = settle(checkpoint, options, network.adapter, read_reference, device)
     flagged = read("flagged", sources.flagged, settled.adapter)
     test = None if sources.test is None else read("test", sources.test, settled.adapter)
-    return Loaded(checkpoint, settled, flagged, test, names, order)
+    return Loaded(checkpoint, settled, flagged, test, _names(settled.adapter, names), order)
 
 
-def _reader(sources: Sources, names: tuple[str, ...], progress: Stages) -> Callable[[str, Path, Adapter], ExampleSet]:
+def _arrays(sources: Sources) -> Arrays | None:
+    """What the examples are, where those of all sets are arrays of one shape."""
     from memaudit import data
 
-    def read(what: str, source: Path, adapter: Adapter) -> ExampleSet:
+    places = dict.fromkeys((sources.data, sources.reference, sources.flagged, sources.test))
+    found = {data.described(place) for place in places if place is not None} - {None}
+    return found.pop() if len(found) == 1 else None
+
+
+def _names(adapter: Adapter, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Class names; of labels that do not exclude each other, two each."""
+    from memaudit import data
+
+    return data.paired_names(names, adapter.num_classes) if adapter.multi_label else names
+
+
+def _reader(sources: Sources, names: tuple[str, ...], progress: Stages) -> Callable[..., ExampleSet]:
+    from memaudit import data
+
+    def read(what: str, source: Path, adapter: Adapter, limit: int | None = None) -> ExampleSet:
         progress.stage(f"read {what}")
         return data.read(
             source,
             preprocess=adapter.preprocess,
             num_classes=adapter.num_classes,
-            class_names=names,
+            class_names=_names(adapter, names),
             class_order=sources.class_order,
             data=sources.data,
+            limit=limit,
+            paired=adapter.multi_label,
         )
 
     return read

@@ -74,7 +74,7 @@ class Network:
         None
     )
     arch: Annotated[
-        str | None, typer.Option(help="timm architecture; by default the checkpoint's own, or identified.")
+        str | None, typer.Option(help="timm's name, or torchvision:NAME; default: the checkpoint's own, or identified.")
     ] = None
     model_kwargs: Annotated[list[str], typer.Option(help="Argument for the architecture, key=value; repeatable.")] = (
         field(default_factory=list)
@@ -85,7 +85,12 @@ class Network:
     weights: Weights = None
     mean: Annotated[str | None, typer.Option(help="Per-channel mean, comma separated, of images in [0, 1].")] = None
     std: Annotated[str | None, typer.Option(help="Per-channel standard deviation, comma separated.")] = None
-    input_size: Annotated[str | None, typer.Option(help="Network input, C,H,W or H,W or one number.")] = None
+    input_size: Annotated[
+        str | None, typer.Option(help="Network input, C,H,W or H,W or one number; '(C,T)' for what is no image.")
+    ] = None
+    multi_label: Annotated[
+        bool | None, typer.Option("--multi-label", help="Labels do not exclude each other: one logit each.")
+    ] = None
 
     def __post_init__(self) -> None:
         choice(self.weights, ("raw", "ema"), "--weights")
@@ -106,6 +111,7 @@ class Network:
             std=numbers(self.std, "--std"),
             input_size=_size(self.input_size),
             user_file=self.adapter if self.adapter and ":" in self.adapter else None,
+            multi_label=bool(self.multi_label),
         )
 
 
@@ -268,12 +274,16 @@ def batch_size(text: str) -> int | None:
     return int(text)
 
 
-def _size(text: str | None) -> tuple[int, int, int] | None:
-    """`C,H,W`, `H,W` or one number as `(C, H, W)`.
+def _size(text: str | None) -> tuple[int, ...] | None:
+    """`C,H,W`, `H,W` or one number as `(C, H, W)`; in parentheses, as it is.
 
     Raises:
         UsageError: it is none of these.
     """
+    if text is not None and text.startswith("(") and text.endswith(")"):
+        exact = numbers(text[1:-1].rstrip(", "), "--input-size")
+        if exact and all(v == int(v) and v >= 1 for v in exact):
+            return tuple(int(v) for v in exact)
     size = numbers(text, "--input-size")
     if size is None:
         return None

@@ -15,35 +15,43 @@ if TYPE_CHECKING:
     from memaudit.data.decode import Progress
     from memaudit.data.examples import ExampleSet, content_id, finding_id
     from memaudit.data.images.preprocess import Preprocess
-    from memaudit.data.sources import class_names_of, read, remove_overlap
+    from memaudit.data.members import Arrays
+    from memaudit.data.several import paired_names
+    from memaudit.data.sources import class_names_of, described, read, remove_overlap
     from memaudit.data.tensors import from_tensors
     from memaudit.data.thumbs import thumbnails
 
 __all__ = [
+    "Arrays",
     "ExampleSet",
     "Preprocess",
     "Progress",
     "class_names_of",
     "content_id",
+    "described",
     "finding_id",
     "from_arrays",
     "from_dataset",
     "from_tensors",
+    "paired_names",
     "read",
     "remove_overlap",
     "thumbnails",
 ]
 
 _HOMES = {
+    "Arrays": "members",
     "ExampleSet": "examples",
     "Preprocess": "images.preprocess",
     "Progress": "decode",
     "class_names_of": "sources",
     "content_id": "examples",
+    "described": "sources",
     "finding_id": "examples",
     "from_arrays": "arrays",
     "from_dataset": "datasets",
     "from_tensors": "tensors",
+    "paired_names": "several",
     "read": "sources",
     "remove_overlap": "sources",
     "thumbnails": "thumbs",

@@ -1,4 +1,7 @@
-"""An `.npz` of labelled images: `x` uint8 NHWC or float NCHW in [0, 1], `y`, optionally `id` and `true_label`."""
+"""A file of arrays (`.npz`, `.safetensors`, `.parquet`): `x`, `y`, optionally `id`, `true_label` and `mask`.
+
+Images are uint8 or uint16 NHWC, or floats NCHW in [0, 1]; anything else is what the network takes.
+"""
 
 from __future__ import annotations
 
@@ -11,21 +14,22 @@ from memaudit.data.classes import Classes
 from memaudit.data.decode import Progress
 from memaudit.data.examples import ExampleSet
 from memaudit.data.images.preprocess import Preprocess
-from memaudit.data.npz import read_npz
+from memaudit.data.members import read_members, with_mask
 from memaudit.data.paths import display
 from memaudit.data.tensors import Labels, TensorListing, list_tensors
 from memaudit.errors import DataRejected
 
-_NAMES = ("x", "y", "id", "true_label")
 
+def list_arrays(path: Path, classes: Classes, paired: bool = False) -> TensorListing:
+    """Every row of the file of arrays `path`.
 
-def list_arrays(path: Path, classes: Classes) -> TensorListing:
-    """Every row of the `.npz` file `path`.
+    Args:
+        paired: an example has several labels, and `y` is `(N, L)`.
 
     Raises:
         DataRejected: the file is not what it should be, or labels or ids do not fit.
     """
-    arrays = read_npz(path, _NAMES)
+    arrays = read_members(path)
     name = display(path)
     missing = next((k for k in ("x", "y") if k not in arrays), None)
     if missing:
@@ -33,9 +37,8 @@ def list_arrays(path: Path, classes: Classes) -> TensorListing:
     ids = arrays.get("id")
     if ids is not None and (ids.ndim != 1 or ids.dtype.kind not in "iuU"):
         raise DataRejected(f"{name}: id is {ids.dtype} of shape {ids.shape}; give one integer or string per row")
-    return _list(
-        arrays["x"], arrays["y"], classes, name, None if ids is None else ids.tolist(), arrays.get("true_label")
-    )
+    names = None if ids is None else ids.tolist()
+    return _list(with_mask(arrays, name), arrays["y"], classes, name, names, arrays.get("true_label"), paired)
 
 
 def from_arrays(
@@ -63,9 +66,15 @@ def from_arrays(
 
 
 def _list(
-    x: np.ndarray, y: Labels, classes: Classes, source: str, ids: Sequence[object] | None, true_labels: Labels | None
+    x: np.ndarray,
+    y: Labels,
+    classes: Classes,
+    source: str,
+    ids: Sequence[object] | None,
+    true_labels: Labels | None,
+    paired: bool = False,
 ) -> TensorListing:
-    if x.dtype.kind not in "uf" or (x.dtype.kind == "u" and x.dtype != np.uint8):
-        raise DataRejected(f"{source}: x is {x.dtype}; give uint8, or floats in [0, 1]")
-    layout = "NHWC" if x.dtype == np.uint8 else "NCHW"
-    return list_tensors(x, y, classes, source, ids=ids, true_labels=true_labels, layout=layout, unit_range=True)
+    layout = "NHWC" if x.dtype in (np.uint8, np.uint16) else "NCHW"
+    return list_tensors(
+        x, y, classes, source, ids=ids, true_labels=true_labels, layout=layout, unit_range=True, paired=paired
+    )

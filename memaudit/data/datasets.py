@@ -45,7 +45,8 @@ def from_dataset(
     Raises:
         DataRejected: an item is no such pair, shapes are mixed, or values do not fit the network.
     """
-    check_preprocess(preprocess)
+    if preprocess.image:
+        check_preprocess(preprocess)
     total, items = _items(dataset, limit)
     images: list[Tensor] = []
     identities, labels, indices = [], [], []

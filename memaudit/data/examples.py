@@ -1,4 +1,4 @@
-"""A set of labelled images, ready to be batched: who each example is, and its pixels."""
+"""A set of labelled examples, ready to be batched: who each one is, and its values."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _NUMBER = re.compile(r"-?[0-9]{1,40}")
 
 @dataclass(frozen=True)
 class ExampleSet:
-    """Labelled images in memory.
+    """Labelled examples in memory: images, or whatever else a network takes.
 
     Attributes:
         examples: who each row is; `examples[i].id` is the hash of its content, computed before any resizing.
-        pixels: `(N, C, H, W)`, uint8 (0..255) or float (as the caller gave it), after geometry (resize, crop) and
-            before normalisation.
+        pixels: of images `(N, C, H, W)`, uint8 (0..255) or float (as the caller gave it), after geometry (resize,
+            crop) and before normalisation; else `(N, ...)` floats as they came, or token ids.
         source: what the user named, relative and printable.
         class_names: names by label, or empty where the source declares none.
         unreadable: `source: reason` of each example that could not be decoded and is therefore not in the set.
@@ -62,6 +62,16 @@ class ExampleSet:
     def __len__(self) -> int:
         return len(self.examples)
 
+    @property
+    def image(self) -> bool:
+        """Whether the examples are images: they can be shown, mirrored and pooled in two dimensions."""
+        return self.pixels.dim() == 4
+
+    @property
+    def whole(self) -> bool:
+        """Whether values are token ids: there is nothing near one."""
+        return not self.pixels.is_floating_point() and self.pixels.dtype != torch.uint8
+
     @cached_property
     def labels(self) -> Tensor:
         """`(N,)` int64."""
@@ -73,10 +83,12 @@ class ExampleSet:
         return hashlib.sha256("\n".join(f"{e.id} {e.label}" for e in self.examples).encode()).hexdigest()
 
     def batch(self, indices: Sequence[int] | Tensor, device: torch.device | str = "cpu") -> Tensor:
-        """Images `indices` as float32 on `device`; uint8 is scaled to [0, 1]."""
+        """Examples `indices` as float32 on `device`; uint8 is scaled to [0, 1], token ids stay what they are."""
         place, rows = torch.device(device), torch.as_tensor(indices, dtype=torch.int64)
         there = self._on(place)
         picked = to_device(self.pixels[rows], place) if there is None else there[to_device(rows, place)]
+        if self.whole:
+            return picked
         return picked.float() / 255 if picked.dtype == torch.uint8 else picked.float()
 
     def _on(self, device: torch.device) -> Tensor | None:

@@ -104,8 +104,11 @@ def list_folder(root: Path, classes: Classes, class_order: str) -> FileListing:
 
 
 def _images(folder: Path, rejections: Rejections) -> Sequence[str]:
-    """Names of the images directly in `folder`. Sub-folders with images are ambiguous, so they are rejected."""
-    names = []
+    """Names of the images directly in `folder`, of the arrays where there is no image.
+
+    Sub-folders with images are ambiguous, so they are rejected.
+    """
+    names, arrays = [], []
     for entry in _entries(folder):
         if os.path.isdir(entry.path):  # not entry.is_dir(), which raises for a link to itself
             linked_back = entry.is_symlink()  # to a folder of its own, counted there; one that leaves is caught below
@@ -119,7 +122,9 @@ def _images(folder: Path, rejections: Rejections) -> Sequence[str]:
                 rejections.add(where, "images in a nested folder: is the inner name the class, or the outer?")
         elif _is_image(entry.name):
             names.append(entry.name)
-    return sorted(names, key=natural_key)
+        elif entry.name.lower().endswith(".npy"):
+            arrays.append(entry.name)
+    return sorted(names or arrays, key=natural_key)  # arrays beside images are somebody's notes about them
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

@@ -68,6 +68,32 @@ def read_npy(path: Path) -> np.ndarray:
         return _array(file, size, name)
 
 
+def npz_header(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    """Shape and dtype of each array of a `.npz` file, by name; no value is read.
+
+    Raises:
+        DataRejected: a header is broken.
+        BadZipFile: it is no archive.
+    """
+    found = {}
+    try:
+        with open_source(path) as file, zipfile.ZipFile(file) as archive:
+            for info in archive.infolist():
+                with archive.open(info) as member:
+                    shape, _, dtype, _ = _header(member, f"{display(path)}: {clean(info.filename)}")
+                found[info.filename.removesuffix(".npy")] = (shape, dtype)
+    except _BROKEN as error:
+        raise zipfile.BadZipFile(str(error)) from None
+    return found
+
+
+def npy_header(path: Path) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and dtype of a `.npy` file."""
+    with open_source(path) as file:
+        shape, _, dtype, _ = _header(file, display(path))
+    return shape, dtype
+
+
 def _members(archive: zipfile.ZipFile, allowed: Collection[str], name: str) -> dict[str, zipfile.ZipInfo]:
     """The archive's directory, by array name, once it is what `np.savez` writes."""
     members: dict[str, zipfile.ZipInfo] = {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from memaudit.data import members
 from memaudit.data.arrays import list_arrays
 from memaudit.data.classes import Classes, in_order
 from memaudit.data.decode import Progress
@@ -18,9 +19,12 @@ from memaudit.data.images.preprocess import Preprocess
 from memaudit.data.listing import Listing
 from memaudit.data.manifest import SUFFIXES as MANIFESTS
 from memaudit.data.manifest import is_manifest, list_manifest
+from memaudit.data.members import SUFFIXES as ARRAYS
+from memaudit.data.members import Arrays
 from memaudit.data.paths import display
 from memaudit.data.rows import SUFFIXES as ROW_LISTS
 from memaudit.data.rows import select
+from memaudit.data.stacked import StackedListing, described_files
 from memaudit.errors import DataRejected, UsageError
 
 
@@ -34,32 +38,35 @@ def read(
     data: str | Path | None = None,
     limit: int | None = None,
     progress: Progress | None = None,
+    paired: bool = False,
 ) -> ExampleSet:
     """The examples that `source` names.
 
     Args:
-        source: an image folder, a manifest (`.csv .tsv .jsonl`), an `.npz`, or with `data` a list of its rows.
+        source: an image folder, a manifest (`.csv .tsv .jsonl`), arrays (`.npz .safetensors .parquet`), or with `data`
+            a list of its rows.
         preprocess: geometry that images go through; shape and range that arrays must have.
         num_classes: of the model; labels are validated against it.
         class_names: by label, for sources that write names; by default those of `data` or of `source` itself.
         class_order: `natural`, `lexical` or a file of names, for folders when `class_names` is not given.
-        data: folder, manifest or `.npz` whose rows `source` lists.
+        data: folder, manifest or arrays whose rows `source` lists.
         limit: read at most so many rows, evenly spaced; the others are counted in `omitted`.
         progress: called with (done, total) after each image.
+        paired: an example may have several labels at once; `class_names` are then those of `paired_names`.
 
     Raises:
         DataRejected: the source or one of its rows cannot be audited as given.
         UsageError: an option contradicts the source.
     """
     path = _issues(Path(source))
-    names = class_names or class_names_of(path if data is None else data, class_order)
+    names = class_names or (() if paired else class_names_of(path if data is None else data, class_order))
     classes = Classes.of(names, num_classes)
     if _is_row_list(path, data):
         if data is None:
             raise UsageError(f"{display(path)} is a list of rows; of what?", hint="name the data set: --data DIR|npz")
-        listing = select(path, _list(Path(data), classes, class_order), classes)
+        listing = select(path, _list(Path(data), classes, class_order, paired), classes)
     else:
-        listing = _list(path, classes, class_order)
+        listing = _list(path, classes, class_order, paired)
     return listing.load(preprocess, limit, progress)
 
 
@@ -98,16 +105,24 @@ def _is_row_list(path: Path, data: str | Path | None) -> bool:
     return suffix != ".csv" or (data is not None and not is_manifest(path))
 
 
-def _list(path: Path, classes: Classes, class_order: str) -> Listing:
+def described(source: str | Path) -> Arrays | None:
+    """What the examples of `source` are where they are arrays, told from headers; None where they are none."""
+    path = Path(source)
+    if path.suffix.lower() in ARRAYS:
+        return members.described(path)
+    return described_files(path) if path.exists() else None
+
+
+def _list(path: Path, classes: Classes, class_order: str, paired: bool) -> Listing:
     if path.is_dir():
-        return list_folder(path, classes, class_order)
+        return StackedListing.of(list_folder(path, classes, class_order))
     if path.suffix.lower() in MANIFESTS:
-        return list_manifest(path, classes)
-    if path.suffix.lower() == ".npz":
-        return list_arrays(path, classes)
+        return StackedListing.of(list_manifest(path, classes))
+    if path.suffix.lower() in ARRAYS:
+        return list_arrays(path, classes, paired)
     if not path.exists():
         raise DataRejected(f"{display(path)} does not exist", hint="check the path, and where you run this")
     raise DataRejected(
         f"{display(path)} is no kind of data memaudit reads",
-        hint="an image folder, a manifest (.csv .tsv .jsonl) or arrays (.npz)",
+        hint="an image folder, a manifest (.csv .tsv .jsonl) or arrays (.npz .safetensors .parquet)",
     )

@@ -1,4 +1,4 @@
-"""Images that are already numbers: checked against what the network takes, then an `ExampleSet`."""
+"""Examples that are already numbers: checked against what the network takes, then an `ExampleSet`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from memaudit.data.images.preprocess import Preprocess
 from memaudit.data.images.worker import as_array
 from memaudit.data.listing import Listing, Row
 from memaudit.data.rejections import Rejections
+from memaudit.data.several import answers, expanded
+from memaudit.data.values import as_values, sixteen_bit
 from memaudit.errors import DataRejected
 
 Labels = Tensor | np.ndarray | Sequence[int]
@@ -26,31 +28,39 @@ Labels = Tensor | np.ndarray | Sequence[int]
 
 @dataclass(frozen=True)
 class TensorListing(Listing):
-    """Rows whose images are `x[row.index]`.
+    """Rows whose values are `x[row.index]`.
 
     Attributes:
-        x: `(N, ...)` uint8 or floating point.
+        x: `(N, ...)`, images or anything else that a network takes.
         layout: `NHWC` or `NCHW` where the source's contract says; `None`: told from the shape.
         unit_range: floats must be in [0, 1] also when the network declares no normalisation.
         identities: content ids of `x`'s rows where `x` is no longer what they were computed from.
+        several: `(N, L)` answers where an example has several labels, and their true values where those are known;
+            `rows` then have none of their own.
     """
 
     x: Tensor
     layout: str | None = None
     unit_range: bool = False
     identities: tuple[str, ...] = ()
+    several: tuple[np.ndarray, np.ndarray | None] | None = None
 
     def load(self, preprocess: Preprocess, limit: int | None = None, progress: Progress | None = None) -> ExampleSet:
         """Check and shape the values; there is nothing that could be unreadable.
 
         uint8 images of another size than the network's go through the same geometry as files; those of its size are
-        taken as they are. Floats are the network's input domain: `[0, 1]` before normalisation.
+        taken as they are. Floats are the network's input domain: `[0, 1]` before normalisation. What is no image is
+        taken as it is.
 
         Raises:
             DataRejected: shape, layout, dtype or values are not what the network takes.
         """
-        check_preprocess(preprocess)
-        rows = self.chosen(limit)
+        if preprocess.image:
+            check_preprocess(preprocess)
+        rows = asked = self.chosen(limit)
+        if self.several is not None:
+            rows = list(expanded(asked, *self.several))
+            check_memory(len(rows), self.x[0].numel() * self.x.element_size(), self.source)
         everything = len(rows) == len(self.x) and all(r.index == i for i, r in enumerate(rows))
         x = self.x if everything else self.x[[r.index for r in rows]]
         examples = [
@@ -60,22 +70,35 @@ class TensorListing(Listing):
         keep, duplicates = distinct(examples)
         if len(keep) < len(examples):
             x = x[keep]
-        if x.dtype == torch.uint8:
-            pixels = _fitted(
-                _channels_first(x, preprocess, self.layout, self.source), preprocess, self.source, progress
-            )
-        else:
-            pixels = _checked_floats(
-                x, preprocess, self.unit_range or bool(preprocess.mean), [rows[i] for i in keep], self.source
-            )
         return ExampleSet(
             tuple(examples[i] for i in keep),
-            pixels,
+            self._values(x, preprocess, [rows[i] for i in keep], progress),
             self.source,
             self.class_names,
             duplicates=duplicates,
-            omitted=len(self.rows) - len(rows),
+            omitted=len(self.rows) - len(asked),
         )
+
+    def _values(self, x: Tensor, preprocess: Preprocess, rows: Sequence[Row], progress: Progress | None) -> Tensor:
+        """`x`, rows of the array, as the network's input before normalisation."""
+        if not preprocess.image:
+            return as_values(x, preprocess, rows, self.source)
+        if x.dtype in (torch.uint8, torch.uint16):
+            first = _channels_first(x, preprocess, self.layout, self.source)
+            if x.dtype == torch.uint8:
+                return _fitted(first, preprocess, self.source, progress)
+            return _checked_floats(sixteen_bit(first, self.source), preprocess, True, rows, self.source)
+        if not x.is_floating_point():
+            raise DataRejected(f"{self.source}: x is {_dtype(x)}; give uint8, uint16, or floats in [0, 1]")
+        return _checked_floats(x, preprocess, self._unit(preprocess), rows, self.source)
+
+    def _unit(self, preprocess: Preprocess) -> bool:
+        """Whether floats must be in [0, 1]: a normalisation expects it, or whole numbers betray images never scaled."""
+        if preprocess.mean or not preprocess.raw:
+            return self.unit_range or bool(preprocess.mean)
+        some = self.x[:: max(1, len(self.x) // 8)].float()
+        pixels = bool((some == some.round()).all()) and 1 < float(some.max()) <= 255 and float(some.min()) >= 0
+        return self.unit_range and pixels
 
 
 def from_tensors(
@@ -92,11 +115,12 @@ def from_tensors(
     limit: int | None = None,
     progress: Progress | None = None,
 ) -> ExampleSet:
-    """Labelled images that are in memory.
+    """Labelled examples that are in memory.
 
     Args:
-        x: `(N, C, H, W)` floats in the network's input domain ([0, 1] before normalisation; anything finite when
-            `preprocess` normalises nothing), or uint8 `(N, H, W, C)` or `(N, C, H, W)`.
+        x: images `(N, C, H, W)`: floats in the network's input domain ([0, 1] before normalisation; anything finite
+            when `preprocess` normalises nothing), or uint8 or uint16 `(N, H, W, C)` or `(N, C, H, W)`; or whatever
+            else the network takes.
         y: `(N,)` integer labels.
         preprocess: input shape and normalisation of the network.
         num_classes: of the model; `None` when unknown.
@@ -123,8 +147,12 @@ def list_tensors(
     notes: Sequence[str | None] | None = None,
     layout: str | None = None,
     unit_range: bool = False,
+    paired: bool = False,
 ) -> TensorListing:
     """Rows of `x`, labels checked; the values are checked when they are loaded.
+
+    Args:
+        paired: an example has several labels, and `y` is `(N, L)`.
 
     Raises:
         DataRejected: there is no row, labels do not fit, or an id is there twice.
@@ -132,11 +160,13 @@ def list_tensors(
     images = as_tensor(x, source) if isinstance(x, np.ndarray) else x.detach().cpu()
     if images.ndim == 0 or len(images) == 0:
         raise DataRejected(f"{source}: x has zero rows; nothing to audit")
-    if images.dtype != torch.uint8 and not images.is_floating_point():
-        raise DataRejected(f"{source}: x is {_dtype(images)}; give uint8, or floats in [0, 1]")
+    if images.is_complex():
+        raise DataRejected(f"{source}: x is {_dtype(images)}; give real numbers")
     count = len(images)
-    labels = _integers(y, "y", count, source)
-    truths = [None] * count if true_labels is None else _integers(true_labels, "true_label", count, source)
+    several = _several(y, true_labels, count, classes, source) if paired else None
+    labels = [0] * count if paired else _integers(y, "y", count, source)
+    single = true_labels is None or paired
+    truths = [None] * count if single else _integers(true_labels, "true_label", count, source)  # type: ignore[arg-type]
     for name, column in (("id", ids), ("notes", notes)):
         if column is not None and len(column) != count:
             raise DataRejected(f"{source}: {len(column)} values in {name} for {count} images")
@@ -152,7 +182,17 @@ def list_tensors(
         except RowError as reason:
             rejections.add(f"row {i}", reason)
     rejections.check(count)
-    return TensorListing(source, tuple(rows), classes.names, images, layout, unit_range)
+    return TensorListing(source, tuple(rows), classes.names, images, layout, unit_range, several=several)
+
+
+def _several(
+    y: Labels, truths: Labels | None, count: int, classes: Classes, source: str
+) -> tuple[np.ndarray, np.ndarray | None]:
+    labels = None if classes.count is None else classes.count // 2
+    values, known = (None if v is None else np.asarray(v) for v in (y, truths))
+    assert values is not None  # noqa: S101 - y is given
+    true_labels = None if known is None else answers(known, "true_label", count, labels, source)
+    return answers(values, "y", count, labels, source), true_labels
 
 
 def tensor_id(image: Tensor) -> str:
@@ -168,7 +208,7 @@ def as_tensor(x: np.ndarray, source: str) -> Tensor:
         DataRejected: it holds no numbers.
     """
     if x.dtype.kind not in "biuf":
-        raise DataRejected(f"{source}: x is {x.dtype}; give uint8, or floats in [0, 1]")
+        raise DataRejected(f"{source}: x is {x.dtype}; give uint8, uint16, or floats in [0, 1]")
     return torch.from_numpy(np.require(x, x.dtype.newbyteorder("="), ["C", "W"]))
 
 
@@ -182,7 +222,7 @@ def _integers(values: Labels, name: str, count: int, source: str) -> list[int]:
 
 
 def _channels_first(x: Tensor, preprocess: Preprocess, layout: str | None, source: str) -> Tensor:
-    """uint8 `x` as a view `(N, C, H, W)`."""
+    """uint8 or uint16 `x` as a view `(N, C, H, W)`."""
     channels = preprocess.input_size[0]
     if x.ndim == 3 and channels == 1:
         return x[:, None]

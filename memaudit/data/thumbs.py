@@ -15,8 +15,13 @@ MOST = 1000
 
 
 def thumbnails(examples: ExampleSet) -> dict[str, bytes]:
-    """PNG bytes by example id, the longer side at most `SIDE` pixels, small images enlarged to it in whole steps."""
+    """PNG bytes by example id, none where examples are no images.
+
+    The longer side has at most `SIDE` pixels; small images are enlarged to it in whole steps.
+    """
     pictures: dict[str, bytes] = {}
+    if not examples.image:
+        return pictures
     for example, pixels in zip(examples.examples[:MOST], examples.pixels, strict=False):
         if pixels.shape[0] not in (1, 3):
             continue

@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from memaudit.adapters.heads import asking
 from memaudit.data.examples import ExampleSet
 from memaudit.engine.answers import margin, predicted
 from memaudit.engine.journal import Changing
@@ -195,15 +196,16 @@ class Evaluator(Loop):
             origins = {number: slice(end - len(rows), end) for (number, _, rows), end in zip(parts, ends, strict=True)}
             ids = [examples.numbers[i] for _, examples, rows in parts if examples.numbers for i in rows]
             known = example_ids(ids) if len(ids) == len(images) else nullcontext()
-            with known:
+            with known, asking(labels):
                 return work(origins)(self.adapter, images, labels.to(self.device))
 
         return self.run(len(order), run, backward=backward, batch=batch, changing=changing)
 
     def inputs(self, examples: ExampleSet, rows: Sequence[int]) -> Tensor:
-        """The inputs of `rows` on the model's device, in the type of its parameters."""
+        """The inputs of `rows` on the model's device, in the type of its parameters; token ids stay whole numbers."""
         dtype = next((p.dtype for p in self.adapter.module.parameters()), torch.float32)
-        return examples.batch(list(rows), self.device).to(dtype)
+        batch = examples.batch(list(rows), self.device)
+        return batch.to(dtype) if batch.is_floating_point() else batch
 
     def _over(
         self,
@@ -223,7 +225,7 @@ class Evaluator(Loop):
         def run(chunk: slice) -> T:
             own = self._padded(rows[chunk]) if padded else list(rows[chunk])
             images = self.inputs(examples, own)
-            with self._known(examples, own):
+            with self._known(examples, own), asking(labels[own]):
                 return at(chunk)(self.adapter, images, to_device(labels[own], images.device))
 
         return self.run(len(rows), run, forward=forward, backward=backward, batch=batch, changing=changing)

@@ -85,11 +85,13 @@ class MaskGradients:
     reduce: Callable[[Tensor], Seen] = identity
 
     def __call__(self, network: Adapter, inputs: Tensor, labels: Tensor) -> Seen:
-        keep = overwritten(inputs.new_full((len(inputs), self.space.total), self.kept), self.cuts, 0).requires_grad_()
+        dtype = inputs.dtype if inputs.is_floating_point() else torch.float32  # token ids are whole numbers
+        ones = inputs.new_full((len(inputs), self.space.total), self.kept, dtype=dtype)
+        keep = overwritten(ones, self.cuts, 0).requires_grad_()
         with torch.enable_grad(), ablated(network.module, self.space, keep, self.fill):
             with torch.autocast(inputs.device.type, self.dtype, enabled=approximate(self.dtype)):
                 logits = network.forward(inputs)
-            scores = self.objective(logits.to(inputs.dtype), labels)
+            scores = self.objective(logits.to(dtype), labels)
         (gradient,) = torch.autograd.grad(scores.sum(), keep)
         return tuple(value.cpu() for value in (scores[: self.size].detach(), *self.reduce(gradient[: self.size])))
 

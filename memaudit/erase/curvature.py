@@ -144,13 +144,15 @@ class Factors:
 
         def at(path: str) -> Callable[..., Tensor]:
             def see(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+                if not output.requires_grad:  # nothing before it does: token ids have no gradient
+                    output = output.detach().requires_grad_()
                 outputs.append((path, args[0].detach(), output))
                 return output.clone()  # what follows may write into it
 
             return see
 
         with torch.enable_grad(), hooked(after=[(layer, at(path)) for path, layer in self.layers.items()]):
-            logits = network.forward(inputs.detach().requires_grad_())
+            logits = network.forward(inputs.detach().requires_grad_(inputs.is_floating_point()))
             shares = logits.detach().float().softmax(1).cpu()
             drawn = torch.multinomial(shares, 1, generator=self.generator).squeeze(1)
             loss = F.cross_entropy(logits, drawn.to(logits.device), reduction="sum")

@@ -47,9 +47,9 @@ class Noisy:
 
 
 def noise(before: Evaluator, after: Evaluator, flagged: Panel, seed: int) -> list[NoisePoint]:
-    """How often noise on the input brings a flagged label back; the same noise for both models."""
+    """How often noise on the input brings a flagged label back; the same noise for both models. None on token ids."""
     rows = list(flagged.rows)[:PROBED]
-    if not rows:
+    if not rows or flagged.examples.whole:
         return []
     scale = float(flagged.examples.batch(rows[:64], before.device).std())
     points = []

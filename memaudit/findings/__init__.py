@@ -56,6 +56,7 @@ from memaudit.findings.run import DataSource as DataSource
 from memaudit.findings.run import Effort as Effort
 from memaudit.findings.run import Gate as Gate
 from memaudit.findings.run import Inputs as Inputs
+from memaudit.findings.run import LabelAccuracy as LabelAccuracy
 from memaudit.findings.run import ModelInfo as ModelInfo
 from memaudit.findings.run import ReportWarning as ReportWarning
 from memaudit.findings.run import ToolInfo as ToolInfo

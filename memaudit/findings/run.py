@@ -41,6 +41,20 @@ class ModelInfo(Plain):
     candidates: list[str] = Field(default=[], description="architectures that fit the tensors equally well")
 
 
+class LabelAccuracy(Plain):
+    """Of several labels that an example may have at once, one: how often the network is right about it."""
+
+    label: int = Field(ge=0, description="its number; it is classes 2 n (absent) and 2 n + 1 (there)")
+    name: str
+    examples: int = Field(ge=0)
+    positive: int = Field(ge=0, description="of these, how many have the label")
+    accuracy: Rate
+    low: Rate
+    high: Rate
+    sensitivity: Rate | None = Field(default=None, description="share right where the label is there")
+    specificity: Rate | None = Field(default=None, description="share right where it is absent")
+
+
 class DataSource(Plain):
     """One set of examples."""
 
@@ -48,6 +62,8 @@ class DataSource(Plain):
     count: int = Field(ge=0)
     sha256: str
     accuracy: Rate | None = None
+    by_label: list[LabelAccuracy] = Field(default=[], description="where an example has several labels at once")
+    macro: Rate | None = Field(default=None, description="mean accuracy over those labels")
 
 
 class DataInfo(Plain):

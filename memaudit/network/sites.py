@@ -68,7 +68,8 @@ def find_sites(module: nn.Module, forward: Callable[[Tensor], Tensor], images: T
     candidates = list(found.values())
     marks = _prove(candidates, forward, images)
     other = images.clone()
-    other[1] = 1 - images[1].flip(-1) if torch.equal(images[0], images[1]) else images[0]
+    same = torch.equal(images[0], images[1])
+    other[1] = images[0] if not same else 1 - images[1].flip(-1) if images.is_floating_point() else images[1].flip(-1)
     moved = _marks(candidates, forward, other)
     for candidate, before, after in zip(candidates, marks, moved, strict=True):
         _place_batch(candidate, before, after, len(images))

@@ -41,6 +41,7 @@ from memaudit.findings import (
 from memaudit.intervals import bootstrap, wilson
 from memaudit.network.units import Site, UnitSpace
 from memaudit.numbers import tidy
+from memaudit.pipeline.labelwise import label_accuracies, macro
 from memaudit.pipeline.prepare import Observed
 from memaudit.report.document import Report
 from memaudit.settings import Provenance, Settings
@@ -223,9 +224,13 @@ def _data(evidence: Evidence) -> DataInfo:
         return DataSource(source=examples.source, count=len(examples), sha256=examples.sha256, accuracy=rate)
 
     context = evidence.context
+    reference = source(context.reference, evidence.observed.accuracy)
+    if context.evaluator.adapter.multi_label:
+        labels = label_accuracies(context.reference_margins, context.reference.labels, evidence.class_names)
+        reference = reference.model_copy(update={"by_label": labels, "macro": macro(labels)})
     return DataInfo(
         flagged=source(context.flagged, len(context.fitted) / len(context.flagged)),
-        reference=source(context.reference, evidence.observed.accuracy),
+        reference=reference,
         test=None if evidence.test is None else source(evidence.test, evidence.test_accuracy),
         class_names=list(evidence.class_names),
         class_order=evidence.provenance.class_order,

@@ -60,7 +60,7 @@ def audit(
         raise UsageError(str(wrong)) from None
     if not isinstance(model, nn.Module | Adapter):
         raise UsageError(f"model must be an nn.Module or an adapter, not {type(model).__name__}")
-    shape = model.preprocess if isinstance(model, Adapter) else preprocess or _as_given(flagged)
+    shape = model.preprocess if isinstance(model, Adapter) else preprocess or _as_given(flagged, model)
     sets = [_examples(s, name, shape) for s, name in ((flagged, "flagged"), (reference, "reference"))]
     with as_found(model.module if isinstance(model, Adapter) else model):
         adapter = model if isinstance(model, Adapter) else _wrap(model, shape)
@@ -81,28 +81,30 @@ def _wrap(module: nn.Module, preprocess: Preprocess) -> Adapter:
     return Adapter(module, architecture=type(module).__name__, preprocess=preprocess, reason="a module in memory")
 
 
-def _as_given(data: Any) -> Preprocess:
-    """No resizing and no normalisation: the shape of the first image is the network's input."""
+def _as_given(data: Any, model: nn.Module) -> Preprocess:
+    """No resizing and no normalisation: the shape of the first example is the network's input."""
+    whole = False
     if isinstance(data, ExampleSet):
-        shape = tuple(data.pixels.shape[1:])
+        shape, whole = tuple(data.pixels.shape[1:]), data.whole
     else:
         try:
             first = data[0][0]
         except (IndexError, KeyError, TypeError):
             raise DataRejected(
                 "the flagged examples are neither a pair (images, labels) nor a dataset with one example at least",
-                hint="Give tensors of shape (N, C, H, W) and (N,), or a dataset of (image, label).",
+                hint="Give tensors of examples (N, ...) and labels (N,), or a dataset of (example, label).",
             ) from None
         if hasattr(first, "getbands"):
             shape = (len(first.getbands()), first.height, first.width)
         else:
             array = torch.as_tensor(first)
-            shape = tuple(array.shape[-3:])
+            shape, whole = tuple(array.shape), not array.is_floating_point() and array.dtype != torch.uint8
             if array.dtype == torch.uint8 and len(shape) == 3 and shape[0] not in (1, 3, 4) and shape[2] in (1, 3, 4):
                 shape = (shape[2], shape[0], shape[1])
-    if len(shape) != 3:
-        raise DataRejected(f"images have shape {shape}, not (C, H, W)", hint="Give images as (N, C, H, W).")
-    return Preprocess((shape[0], shape[1], shape[2]), origin="given")
+    if not shape:
+        raise DataRejected("the examples are single numbers", hint="Give tensors (N, ...), one row an example.")
+    looked_up = whole and any(isinstance(m, nn.Embedding | nn.EmbeddingBag) for m in model.modules())
+    return Preprocess(shape, origin="given", tokens=looked_up)
 
 
 def _examples(data: Any, name: str, preprocess: Preprocess) -> ExampleSet:

@@ -21,6 +21,8 @@ from memaudit.text import clean
 
 # Reference images that twins are told apart on.
 TWIN_IMAGES = 512
+# And those that several ways of preparing images are told apart on.
+PRESET_IMAGES = 128
 # One-sided exact McNemar test between the best twin and each other one: below this, the better one is taken.
 TWIN_P = 0.01
 
@@ -38,7 +40,7 @@ def settle(
     checkpoint: Checkpoint,
     options: ModelOptions,
     name: str | None,
-    read_reference: Callable[[Adapter], ExampleSet],
+    read_reference: Callable[[Adapter, int | None], ExampleSet],
     device: str = "auto",
 ) -> Settled:
     """Load `checkpoint`; of several architectures that fit its tensors, take the one that clearly fits the reference.
@@ -46,21 +48,22 @@ def settle(
     Args:
         options: what the user said; with an `arch` there is nothing to settle.
         name: the adapter's, or None.
-        read_reference: the reference set for an adapter's preprocessing.
+        read_reference: the reference set for an adapter's preprocessing, or at most so many of it.
 
     Raises:
         UsageError: no candidate is decisively better; the message lists them with their accuracies.
     """
     first = choose(checkpoint, options, name)
     if len(first.alternatives) < 2:
-        return Settled(first, read_reference(first))
+        warnings = _prepare(first, read_reference, device)
+        return Settled(first, read_reference(first, None), warnings)
     sets: dict[Preprocess, ExampleSet] = {}
     tried: list[tuple[str, Adapter, ExampleSet, Tensor]] = []
     for architecture in first.alternatives:
         adapter = choose(checkpoint, replace(options, arch=architecture), name)
         geometry = replace(adapter.preprocess, mean=(), std=(), origin="")
         if geometry not in sets:
-            sets[geometry] = read_reference(adapter)
+            sets[geometry] = read_reference(adapter, None)
         reference = sets[geometry]
         tried.append((architecture, adapter, reference, _right(adapter, reference, device)))
     tried.sort(key=lambda t: -float(t[3].float().mean()))
@@ -76,14 +79,44 @@ def settle(
         )
     message = f"taken as {best[0]} because it fits the reference best ({'; '.join(shown)})"
     best[1].alternatives = first.alternatives
-    return Settled(best[1], best[2], (ReportWarning(code="MEM901", message=message),))
+    prepared = _prepare(best[1], read_reference, device)
+    reference = read_reference(best[1], None) if prepared else best[2]
+    return Settled(best[1], reference, (ReportWarning(code="MEM901", message=message), *prepared))
 
 
-def _right(adapter: Adapter, reference: ExampleSet, device: str) -> Tensor:
+def _prepare(
+    adapter: Adapter, read_reference: Callable[[Adapter, int | None], ExampleSet], device: str
+) -> tuple[ReportWarning, ...]:
+    """Of several ways of preparing images that the network is known with, take the one that clearly fits the reference.
+
+    Where none does, the first stays, and its origin says that it is a guess.
+
+    Returns:
+        What to tell the reader where another one was taken.
+    """
+    if len(adapter.presets) < 2:
+        return ()
+    guess = adapter.preprocess
+    tried: list[tuple[Preprocess, Tensor]] = []
+    for preset in adapter.presets:
+        adapter.preprocess = preset
+        reference = read_reference(adapter, PRESET_IMAGES)
+        tried.append((preset, _right(adapter, reference, device, PRESET_IMAGES)))
+    adapter.preprocess = guess
+    best = max(tried, key=lambda t: float(t[1].float().mean()))
+    if best[0] is tried[0][0] or not _better(best[1], tried[0][1]):
+        return ()
+    shown = "; ".join(f"{clean(p.origin)}: {float(r.float().mean()):.3f}" for p, r in tried)
+    adapter.preprocess = replace(best[0], origin=f"{best[0].origin}, which fits the reference best")
+    message = f"images are prepared as {clean(best[0].origin)} because it fits the reference best ({shown})"
+    return (ReportWarning(code="MEM907", message=message),)
+
+
+def _right(adapter: Adapter, reference: ExampleSet, device: str, most: int = TWIN_IMAGES) -> Tensor:
     """`(n,)` bool: which reference images the candidate predicts correctly."""
     target = resolve_device(device)
     adapter.module.to(target)
-    rows = list(range(0, len(reference), -(-len(reference) // TWIN_IMAGES)))
+    rows = list(range(0, len(reference), -(-len(reference) // most)))
     with exact_arithmetic():
         evaluator = Evaluator(adapter, automatic_batch_size(reference.pixels[:1], target))
         logits = evaluator.logits(reference, rows)

@@ -19,6 +19,7 @@ from memaudit.findings import ReportWarning
 from memaudit.network.states import State
 from memaudit.network.units import UnitSpace, select
 from memaudit.pipeline.admit import Admitted
+from memaudit.pipeline.labelwise import check_labelwise
 from memaudit.pipeline.premises import check_accuracy, check_labels, check_network
 from memaudit.settings import Progress, Settings
 
@@ -77,7 +78,10 @@ def prepare(
     warnings = check_labels(flagged, reference, flagged_seen.logits.shape[1])
     reference_margins = margin(reference_seen.logits, reference.labels)
     names = class_names or reference.class_names
-    warnings += check_accuracy(reference_seen.logits, reference.labels, names)
+    if evaluator.adapter.multi_label:
+        warnings += check_labelwise(reference_margins, reference.labels, names)
+    else:
+        warnings += check_accuracy(reference_seen.logits, reference.labels, names)
     context = Context(
         evaluator=evaluator,
         settings=settings,

@@ -239,10 +239,10 @@ def test_equal_networks_for_other_means_are_one_but_named_unless_the_mean_is_sai
     adapter = choose(checkpoint, ModelOptions())
     assert isinstance(adapter, TimmAdapter)
     assert adapter.alternatives == ("vit_tiny_patch16_224",)
-    assert adapter.fed_differently == ("deit_tiny_patch16_224",)
-    assert "others as deit_tiny_patch16_224" in adapter.preprocess.origin
+    assert [p.mean[0] for p in adapter.presets] == [0.5, 0.485]
+    assert "known with timm's training values for deit_tiny_patch16_224" in adapter.preprocess.origin
     said = choose(checkpoint, ModelOptions(mean=(0.5,) * 3, std=(0.5,) * 3))
-    assert said.fed_differently == ()  # type: ignore[attr-defined]
+    assert len(said.presets) == 1
 
 
 def test_recognises_says_why(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
-"""One smallest member of every timm model module: are sites found, does a mask equal the edit, does a search run?
+"""Are sites found, does a mask equal the edit, does a search run: one smallest member of every timm model module, or
+every classifier of torchvision, which must also be identified from its tensors alone.
 
-    python -m tests.benchmarks.families [--only PATTERN] [--store DIR] [--out reports/benchmarks/timm-families.md]
+    python -m tests.benchmarks.families [--library torchvision] [--only PATTERN] [--store DIR]
+        [--out reports/benchmarks/timm-families.md]
 
 Random weights, small input where the model allows it. Prints and writes one Markdown table.
 """
@@ -26,7 +28,11 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from memaudit.adapters import vision
 from memaudit.adapters.base import Adapter
+from memaudit.adapters.building import build as build_network
+from memaudit.adapters.building import default_config, installed_version, library_of
+from memaudit.adapters.identify import identify
 from memaudit.audits.localize.population import measure_population
 from memaudit.audits.localize.search import Search
 from memaudit.data.examples import ExampleSet
@@ -60,6 +66,7 @@ class Row:
     found: str = ""
     seconds: float = 0.0
     problem: str = ""
+    identified: str = ""
 
 
 class Late(BaseException):
@@ -67,7 +74,9 @@ class Late(BaseException):
 
 
 def smallest(family: str) -> str:
-    """The member with the fewest parameters."""
+    """The member with the fewest parameters; of torchvision every member is a family of its own."""
+    if library_of(family) == "torchvision":
+        return family
     names = timm.list_models(module=family)
     likely = [n for n in names if not any(word in n for word in LARGE)] or names
     best = ("", float("inf"))
@@ -85,18 +94,35 @@ def smallest(family: str) -> str:
 def build(name: str) -> tuple[nn.Module, int]:
     """The model with random weights and lively norms, at the smallest input it takes."""
     torch.manual_seed(0)
-    full = timm.get_pretrained_cfg(name).input_size if timm.get_pretrained_cfg(name) else (3, 224, 224)
-    for size, kwargs in ((64, {}), (64, {"img_size": 64}), (96, {}), (128, {"img_size": 128}), (full[-1], {})):
+    channels, side = input_of(name)
+    told = [(size, {"img_size": size}) for size in (56, 64, 112, 128)]  # multiples of 14, 16, 32
+    for size, kwargs in ((64, {}), told[1], (96, {}), told[3], *((told[0], told[2]) if vision.is_vision(name) else ()),
+                         (side, {})):  # fmt: skip
         try:
-            model = timm.create_model(name, num_classes=CLASSES, **kwargs).eval()
+            model = build_network(name, {"num_classes": CLASSES, **kwargs}, device="cpu").eval()
             enliven(model)
             with torch.no_grad():
-                out = model(torch.rand(2, full[0], size, size))
+                out = model(torch.rand(2, channels, size, size))
             if out.shape == (2, CLASSES) and bool(torch.isfinite(out).all()):
                 return model, size
         except Exception:  # this size is not for this model: try the next
             continue
     raise RuntimeError("no input size works")
+
+
+def input_of(name: str) -> tuple[int, int]:
+    """Channels and side of the images the architecture is for."""
+    size = default_config(name).get("input_size") or (3, 224, 224)
+    return size[0], size[-1]
+
+
+def identified(name: str) -> str:
+    """How a bare file of the architecture with other classes is told: alone, or among how many."""
+    candidates = identify(build_network(name, {"num_classes": CLASSES}, device="meta").state_dict())
+    if not any(name in c.same for c in candidates):
+        return "wrong" if candidates else "no"
+    also = [n for c in candidates for n in c.same if n != name]
+    return "alone" if not also else f"{'same as' if len(candidates) == 1 else 'among'} {', '.join(also)}"
 
 
 def enliven(model: nn.Module) -> None:
@@ -139,8 +165,10 @@ def run(family: str) -> Row:
     try:
         row.model = smallest(family)
         model, row.size = build(row.model)
+        if vision.is_vision(row.model):
+            row.identified = identified(row.model)
         row.parameters = sum(p.numel() for p in model.parameters()) / 1e6
-        channels = timm.get_pretrained_cfg(row.model).input_size[0] if timm.get_pretrained_cfg(row.model) else 3
+        channels, _ = input_of(row.model)
         adapter = Adapter(model, architecture=row.model, preprocess=Preprocess((channels, row.size, row.size)))
         generator = torch.Generator().manual_seed(0)
         pixels = torch.rand(12, channels, row.size, row.size, generator=generator)
@@ -198,40 +226,52 @@ def limited(seconds: int) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def table(rows: list[Row]) -> str:
+def table(rows: list[Row], library: str) -> str:
     good = [r for r in rows if not r.problem and r.gap < TOLERANCE]
+    told = library == "torchvision"
+    what = "The" if told else "One smallest member of each of the"
+    which = "classifiers" if told else "model modules"
+    own = " identified |" if told else ""
     lines = [
-        "# timm families",
+        f"# {library} {'classifiers' if told else 'families'}",
         "",
         (
-            f"One smallest member of each of the {len(rows)} model modules of timm {timm.__version__}, random weights, "
+            f"{what} {len(rows)} {which} of {library} {installed_version(library)}, random weights, "
             f"torch {torch.__version__}. {len(good)} of {len(rows)} can be audited."
         ),
         "",
         f"Gap: largest difference of masked and edited logits over {PROVEN} sites of a kind, of the largest logit.",
         "Erased: of four random images, how many lose the model's own prediction within 10 units.",
+        *(
+            ["Identified: a bare file with other classes, by names and shapes; *same as*: equal in what they compute."]
+            if told
+            else []
+        ),
         "",
-        "| family | model | parameters | input | units | gap | erased | note |",
-        "|---|---|---:|---:|---|---:|---|---|",
+        f"| {'' if told else 'family | '}model | parameters | input | units | gap | erased |{own} note |",
+        f"|{'' if told else '---|'}---|---:|---:|---|---:|---|{'---|' if told else ''}---|",
     ]
     for r in rows:
         note = r.problem or ("" if r.gap < TOLERANCE else "mask and edit differ")
+        first = r.model.removeprefix(vision.PREFIX) if told else f"{r.family} | {r.model}"
         lines.append(
-            f"| {r.family} | {r.model} | {r.parameters:.1f} M | {r.size or ''} | {r.units} | {r.gap:.1e} "
-            f"| {r.found} | {note} |"
+            f"| {first} | {r.parameters:.1f} M | {r.size or ''} | {r.units} | {r.gap:.1e} "
+            f"| {r.found} |{f' {r.identified} |' if told else ''} {note} |"
         )
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--library", default="timm", choices=("timm", "torchvision"))
     parser.add_argument("--only", default="*")
     parser.add_argument("--store", type=Path, help="folder of what was measured, so that a run can go on")
     parser.add_argument("--limit", type=int, default=900, help="seconds a family may take")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     warnings.simplefilter("ignore")
-    families = [f for f in timm.list_modules() if fnmatch.fnmatch(f, args.only)]
+    everything = vision.names() if args.library == "torchvision" else timm.list_modules()
+    families = [f for f in everything if fnmatch.fnmatch(f, args.only)]
     rows = []
     for family in families:
         path = None if args.store is None else args.store / f"{family}.json"
@@ -247,7 +287,7 @@ def main() -> None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         line = f"{r.family:28} {r.model:36} {r.gap:8.1e} {r.units:40} {r.found:22} {r.problem}"
         print(f"{line} {r.seconds:.0f}s {peak:.1f}GiB", file=sys.stderr, flush=True)
-    text = table(rows)
+    text = table(rows, args.library)
     publish(text, args.out)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -32,6 +33,8 @@ from memaudit.network.units import UnitSpace
 BLOCK = 8
 # Shifted copies move by this share of the image's side, at least one pixel: small enough to keep what is shown.
 SHIFT = 1 / 32
+# Copies of what is no image get noise of this share of each feature's standard deviation.
+JITTER = 0.1
 
 
 @dataclass(frozen=True)
@@ -116,9 +119,14 @@ class Judge:
             drawn += [pool[i] for i in order.tolist()]
         return drawn
 
-    def augmented(self, examples: ExampleSet, row: int, cut: Sequence[int]) -> AugmentedControl:
-        """Copies the search never saw: mirrored and shifted. Of those fitted before the cut, how many it erases."""
-        copies = augment(examples, row, self.copies)
+    def augmented(self, examples: ExampleSet, row: int, cut: Sequence[int]) -> AugmentedControl | None:
+        """Copies the search never saw: images mirrored and shifted, other examples with a little noise.
+
+        Of those fitted before the cut, how many it erases; None where an example has no copy like it (token ids).
+        """
+        if examples.whole:
+            return None
+        copies = augment(examples, row, self.copies) if examples.image else self._jittered(examples, row)
         rows: list[int] = []
         if len(copies):
             rows = predicted(margin(self.evaluator.logits(copies), copies.labels)).nonzero().flatten().tolist()
@@ -126,6 +134,19 @@ class Judge:
             return interned(AugmentedControl(copies=0, erased=0))
         logits = self.evaluator.logits(copies, rows, [cut], self.space, self.fill)
         return interned(AugmentedControl(copies=len(rows), erased=int(lost(margin(logits, copies.labels[rows])).sum())))
+
+    def _jittered(self, examples: ExampleSet, row: int) -> ExampleSet:
+        """Copies of one example, each value moved by `JITTER` of what it deviates by over the reference."""
+        example = examples.examples[row]
+        generator = generator_for(self.seed, "copies", f"{example.id}:{example.label}")
+        noise = torch.randn((self.copies, *examples.pixels.shape[1:]), generator=generator)
+        pixels = examples.pixels[row].float() + JITTER * self._deviation * noise
+        return ExampleSet((example,) * self.copies, pixels, examples.source)
+
+    @cached_property
+    def _deviation(self) -> Tensor:
+        """Standard deviation of each value over the reference, `(...)`."""
+        return self.reference.pixels.float().std(0)
 
     def flagged_others(
         self, examples: ExampleSet, row: int, cut: Sequence[int], fitted: Sequence[int], most: int, key: str

@@ -36,6 +36,12 @@ def check_preprocess(preprocess: Preprocess) -> None:
         raise UsageError(f"unknown interpolation '{preprocess.interpolation}'; one of {', '.join(_INTERPOLATIONS)}")
     if preprocess.crop_mode not in _CROP_MODES:
         raise UsageError(f"unknown crop mode '{preprocess.crop_mode}'; one of {', '.join(_CROP_MODES)}")
+    if not preprocess.image:
+        size = ", ".join(map(str, preprocess.input_size))
+        raise UsageError(
+            f"the network takes examples of shape ({size}), which no image has",
+            hint="give arrays: .npz, .safetensors, .parquet, or one .npy file an example",
+        )
     channels, height, width = preprocess.input_size
     if min(channels, height, width) < 1 or height * width > MAX_PIXELS:
         raise UsageError(f"input size {channels}x{height}x{width} is not one an image can have; give C,H,W")

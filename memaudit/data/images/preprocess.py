@@ -1,4 +1,4 @@
-"""From an image on disk to the network's input: geometry (per image, on uint8) and normalisation (per batch)."""
+"""From an example to the network's input: geometry (of images alone, on uint8) and normalisation (per batch)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How images become inputs.
+    """How examples become inputs. Three dimensions are an image; anything else is taken as it is.
 
     Attributes:
-        input_size: `(C, H, W)` of the network's input.
+        input_size: shape of one input: `(C, H, W)` of an image, `(C, T)` of a signal, `(D,)` of a row of a table.
         crop_pct: share of the resized image that the centre crop keeps; the short side is resized to H / crop_pct.
         interpolation: `bicubic`, `bilinear` or `nearest`.
         mean: per channel, subtracted from values in [0, 1]; empty: no normalisation.
@@ -24,9 +24,12 @@ class Preprocess:
         origin: where these values came from (flag, checkpoint, adapter, default), for the report.
         origins: where each value came from, by field.
         crop_mode: timm's names: `center` keeps the aspect ratio and crops, `squash` does not keep it, `border` pads.
+        tokens: inputs are whole numbers that the network looks up (token ids), never scaled nor changed.
+        masked: inputs are `(2, T)`: token ids, and which of them count.
+        raw: nothing is known of the range of float images: the network takes whatever the arrays hold.
     """
 
-    input_size: tuple[int, int, int]
+    input_size: tuple[int, ...]
     crop_pct: float = 1.0
     interpolation: str = "bicubic"
     mean: tuple[float, ...] = ()
@@ -34,11 +37,22 @@ class Preprocess:
     origin: str = "default"
     crop_mode: str = "center"
     origins: tuple[tuple[str, str], ...] = field(default=(), compare=False)
+    tokens: bool = False
+    masked: bool = False
+    raw: bool = False
+
+    @property
+    def image(self) -> bool:
+        """Whether inputs are images `(C, H, W)`."""
+        return len(self.input_size) == 3 and not self.tokens
 
     def normalise(self, batch: Tensor) -> Tensor:
-        """`(N, C, H, W)` in [0, 1] to the network's input; without mean and std, `batch` itself."""
+        """A batch as it was read (images in [0, 1]) to the network's input; without mean and std, `batch` itself.
+
+        Mean and std are along the first axis of an input: the channels of an image or signal, the columns of a table.
+        """
         if not self.mean:
             return batch
         both = to_device(batch.new_tensor([self.mean, self.std], device="cpu"), batch.device)
-        mean, std = both.view(2, 1, -1, 1, 1).unbind()
+        mean, std = both.view(2, 1, -1, *[1] * (batch.dim() - 2)).unbind()
         return (batch - mean) / std
