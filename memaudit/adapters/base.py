@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from memaudit.adapters import heads
 from memaudit.adapters.options import ModelOptions as ModelOptions
 from memaudit.checkpoints import Checkpoint
+from memaudit.checkpoints.load import fitted
 from memaudit.data.images.preprocess import Preprocess
 from memaudit.errors import EnvironmentFault, MemauditError, ModelRejected
 from memaudit.network.sites import find_sites
 from memaudit.network.tied_dropout import bypassed
 from memaudit.network.units import Site
+from memaudit.system.files import replace_with
 from memaudit.system.memory import out_of_memory
 from memaudit.text import clean
 
@@ -38,6 +41,7 @@ class Adapter:
             with; `preprocess` is the first until the reference tells them apart. Empty: there is no doubt.
         variants: whether the alternatives have the same modules and differ only in settings that no module shows.
         multi_label: an example may have several labels at once; classes are pairs (`heads`).
+        folders: `write` makes folders as well, of models that came as one.
         test_size: `(C, H, W)` the model is tested at, where that is known, differs and the user chose no size.
     """
 
@@ -46,6 +50,7 @@ class Adapter:
     multi_label: bool = False
     test_size: tuple[int, int, int] | None = None
     name: ClassVar[str] = ""
+    folders: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -156,6 +161,24 @@ class Adapter:
                 else "what it makes or keeps must be where its input is (register_buffer, device=x.device); "
                 "--device cpu does without",
             ) from error
+
+    def state_of(self, checkpoint: Checkpoint) -> dict[str, Tensor]:
+        """The tensors of another checkpoint of this network, by the names of its module and in its types.
+
+        Raises:
+            ModelRejected: they are not this network's.
+            PremiseBroken: a weight is NaN or infinite.
+        """
+        return fitted(self.module, checkpoint.tensors, stripped_prefix=checkpoint.stripped_prefix)
+
+    def write(self, state: Mapping[str, Tensor], target: Path) -> None:
+        """Save `state`, by the names of the module, as a checkpoint that this adapter loads; whole or not at all.
+
+        Args:
+            target: a `.safetensors` file, or a new folder where the adapter writes `folders`.
+        """
+        data = save({n: t.detach().cpu().contiguous().clone() for n, t in state.items()}, {"format": "pt"})
+        replace_with(target, lambda file: file.write(data))
 
     def sites(self, images: Tensor) -> list[Site]:
         """Where units can be cut, in execution order, found by following `images` through one forward pass."""

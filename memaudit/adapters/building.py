@@ -84,14 +84,19 @@ def build(architecture: str, kwargs: Mapping[str, object], *, device: str, most:
         raise TypeError(f"{', '.join(refused)} cannot be set")
     if vision.is_vision(architecture):
         place = vision.on_meta() if device == "meta" else nullcontext()
-        with _quiet(), _at_most(most, architecture), place:
+        with _quiet(), at_most(most, architecture), place:
             return vision.create(architecture, kwargs)
-    with _quiet(), _at_most(most, architecture), torch.device(device):
+    with _quiet(), at_most(most, architecture), torch.device(device):
         return timm.create_model(architecture, pretrained=False, **kwargs)  # type: ignore[no-any-return]
 
 
 @contextmanager
-def _at_most(most: int | None, architecture: str) -> Iterator[None]:
+def at_most(most: int | None, architecture: str) -> Iterator[None]:
+    """Nothing with more parameter tensors than `most` is built in the body.
+
+    Raises:
+        ModelRejected: `architecture` grows past it.
+    """
     if most is None:
         yield
         return

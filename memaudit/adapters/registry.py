@@ -22,6 +22,7 @@ OWN = {
     "timm": "memaudit.adapters.timm:TimmAdapter",
     "torchvision": "memaudit.adapters.torchvision:TorchvisionAdapter",
 }
+COMPANION = ("transformers", "memaudit-transformers")  # the adapter and the package, by memaudit's own makers
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,9 @@ def choose(checkpoint: Checkpoint, options: ModelOptions, name: str | None = Non
     Args:
         checkpoint: what was read.
         options: what the user said about the model.
-        name: an installed adapter's, or `file.py:factory`; `None`: memaudit's own for timm or torchvision,
-            whichever has the architecture. A plugin or a user's file is never run unless it is named.
+        name: an installed adapter's, or `file.py:factory`; `None`: memaudit's own for timm or torchvision, whichever has
+            the architecture, and for a folder of transformers memaudit's own companion package. Any other plugin or a
+            user's file is never run unless it is named.
 
     Raises:
         UsageError: no such adapter, or it cannot be imported.
@@ -79,7 +81,7 @@ def choose(checkpoint: Checkpoint, options: ModelOptions, name: str | None = Non
     tensors, rules = split_rules(checkpoint.tensors)
     checkpoint = replace(checkpoint, tensors=tensors)
     if not (spec or options.arch or checkpoint.facts.architecture) and checkpoint.facts.model_type:
-        raise _needs_plugin(checkpoint)
+        spec = _companion(checkpoint)
     try:
         loaded = load_class(spec).load(checkpoint, options) if spec else _load_named(checkpoint, options)
         restore(loaded.module, rules)
@@ -144,13 +146,19 @@ def load_class(name: str) -> type[Adapter]:
     return loaded
 
 
-def _needs_plugin(checkpoint: Checkpoint) -> ModelRejected:
-    others = [a.name for a in installed() if a.name not in OWN]
-    plugins = f"an installed adapter ({', '.join(others)})" if others else "an adapter plugin"
-    return ModelRejected(
+def _companion(checkpoint: Checkpoint) -> str:
+    """The adapter for folders of transformers, where memaudit's own package with it is installed.
+
+    Raises:
+        ModelRejected: it is not.
+    """
+    if any((a.name, a.package) == COMPANION for a in installed()):
+        return COMPANION[0]
+    raise ModelRejected(
         f"{clean(checkpoint.path.name)} is a transformers model (model_type {checkpoint.facts.model_type!r}), "
-        "which needs an adapter of its own",
-        hint=f"name {plugins} with --adapter NAME, or give a factory: --adapter ./my_model.py:build",
+        f"which needs the package {COMPANION[1]}",
+        hint=f"pip install {COMPANION[1]} (plugins/{COMPANION[1]} in memaudit's repository); "
+        "or give a factory: --adapter ./my_model.py:build",
     )
 
 

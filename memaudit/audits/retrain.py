@@ -158,7 +158,8 @@ class Retrain:
             return
         training, seeds = context.panels.training, range(context.profile.retrain_seeds)
         budget = max(context.profile.retrain_epochs, -(-LEAST_STEPS // -(-len(training) // BATCH)))
-        before = float(context.evaluator.predicted(training).float().mean())
+        with context.evaluator.counting(self.name):
+            before = float(context.evaluator.predicted(training).float().mean())
         module, steps = context.evaluator.adapter.module, len(context.groups) * len(seeds)
         with unchanged(module, "layer retraining"), context.stage("retrain", steps, own_steps=True):
             for number, group in enumerate(context.groups):

@@ -222,7 +222,8 @@ class Rewind:
         evaluator, states, panels = context.evaluator, context.states, context.panels.by_name
         calibration = Panel(context.reference, context.panels.reference.rows[:CALIBRATION])
         with unchanged(evaluator.adapter.module, "layer rewinding"):
-            check_controls(evaluator, context.groups, states, context.panels.reference)
+            with evaluator.counting(self.name):
+                check_controls(evaluator, context.groups, states, context.panels.reference)
             with context.stage("rewind", sum(map(len, panels.values()))):
                 grid = rewind(evaluator, context.groups, states, list(panels.values()), calibration)
         for g in range(len(context.groups)):

@@ -68,7 +68,7 @@ def from_config(source: Source) -> Facts:
         raise ModelRejected(f"{source.name} holds no object", hint="fetch it again")
     pretrained = raw.get("pretrained_cfg")
     pretrained = pretrained if isinstance(pretrained, dict) else {}
-    names = raw.get("label_names") or pretrained.get("label_names")
+    names = raw.get("label_names") or pretrained.get("label_names") or _by_number(raw.get("id2label"))
     model_type = raw.get("model_type")
     architecture = _architecture(raw.get("architecture"))
     return Facts(
@@ -101,6 +101,14 @@ def _names(raw: object) -> tuple[str, ...]:
     if isinstance(raw, list) and len(raw) <= MAX_CLASSES and all(isinstance(n, str) for n in raw):
         return tuple(clean(n) for n in raw)
     return ()
+
+
+def _by_number(raw: object) -> list[object] | None:
+    """The names in a table of label number to name, as transformers writes it; its own placeholders are no names."""
+    if not isinstance(raw, dict) or not 0 < len(raw) <= MAX_CLASSES:
+        return None
+    names = [raw.get(str(number)) for number in range(len(raw))]
+    return None if names == [f"LABEL_{number}" for number in range(len(names))] else names
 
 
 def _kwargs(raw: object) -> dict[str, object]:

@@ -23,7 +23,7 @@ class Facts:
         model_kwargs: allow-listed scalars, or short lists of them.
         preprocess: any of `mean`, `std`, `input_size`, `crop_pct`, `interpolation`, `crop_mode`.
         class_names: names by label where the file declares them.
-        model_type: the `model_type` of a transformers `config.json`; no adapter of memaudit's own loads those.
+        model_type: the `model_type` of a transformers `config.json`; the package memaudit-transformers loads those.
     """
 
     architecture: str | None = None

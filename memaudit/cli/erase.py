@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from memaudit.findings import Erasure
     from memaudit.report.document import Report
 
+# What a folder is never called.
+WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".tar")
 METHODS = ("units", "curvature")
 
 
@@ -56,7 +58,9 @@ class Edit:
 def erase(
     report: Annotated[Path, typer.Argument(metavar="REPORT", help="The report.json of the audit.")],
     model: Annotated[str, typer.Option(help="The audited checkpoint; it stays as it is.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The edited copy, a .safetensors file.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="The edited copy: a .safetensors file, or a new folder.")
+    ],
     edit: Edit,
     places: opt.Places,
     network: opt.Network,
@@ -79,6 +83,7 @@ def erase(
     with Stages(quiet) as progress:
         places, network = restored(audited.inputs, report, places), restored(audited.inputs, report, network)
         loaded = _load(model, audited, places, network, compute.device, progress)
+        _check_form(targets[0], loaded)
         request = Request(
             adapter=loaded.settled.adapter,
             flagged=loaded.flagged,
@@ -111,18 +116,31 @@ def _targets(output: Path, model: str) -> list[Path]:
     """
     from memaudit.system.files import check_target
 
-    if output.suffix != ".safetensors":
+    folder = output.suffix != ".safetensors"
+    if folder and (not Path(model).is_dir() or output.suffix in WEIGHTS):
         raise UsageError(f"-o {clean(output)} is no .safetensors file", hint="The copy is written in that format.")
+    if folder and output.is_dir() and any(output.iterdir()):
+        raise UsageError(f"-o {clean(output)} is not empty", hint="Name a folder that does not exist yet.")
     stem = output.name.removesuffix(".safetensors")
     named = [f"{stem}.report.json", f"{stem}.report.html"]
     targets = [output, output.with_name("erase.json"), *(output.with_name(n) for n in named)]
-    for path in targets:
+    for path in targets[folder:]:
         check_target(path)
     source = Path(model)
     inside = source.is_dir() and output.resolve().is_relative_to(source.resolve())
     if source.exists() and (inside or (output.exists() and output.samefile(source))):
         raise UsageError(f"-o {clean(output)} is the audited model or in its folder", hint="Name another place.")
     return targets
+
+
+def _check_form(output: Path, loaded: Loaded) -> None:
+    """Raise where a folder is wanted of a model that is written as one file."""
+    adapter = loaded.settled.adapter
+    if output.suffix != ".safetensors" and not adapter.folders:
+        raise UsageError(
+            f"-o {clean(output)} is no .safetensors file, and a model of {clean(adapter.name)} is written as one",
+            hint="Name a .safetensors file.",
+        )
 
 
 def _load(

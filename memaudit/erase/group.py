@@ -17,7 +17,7 @@ from memaudit.engine.draws import generator_for
 from memaudit.engine.evaluator import Panel
 from memaudit.erase.curvature import Spectrum, spectra
 from memaudit.erase.finetune import BATCH
-from memaudit.erase.proof import Request, check_editable, prove, sets_of, write
+from memaudit.erase.proof import Request, check_editable, prove, sets_of
 from memaudit.erase.search import Search, Trial, in_order
 from memaudit.errors import DataRejected, ModelRejected
 from memaudit.findings import Candidate, EditedLayer, Erasure
@@ -71,7 +71,7 @@ def by_curvature(request: Request, max_test_drop: float, clean_steps: int) -> Er
         request.progress.stage("clean steps" if best.steps else "edit", search.cost(best.steps))
         edit = search.edit(best.kept, best.steps)
         state = {n: t.detach().clone() for n, t in module.state_dict().items()}
-        write(state | {n: t for n, t in edit.items() if n in state}, request.output)
+        request.adapter.write(state | {n: t for n, t in edit.items() if n in state}, request.output)
         notes = [] if request.test is not None else [NO_TEST]
         if best.steps:
             notes.append(TRAINED.format(steps=best.steps, batch=BATCH, clean=len(shown)))

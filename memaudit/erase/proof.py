@@ -9,7 +9,7 @@ and after a little training.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from memaudit.adapters.base import Adapter
 from memaudit.checkpoints import read
-from memaudit.checkpoints.load import load_strict
 from memaudit.data import ExampleSet, remove_overlap
 from memaudit.engine.answers import margin, predicted
 from memaudit.engine.device import automatic_batch_size, resolve_device
@@ -29,7 +28,6 @@ from memaudit.errors import DataRejected, ModelRejected
 from memaudit.findings import Erasure, ErasureScores, NoisePoint, RelearnPoint
 from memaudit.numbers import tidy
 from memaudit.settings import Progress, Silent
-from memaudit.system.files import replace_with
 from memaudit.text import clean
 
 # Points of reference accuracy from which on an edit is called costly, and what to do about it.
@@ -69,7 +67,7 @@ class Request:
 
     Attributes:
         adapter: the original, loaded.
-        output: the `.safetensors` file to write.
+        output: the `.safetensors` file to write, or the folder of a model that came as one.
         source_sha256: of the original's file.
     """
 
@@ -197,20 +195,12 @@ def check_editable(module: nn.Module) -> None:
             )
 
 
-def write(state: Mapping[str, Tensor], path: Path) -> None:
-    """The state dict as a safetensors file, replaced whole or not at all."""
-    from safetensors.torch import save
-
-    data = save({n: t.detach().cpu().contiguous().clone() for n, t in state.items()}, {"format": "pt"})
-    replace_with(path, lambda file: file.write(data))
-
-
 def reread(path: Path, original: Adapter) -> tuple[Adapter, str]:
     """The file just written, read and loaded as any checkpoint is, with the original's preprocessing; and its hash."""
     checkpoint = read(path)
     other = copy.copy(original)
     other.module = copy.deepcopy(original.module)
-    load_strict(other.module, checkpoint.tensors)
+    other.module.load_state_dict(original.state_of(checkpoint))
     return other, checkpoint.sha256
 
 

@@ -11,7 +11,7 @@ from memaudit.data import ExampleSet
 from memaudit.engine.answers import prediction
 from memaudit.engine.device import exact_arithmetic
 from memaudit.engine.evaluator import Evaluator
-from memaudit.erase.proof import Request, check_editable, prove, sets_of, write
+from memaudit.erase.proof import Request, check_editable, prove, sets_of
 from memaudit.errors import DataRejected, UsageError
 from memaudit.findings import ErasedExample, Erasure, Finding, UnitRef
 from memaudit.network.ablate import silence
@@ -45,7 +45,7 @@ def by_units(request: Request, findings: Sequence[Finding]) -> Erasure:
         sets = sets_of(request, before, [row for row, _ in chosen], request.test)
         request.progress.stage("edit")
         state, units = silenced(request.adapter, sets.reference.batch([0, 1, 2], before.device), findings)
-        write(state, request.output)
+        request.adapter.write(state, request.output)
         proof = prove(request, before, sets)
         return proof.erasure(
             "units", examples=each_alone(before, proof.after, request.flagged, chosen), units=units, notes=UNION_NOTE

@@ -62,7 +62,7 @@ def read_states(
             strangers.append(f"{clean(point.name)} ({error.message})")
             continue
         try:
-            tensors = fitted(adapter.module, checkpoint.tensors, stripped_prefix=checkpoint.stripped_prefix)
+            tensors = adapter.state_of(checkpoint)
         except MemauditError as error:
             if series.named:
                 raise type(error)(
