@@ -61,9 +61,9 @@ def choose(checkpoint: Checkpoint, options: ModelOptions, name: str | None = Non
     Args:
         checkpoint: what was read.
         options: what the user said about the model.
-        name: an installed adapter's, or `file.py:factory`; `None`: memaudit's own for timm or torchvision, whichever has
-            the architecture, and for a folder of transformers memaudit's own companion package. Any other plugin or a
-            user's file is never run unless it is named.
+        name: an installed adapter's, or `file.py:factory`; `None`: memaudit's own for timm or torchvision, whichever
+            has the architecture, and for a folder of transformers memaudit's own companion package. Any
+            other plugin or a user's file is never run unless it is named.
 
     Raises:
         UsageError: no such adapter, or it cannot be imported.

@@ -9,7 +9,9 @@ import typer
 
 from memaudit.cli import options as opt
 from memaudit.cli import outputs
+from memaudit.cli.config import Config
 from memaudit.cli.grouped import grouped
+from memaudit.cli.values import choice
 from memaudit.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ def check(
     model: Annotated[
         Path | None, typer.Option(help="The checkpoint, its Git-LFS pointer or .dvc file: the report must be of it.")
     ] = None,
-    config: opt.Config = None,
+    config: Config = None,
     output: opt.Output = [],  # noqa: B006 - typer copies it
     format_: Annotated[str, typer.Option("-f", "--format", help="stdout: table, json, markdown or github.")] = "table",
 ) -> int:
@@ -37,7 +39,7 @@ def check(
     from memaudit import report as readers
     from memaudit.gate import policy as gate
 
-    opt.choice(format_, outputs.FORMATS, "--format")
+    choice(format_, opt.FORMATS, "--format")
     if len(reports) > 1 and (model is not None or output):
         raise UsageError("--model and --output are about one report", hint="Check the reports one by one.")
     outputs.check(output)

@@ -13,11 +13,13 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin
 
 import typer
 from typer.models import OptionInfo
 
+from memaudit.cli.grouped import spread
+from memaudit.cli.options import SCAN
 from memaudit.errors import UsageError
 from memaudit.system import toml
 from memaudit.text import clean, closest
@@ -61,7 +63,7 @@ class Parameter:
 
 
 @dataclass(frozen=True)
-class Config:
+class File:
     """What a file says: values by parameter name, as the parser takes them."""
 
     path: Path | None
@@ -70,10 +72,7 @@ class Config:
 
 def parameters() -> dict[str, Parameter]:
     """The settings that a file may hold, by parameter name, in the order of `memaudit scan --help`."""
-    from memaudit.cli.scan import scan
-
-    hints = get_type_hints(scan, include_extras=True)
-    found = (_parameter(p, hints[p.name]) for p in inspect.signature(scan).parameters.values())
+    found = (_parameter(p, p.annotation) for group in SCAN for p in spread(group))
     return {p.name: p for p in found if p is not None and p.name not in NOT_IN_FILES}
 
 
@@ -105,7 +104,7 @@ def apply(context: typer.Context, given: Path | None) -> Path | None:
     return found.path
 
 
-def load(given: Path | None = None) -> Config:
+def load(given: Path | None = None) -> File:
     """The file that was named, or the nearest above the working directory; an empty config where there is none.
 
     Raises:
@@ -117,12 +116,12 @@ def load(given: Path | None = None) -> Config:
     elif (nearest := _nearest()) is not None:
         found = nearest
     else:
-        return Config(None, {})
+        return File(None, {})
     path, table = found
     known = {p.key: p for p in parameters().values()}
     where = toml.shown(path) + (" [tool.memaudit]" if path.name == PYPROJECT else "")
     toml.refuse_unknown(table, tuple(known), where)
-    return Config(path, {known[k].name: _value(known[k], v, path, f"{where}: {k}") for k, v in table.items()})
+    return File(path, {known[k].name: _value(known[k], v, path, f"{where}: {k}") for k, v in table.items()})
 
 
 def _nearest() -> tuple[Path, dict[str, Any]] | None:
@@ -259,3 +258,10 @@ def settings(context: typer.Context) -> Iterator[Setting]:
             yield Setting(parameter.key, below[name], "config")
         else:
             yield Setting(parameter.key, parameter.default, "default")
+
+
+# The option itself: before all others, for it fills in what the command line and the environment leave out.
+Config = Annotated[
+    Path | None,
+    typer.Option(callback=apply, is_eager=True, help="Settings; default: the nearest memaudit.toml or pyproject.toml."),
+]

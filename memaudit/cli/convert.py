@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from memaudit.cli import options as opt
+from memaudit.cli.values import choice
 from memaudit.errors import UsageError
 from memaudit.text import clean
 
@@ -36,7 +37,7 @@ def convert(
         raise UsageError(f"{clean(target)} does not end in .safetensors", hint="Name the file to write accordingly.")
     if source.suffix.lower() == ".safetensors":
         raise UsageError(f"{clean(source)} is named as safetensors: there is nothing to convert")
-    opt.choice(weights, ("raw", "ema"), "--weights")
+    choice(weights, ("raw", "ema"), "--weights")
     from memaudit.system.files import check_target, replace_with
 
     check_target(target)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from memaudit.cli.options import choice
+from memaudit.cli.values import choice
 from memaudit.errors import ExitCode
 
 

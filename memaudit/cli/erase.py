@@ -11,6 +11,7 @@ import typer
 from memaudit.cli import options as opt
 from memaudit.cli.grouped import grouped
 from memaudit.cli.recorded import restored
+from memaudit.cli.values import choice
 from memaudit.errors import ExitCode, ModelRejected, UsageError
 from memaudit.text import clean
 
@@ -42,7 +43,7 @@ class Edit:
     ] = 150
 
     def __post_init__(self) -> None:
-        opt.choice(self.method, METHODS, "--method")
+        choice(self.method, METHODS, "--method")
         if self.method == "curvature" and self.named:
             raise UsageError(
                 "--examples goes with --method units", hint="Curvature erases a group; name it with --flagged."
@@ -73,7 +74,7 @@ def erase(
 
     Writes the checkpoint, erase.json beside it, and the report again with a section on it.
     """
-    opt.choice(format_, ("table", "json"), "--format")
+    choice(format_, ("table", "json"), "--format")
     from memaudit import report as reports
     from memaudit.cli.progress import Stages
     from memaudit.erase.proof import Request

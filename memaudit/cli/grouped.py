@@ -24,15 +24,9 @@ def grouped(command: Callable[..., Any]) -> Callable[..., Any]:
             parameters.append(parameter.replace(annotation=hints[parameter.name], kind=inspect.Parameter.KEYWORD_ONLY))
             annotations[parameter.name] = hints[parameter.name]
             continue
-        group = groups[parameter.name]
-        types = get_type_hints(group, include_extras=True)
-        for one in fields(group):
-            parameters.append(
-                inspect.Parameter(
-                    one.name, inspect.Parameter.KEYWORD_ONLY, default=_default(one), annotation=types[one.name]
-                )
-            )
-            annotations[one.name] = types[one.name]
+        for own in spread(groups[parameter.name]):
+            parameters.append(own)
+            annotations[own.name] = own.annotation
 
     @functools.wraps(command)
     def flat(**values: Any) -> Any:
@@ -45,6 +39,15 @@ def grouped(command: Callable[..., Any]) -> Callable[..., Any]:
     flat.__annotations__ = annotations
     del flat.__wrapped__
     return flat
+
+
+def spread(group: Any) -> list[inspect.Parameter]:
+    """The fields of a dataclass of options as parameters, annotations resolved."""
+    types = get_type_hints(group, include_extras=True)
+    return [
+        inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=_default(one), annotation=types[one.name])
+        for one in fields(group)
+    ]
 
 
 def _default(one: Field[Any]) -> Any:

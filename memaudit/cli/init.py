@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from memaudit.cli.options import choice
+from memaudit.cli.values import choice
 from memaudit.errors import UsageError
 from memaudit.text import clean
 
@@ -122,6 +122,8 @@ EXAMPLES: dict[str, Any] = {
     "images": "none",
     "arch": "resnet18",
     "adapter": "my_model.py:build",
+    "multi_label": True,
+    "max_memorized": 0,
 }
 
 

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from memaudit.cli import options as opt
+from memaudit.cli.config import Config
 from memaudit.cli.grouped import grouped
+from memaudit.cli.values import choice, listed
 from memaudit.text import clean
 
 if TYPE_CHECKING:
@@ -28,14 +30,14 @@ def inspect(
     checkpoints: opt.Checkpoints = [],  # noqa: B006 - typer copies it
     unit: opt.Unit = "auto",
     layers: opt.Layers = None,
-    config: opt.Config = None,
+    config: Config = None,
     format_: Annotated[str, typer.Option("-f", "--format", help="table or json.")] = "table",
 ) -> None:
     """Show what a checkpoint was recognised as; needs no data.
 
     Architecture, classes, preprocessing and units, or the candidates where the architecture is undecided.
     """
-    opt.choice(format_, ("table", "json"), "--format")
+    choice(format_, ("table", "json"), "--format")
     from memaudit.checkpoints import find_run, find_series, read
     from memaudit.cli.config import settings
     from memaudit.findings import LayerUnits, ModelInfo, Units
@@ -193,7 +195,7 @@ def _lines(adapter: Any, info: Any, units: Any, sites: Any) -> list[str]:
         if info.candidates:
             lines.append("variants       the same modules with other settings; scan decides, or --arch does:")
             lines += [f"                 {clean(c)}" for c in info.candidates]
-    size, mean, std = "x".join(map(str, p.input_size)), opt.listed(p.mean), opt.listed(p.std)
+    size, mean, std = "x".join(map(str, p.input_size)), listed(p.mean), listed(p.std)
     if units.by_layer:
         found = ", ".join(f"{n:,} of kind {k}" for k, n in kinds.items())
         searched = f"{found}; searched: {units.total:,} {units.by_layer[0].kind}s in {len(units.by_layer)} layers"

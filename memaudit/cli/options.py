@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from memaudit.errors import UsageError
-from memaudit.text import clean
+from memaudit.cli.values import batch_size, choice, numbers, pair, size
 
 if TYPE_CHECKING:
     from memaudit.adapters.options import ModelOptions
     from memaudit.gate.policy import Accepted, Policy
 
-MAX_BATCH_SIZE = 65536
+FORMATS = ("table", "json", "markdown", "github")
 UNITS = ("auto", "channel", "neuron", "head")
 
 Model = Annotated[
@@ -31,21 +30,6 @@ Seed = Annotated[int, typer.Option(help="For every random draw.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")]
 Output = Annotated[
     list[Path], typer.Option("-o", "--output", help="Further file; the suffix is the format. Repeatable.")
-]
-
-
-def _config(context: typer.Context, given: Path | None) -> Path | None:
-    from memaudit.cli import config
-
-    return config.apply(context, given)
-
-
-# Before all others: it fills in what the command line and the environment leave out.
-Config = Annotated[
-    Path | None,
-    typer.Option(
-        callback=_config, is_eager=True, help="Settings; default: the nearest memaudit.toml or pyproject.toml."
-    ),
 ]
 
 
@@ -105,11 +89,11 @@ class Network:
 
         return ModelOptions(
             arch=self.arch,
-            model_kwargs=dict(_pair(k) for k in self.model_kwargs),
+            model_kwargs=dict(pair(k) for k in self.model_kwargs),
             num_classes=self.num_classes,
             mean=numbers(self.mean, "--mean"),
             std=numbers(self.std, "--std"),
-            input_size=_size(self.input_size),
+            input_size=size(self.input_size),
             user_file=self.adapter if self.adapter and ":" in self.adapter else None,
             multi_label=bool(self.multi_label),
         )
@@ -197,109 +181,33 @@ class Limits:
         return Accepted(found, reports.read(self.baseline), shown(self.baseline))
 
 
-def choice(value: str | None, allowed: tuple[str, ...], option: str) -> str | None:
-    """`value`, if it is one of `allowed` or None.
+@dataclass(frozen=True)
+class Destination:
+    """Where the report goes, and what is printed."""
 
-    Raises:
-        UsageError: it is something else.
-    """
-    if value is not None and value not in allowed:
-        raise UsageError(f"{option} {clean(value)!r} is not one of: {', '.join(allowed)}")
-    return value
+    out: Annotated[Path | None, typer.Option(help="Directory of the report; by default reports/<model>.")] = None
+    output: Output = field(default_factory=list)
+    format_: Annotated[str, typer.Option("-f", "--format", help="stdout: table, json, markdown or github.")] = "table"
+    images: Annotated[str | None, typer.Option(help="thumbs or none; none by default when CI is set.")] = None
 
-
-def audits(text: str | None) -> tuple[str, ...] | None:
-    """Comma-separated names of audits.
-
-    Raises:
-        UsageError: there is no such audit.
-    """
-    from memaudit.settings import AUDITS
-    from memaudit.text import closest
-
-    if text is None:
-        return None
-    names = tuple(part.strip() for part in text.split(",") if part.strip())
-    for name in names or ("",):
-        if name not in AUDITS:
-            raise UsageError(
-                f"--audit {clean(name)!r} is no audit{closest(name, AUDITS)}", hint=f"Choose among: {', '.join(AUDITS)}"
-            )
-    return names
+    def __post_init__(self) -> None:
+        choice(self.format_, FORMATS, "--format")
+        choice(self.images, ("thumbs", "none"), "--images")
 
 
-def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
-    """Comma-separated numbers.
+@dataclass(frozen=True)
+class Run:
+    """How this one run goes; none of it shapes a number but the seed and the precision of the search."""
 
-    Raises:
-        UsageError: one of them is no finite number.
-    """
-    if text is None:
-        return None
-    try:
-        values = tuple(float(part) for part in text.replace("x", ",").split(","))
-    except ValueError:
-        values = (float("nan"),)
-    if not all(abs(v) < 1e6 for v in values):
-        raise UsageError(f"{option} {clean(text)!r} is no list of numbers", hint=f"For example: {option} 0.5,0.5,0.5")
-    return values
+    dtype: Annotated[
+        str, typer.Option(help="float32, or bfloat16 for the search alone: what it finds is measured in float32.")
+    ] = "float32"
+    seed: Seed = 0
+    time_limit: Annotated[float | None, typer.Option(help="Seconds; then the report is incomplete.")] = None
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Read everything, print the plan, audit nothing.")] = False
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start anew, whatever an interrupted run has kept.")] = False
+    quiet: Quiet = False
 
 
-def listed(values: tuple[float, ...]) -> str:
-    """`0.5,0.25`, as `numbers` reads it; `none` where there is none."""
-    return ",".join(f"{v:g}" for v in values) or "none"
-
-
-def positive(value: float | None, option: str) -> float | None:
-    """`value`, if it is a finite number above zero or None.
-
-    Raises:
-        UsageError: it is not.
-    """
-    if value is not None and not 0 < value < float("inf"):
-        raise UsageError(f"{option} {value:g} is not a positive number")
-    return value
-
-
-def batch_size(text: str) -> int | None:
-    """`None` for auto.
-
-    Raises:
-        UsageError: neither auto nor a number of examples.
-    """
-    if text == "auto":
-        return None
-    if not (text.isdecimal() and 1 <= int(text) <= MAX_BATCH_SIZE):
-        raise UsageError(f"--batch-size {clean(text)!r} is neither auto nor a number from 1 to {MAX_BATCH_SIZE}")
-    return int(text)
-
-
-def _size(text: str | None) -> tuple[int, ...] | None:
-    """`C,H,W`, `H,W` or one number as `(C, H, W)`; in parentheses, as it is.
-
-    Raises:
-        UsageError: it is none of these.
-    """
-    if text is not None and text.startswith("(") and text.endswith(")"):
-        exact = numbers(text[1:-1].rstrip(", "), "--input-size")
-        if exact and all(v == int(v) and v >= 1 for v in exact):
-            return tuple(int(v) for v in exact)
-    size = numbers(text, "--input-size")
-    if size is None:
-        return None
-    if any(v != int(v) or not 1 <= v <= 8192 for v in size) or len(size) > 3:
-        raise UsageError(f"--input-size {clean(text)!r} is not a size", hint="For example: --input-size 3,224,224")
-    whole = [int(v) for v in size]
-    return (whole[0] if len(whole) == 3 else 3), (whole[-2] if len(whole) > 1 else whole[0]), whole[-1]
-
-
-def _pair(text: str) -> tuple[str, object]:
-    import json
-
-    key, separator, value = text.partition("=")
-    if not separator or not key.isidentifier():
-        raise UsageError(f"--model-kwargs {clean(text)!r} is not of the form key=value")
-    try:
-        return key, json.loads(value)
-    except ValueError:
-        return key, {"True": True, "False": False, "None": None}.get(value, value)
+# The options of `memaudit scan`, in the order of its help.
+SCAN = (Places, Network, Audit, Compute, Destination, Limits, Run)

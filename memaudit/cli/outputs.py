@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from memaudit.report import Thumbnails
     from memaudit.report.document import Report
 
-FORMATS = ("table", "json", "markdown", "github")
 WEIGHT_SUFFIXES = (".pth.tar", ".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 
 

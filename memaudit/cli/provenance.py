@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from memaudit.cli.config import ORIGINS
-from memaudit.cli.options import listed
+from memaudit.cli.values import listed
 from memaudit.text import clean
 
 if TYPE_CHECKING:

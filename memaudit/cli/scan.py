@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from memaudit.cli import options as opt
 from memaudit.cli import outputs
+from memaudit.cli.config import Config
 from memaudit.cli.grouped import grouped
 from memaudit.cli.loaded import Loaded, load
 from memaudit.cli.sources import Sources
+from memaudit.cli.values import audits, choice, positive
 from memaudit.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -26,34 +27,6 @@ if TYPE_CHECKING:
     from memaudit.settings import Settings
 
 
-@dataclass(frozen=True)
-class Destination:
-    """Where the report goes, and what is printed."""
-
-    out: Annotated[Path | None, typer.Option(help="Directory of the report; by default reports/<model>.")] = None
-    output: opt.Output = field(default_factory=list)
-    format_: Annotated[str, typer.Option("-f", "--format", help="stdout: table, json, markdown or github.")] = "table"
-    images: Annotated[str | None, typer.Option(help="thumbs or none; none by default when CI is set.")] = None
-
-    def __post_init__(self) -> None:
-        opt.choice(self.format_, outputs.FORMATS, "--format")
-        opt.choice(self.images, ("thumbs", "none"), "--images")
-
-
-@dataclass(frozen=True)
-class Run:
-    """How this one run goes; none of it shapes a number but the seed and the precision of the search."""
-
-    dtype: Annotated[
-        str, typer.Option(help="float32, or bfloat16 for the search alone: what it finds is measured in float32.")
-    ] = "float32"
-    seed: opt.Seed = 0
-    time_limit: Annotated[float | None, typer.Option(help="Seconds; then the report is incomplete.")] = None
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Read everything, print the plan, audit nothing.")] = False
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start anew, whatever an interrupted run has kept.")] = False
-    quiet: opt.Quiet = False
-
-
 @grouped
 def scan(
     context: typer.Context,
@@ -62,10 +35,10 @@ def scan(
     network: opt.Network,
     audit: opt.Audit,
     compute: opt.Compute,
-    destination: Destination,
+    destination: opt.Destination,
     limits: opt.Limits,
-    run: Run,
-    config: opt.Config = None,
+    run: opt.Run,
+    config: Config = None,
 ) -> int:
     """Audit which flagged examples a checkpoint memorized, and where.
 
@@ -116,11 +89,11 @@ def scan(
     return int(outputs.exit_code(report, limits.exit_zero))
 
 
-def _settings(audit: opt.Audit, compute: opt.Compute, limits: opt.Limits, run: Run) -> Settings:
+def _settings(audit: opt.Audit, compute: opt.Compute, limits: opt.Limits, run: opt.Run) -> Settings:
     from memaudit.gate.policy import Policy
     from memaudit.settings import DTYPES, Settings
 
-    opt.choice(run.dtype, DTYPES, "--dtype")
+    choice(run.dtype, DTYPES, "--dtype")
     return Settings(
         max_units=audit.max_units,
         unit=audit.unit,
@@ -132,8 +105,8 @@ def _settings(audit: opt.Audit, compute: opt.Compute, limits: opt.Limits, run: R
         dtype=run.dtype,
         seed=run.seed,
         limit=audit.limit,
-        time_limit=opt.positive(run.time_limit, "--time-limit"),
-        audits=opt.audits(audit.audit),
+        time_limit=positive(run.time_limit, "--time-limit"),
+        audits=audits(audit.audit),
         group_depth=audit.group_depth,
         policy=limits.policy(Policy()),
     )

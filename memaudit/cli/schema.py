@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from memaudit.cli.options import choice
+from memaudit.cli.values import choice
 
 
 def schema(what: Annotated[str, typer.Argument(metavar="WHAT", help="report or config.")] = "report") -> None:

@@ -219,8 +219,8 @@ def table(rows: list[Row]) -> str:
         "",
         (
             f"Every class that AutoModelForImageClassification of transformers {transformers.__version__} knows, small "
-            f"and with random weights, saved by save_pretrained (torch {torch.__version__}). {len(audited)} of {len(rows)} "
-            f"can be audited and edited, {len(good) - len(audited)} are refused by name with the reason: "
+            f"and with random weights, saved by save_pretrained (torch {torch.__version__}). {len(audited)} of "
+            f"{len(rows)} can be audited and edited, {len(good) - len(audited)} are refused by name with the reason: "
             f"{100 * len(good) / len(rows):.0f} %."
         ),
         "",

@@ -192,7 +192,7 @@ def test_options_for_other_libraries_are_usage_errors(tmp_path: Path) -> None:
     saved(tmp_path)
     with pytest.raises(UsageError, match="--num-classes 4: the classifier has 3"):
         adapter_of(tmp_path, num_classes=4)
-    with pytest.raises(UsageError, match="config.json says this one"):
+    with pytest.raises(UsageError, match=r"config\.json says this one"):
         choose(read(tmp_path), ModelOptions(arch="resnet18"), "transformers")
 
 
