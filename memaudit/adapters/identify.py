@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from memaudit.adapters import index
 from memaudit.adapters.building import build, variants
 from memaudit.adapters.compute import signature
-from memaudit.adapters.index import Entry, Shapes, Size, Slot
+from memaudit.adapters.index import IndexEntry, Shapes, Size, Slot
 from memaudit.checkpoints.load import check_fit
 from memaudit.errors import ModelRejected
 
@@ -45,7 +45,7 @@ class Candidate:
     printed: str = ""
 
 
-def identify(tensors: Mapping[str, Tensor], entries: Collection[Entry] | None = None) -> list[Candidate]:
+def identify(tensors: Mapping[str, Tensor], entries: Collection[IndexEntry] | None = None) -> list[Candidate]:
     """Every network that fits, those that compute the same counted as one; empty where none does.
 
     Args:
@@ -80,7 +80,7 @@ def identify(tensors: Mapping[str, Tensor], entries: Collection[Entry] | None = 
 class _Match:
     """An entry that fits, with the keyword arguments that make it fit, and the network on `meta`."""
 
-    entry: Entry
+    entry: IndexEntry
     kwargs: Kwargs
     network: nn.Module
 
@@ -89,7 +89,7 @@ class _Match:
         return self.entry.architecture
 
 
-def _match(entry: Entry, shapes: Shapes, tensors: Mapping[str, Tensor]) -> _Match | None:
+def _match(entry: IndexEntry, shapes: Shapes, tensors: Mapping[str, Tensor]) -> _Match | None:
     for kwargs in _keywords(entry, shapes):
         if (network := _fits(entry.architecture, kwargs, tensors)) is not None:
             return _Match(entry, kwargs, network)
@@ -149,13 +149,13 @@ def _fit(architecture: str, tensors: Mapping[str, Tensor], fixed: Mapping[str, o
 class Tables:
     """The index, arranged for lookup: entries by what is free in them, then by the hash of the rest."""
 
-    def __init__(self, entries: Collection[Entry]) -> None:
-        self._by_pattern: dict[tuple[tuple[Slot, ...], frozenset[Slot]], dict[int, list[Entry]]] = {}
+    def __init__(self, entries: Collection[IndexEntry]) -> None:
+        self._by_pattern: dict[tuple[tuple[Slot, ...], frozenset[Slot]], dict[int, list[IndexEntry]]] = {}
         for entry in entries:
             bodies = self._by_pattern.setdefault((entry.classifier, entry.free), {})
             bodies.setdefault(entry.body, []).append(entry)
 
-    def lookup(self, shapes: Shapes) -> list[Entry]:
+    def lookup(self, shapes: Shapes) -> list[IndexEntry]:
         """Entries whose body and classifier have these names, and these shapes but for the free dimensions."""
         whole = {name: index.hash_tensor(name, shape, ()) for name, shape in shapes.items()}
         total = sum(whole.values())
@@ -209,7 +209,7 @@ def _no_classifier(architecture: str) -> ModelRejected:
     )
 
 
-def _keywords(entry: Entry, shapes: Shapes) -> Iterator[Kwargs]:
+def _keywords(entry: IndexEntry, shapes: Shapes) -> Iterator[Kwargs]:
     """The keyword arguments that could give these shapes, likeliest first; the caller checks."""
     name, axis = entry.classifier[0]
     kwargs = {**dict(entry.fixed), "num_classes": shapes[name][axis]}

@@ -67,7 +67,7 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Entry:
+class IndexEntry:
     """One architecture.
 
     Attributes:
@@ -97,7 +97,7 @@ class Entry:
         return frozenset(self.channels) | frozenset(self.size.slots if self.size else ())
 
 
-def load_index(progress: Progress | None = None) -> tuple[Entry, ...]:
+def load_index(progress: Progress | None = None) -> tuple[IndexEntry, ...]:
     """The index of the installed libraries: shipped, cached, or built now (minutes) and cached.
 
     Args:
@@ -106,7 +106,7 @@ def load_index(progress: Progress | None = None) -> tuple[Entry, ...]:
     shipped = resources.files("memaudit.adapters") / SHIPPED
     versions = "-".join(clean(installed_version(library)) for library in LIBRARIES)
     cached = Path(platformdirs.user_cache_dir("memaudit")) / f"timm_index-{FORMAT}-{versions}.json.gz"
-    found: dict[str, tuple[Entry, ...]] = {}
+    found: dict[str, tuple[IndexEntry, ...]] = {}
     for file in (shipped, cached):
         if len(found) < len(LIBRARIES) and file.is_file():
             found = {**decode(file.read_bytes()), **found}
@@ -121,8 +121,8 @@ def load_index(progress: Progress | None = None) -> tuple[Entry, ...]:
 
 
 def build_index(
-    names: Iterable[str] | None = None, progress: Progress | None = None, known: Iterable[Entry] = ()
-) -> tuple[Entry, ...]:
+    names: Iterable[str] | None = None, progress: Progress | None = None, known: Iterable[IndexEntry] = ()
+) -> tuple[IndexEntry, ...]:
     """Build every architecture twice on `meta` and note what it looks like. One that cannot be built is left out.
 
     Args:
@@ -130,7 +130,7 @@ def build_index(
         known: entries of another library, built before.
     """
     wanted = architectures() if names is None else list(names)
-    entries: list[Entry] = []
+    entries: list[IndexEntry] = []
     for done, name in enumerate(wanted, 1):
         for fixed in variants(name):
             entry = describe(name, fixed)
@@ -143,12 +143,12 @@ def build_index(
     return tuple(entries)
 
 
-def _look(entry: Entry) -> tuple[object, ...]:
+def _look(entry: IndexEntry) -> tuple[object, ...]:
     """What two entries have in common whose tensors have the same names and shapes."""
     return entry.body, frozenset(entry.classifier), frozenset(entry.free)
 
 
-def same_answers(one: Entry, other: Entry) -> bool:
+def same_answers(one: IndexEntry, other: IndexEntry) -> bool:
     """Whether two architectures of the same tensors compute the same logits, seen in float64 on random tensors."""
     if library_of(one.architecture) == library_of(other.architecture):
         return False  # the modules of one library are compared by their settings
@@ -168,7 +168,9 @@ def same_answers(one: Entry, other: Entry) -> bool:
     return True
 
 
-def describe(architecture: str, kwargs: Mapping[str, object] | None = None, *, most: int | None = None) -> Entry | None:
+def describe(
+    architecture: str, kwargs: Mapping[str, object] | None = None, *, most: int | None = None
+) -> IndexEntry | None:
     """The entry of one architecture, or `None` if it cannot be built (an optional dependency is missing).
 
     Args:
@@ -199,7 +201,7 @@ def describe(architecture: str, kwargs: Mapping[str, object] | None = None, *, m
     heads = {name for name, _ in by_classes}
     body = sum(hash_tensor(n, s, free) for n, s in shapes.items() if n not in heads) % MODULUS
     width = shapes[by_channels[0][0]][by_channels[0][1]] if by_channels else channels
-    return Entry(architecture, body, by_classes, by_channels, channels, width, size)
+    return IndexEntry(architecture, body, by_classes, by_channels, channels, width, size)
 
 
 def _shapes(architecture: str, kwargs: Mapping[str, object], most: int | None) -> dict[str, tuple[int, ...]] | None:
@@ -226,7 +228,7 @@ def hash_tensor(name: str, shape: tuple[int, ...], free: Collection[Slot]) -> in
     return int.from_bytes(hashlib.blake2b(f"{name}|{sizes}".encode("utf-8", "surrogatepass"), digest_size=8).digest())
 
 
-def encode(entries: Iterable[Entry]) -> bytes:
+def encode(entries: Iterable[IndexEntry]) -> bytes:
     """The index as a file: slots and layers are kept once and referred to by position."""
     shared: dict[str, int] = {}
 
@@ -244,7 +246,7 @@ def encode(entries: Iterable[Entry]) -> bytes:
     return gzip.compress(json.dumps(table, separators=(",", ":")).encode(), 9, mtime=0)
 
 
-def decode(data: bytes) -> dict[str, tuple[Entry, ...]]:
+def decode(data: bytes) -> dict[str, tuple[IndexEntry, ...]]:
     """The entries of a file by library, if of the installed version; none if it is damaged or of another format."""
     try:
         table = json.loads(gzip.decompress(data))
@@ -257,10 +259,10 @@ def decode(data: bytes) -> dict[str, tuple[Entry, ...]]:
         return {}
 
 
-def _entry(row: list[Any], shared: list[Any]) -> Entry:
+def _entry(row: list[Any], shared: list[Any]) -> IndexEntry:
     architecture, body, classifier, channels, default, width, size, *more = row
     fixed, like = more or ({}, "")
-    return Entry(
+    return IndexEntry(
         architecture,
         int(body, 16),
         tuple((n, a) for n, a in shared[classifier]),

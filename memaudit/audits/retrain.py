@@ -49,7 +49,7 @@ class Epoch:
 
 
 @dataclass(frozen=True)
-class Run:
+class Retraining:
     """One seed's retraining of one group.
 
     Attributes:
@@ -76,7 +76,7 @@ def retrain(
     epochs: int,
     generator: torch.Generator,
     rate: float = RATE,
-) -> Run:
+) -> Retraining:
     """Train `group` from `start` on the reference until its accuracy is `target` less `BACK`, or `epochs` are over.
 
     BatchNorm of the group runs as in training, of all other groups as in evaluation; everything else too.
@@ -110,7 +110,7 @@ def retrain(
 
     name = f"retrain {group.layer} {generator.initial_seed()}"
     history, on_flagged, on_matched, fitted = evaluator.once(name, measure)
-    return Run(tuple(Epoch(*one) for one in history), on_flagged, on_matched, fitted)
+    return Retraining(tuple(Epoch(*one) for one in history), on_flagged, on_matched, fitted)
 
 
 def _train(
@@ -173,7 +173,7 @@ class Retrain:
                 yield ForLayer(number, "retrain", _summed(context, runs, before, budget))
 
 
-def _again(context: Context, group: LayerGroup, before: float, budget: int, seed: int) -> Run:
+def _again(context: Context, group: LayerGroup, before: float, budget: int, seed: int) -> Retraining:
     panels = context.panels
     generator = generator_for(context.seed + seed, "retrain", group.layer)
     return retrain(
@@ -182,7 +182,7 @@ def _again(context: Context, group: LayerGroup, before: float, budget: int, seed
     )  # fmt: skip
 
 
-def _summed(context: Context, runs: Sequence[Run], before: float, budget: int) -> Retrained:
+def _summed(context: Context, runs: Sequence[Retraining], before: float, budget: int) -> Retrained:
     """All seeds of one group together."""
     flagged = [run.flagged.float().tolist() for run in runs]
     matched = [run.matched.float().tolist() for run in runs if run.matched is not None]
@@ -208,7 +208,7 @@ def _summed(context: Context, runs: Sequence[Run], before: float, budget: int) -
     )
 
 
-def _epochs(runs: Sequence[Run]) -> list[RetrainEpoch]:
+def _epochs(runs: Sequence[Retraining]) -> list[RetrainEpoch]:
     """Epoch by epoch, the mean over seeds; a seed that was done earlier stays where it was."""
     longest = max(len(run.epochs) for run in runs)
     rows = []

@@ -90,7 +90,7 @@ def _parameter(declared: inspect.Parameter, hint: Any) -> Parameter | None:
     )
 
 
-def apply(context: typer.Context, given: Path | None) -> Path | None:
+def fill_in(context: typer.Context, given: Path | None) -> Path | None:
     """Callback of `--config`, before any other option: put the file's values below flags and environment.
 
     Raises:
@@ -263,5 +263,7 @@ def settings(context: typer.Context) -> Iterator[Setting]:
 # The option itself: before all others, for it fills in what the command line and the environment leave out.
 Config = Annotated[
     Path | None,
-    typer.Option(callback=apply, is_eager=True, help="Settings; default: the nearest memaudit.toml or pyproject.toml."),
+    typer.Option(
+        callback=fill_in, is_eager=True, help="Settings; default: the nearest memaudit.toml or pyproject.toml."
+    ),
 ]

@@ -12,19 +12,18 @@ from memaudit.cli import options as opt
 from memaudit.cli.grouped import grouped
 from memaudit.cli.recorded import restored
 from memaudit.cli.values import choice
+from memaudit.erase import METHODS, Choice
 from memaudit.errors import ExitCode, ModelRejected, UsageError
 from memaudit.text import clean
 
 if TYPE_CHECKING:
     from memaudit.cli.loaded import Loaded
     from memaudit.cli.progress import Stages
-    from memaudit.erase.proof import Request
     from memaudit.findings import Erasure
     from memaudit.report.document import Report
 
 # What a folder is never called.
 WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".tar")
-METHODS = ("units", "curvature")
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Edit:
     examples: Annotated[
         list[str], typer.Option(help="Finding ids, comma separated; repeatable. Default: all localized.")
     ] = field(default_factory=list)
-    method: Annotated[str, typer.Option(help="units: silence what was found. curvature: for groups.")] = "units"
+    method: Annotated[str, typer.Option(help=" ".join(f"{m.name}: {m.hint}." for m in METHODS.values()))] = "units"
     max_test_drop: Annotated[
         float, typer.Option(min=0, max=100, help="Points of accuracy that curvature may cost on validation.")
     ] = 1.0
@@ -43,10 +42,12 @@ class Edit:
     ] = 150
 
     def __post_init__(self) -> None:
-        choice(self.method, METHODS, "--method")
-        if self.method == "curvature" and self.named:
+        choice(self.method, tuple(METHODS), "--method")
+        if self.named and not METHODS[self.method].singles:
+            single = " or ".join(m.name for m in METHODS.values() if m.singles)
             raise UsageError(
-                "--examples goes with --method units", hint="Curvature erases a group; name it with --flagged."
+                f"--examples goes with --method {single}",
+                hint=f"{self.method.capitalize()} erases a group; name it with --flagged.",
             )
 
     @property
@@ -77,7 +78,7 @@ def erase(
     choice(format_, ("table", "json"), "--format")
     from memaudit import report as reports
     from memaudit.cli.progress import Stages
-    from memaudit.erase.proof import Request
+    from memaudit.erase.request import Request
 
     targets = _targets(output, model)
     audited = reports.read(report)
@@ -97,7 +98,8 @@ def erase(
             seed=seed,
             progress=progress,
         )
-        erasure = _erase(request, audited, edit)
+        wanted = Choice(audited.findings, edit.named, edit.max_test_drop / 100, edit.clean_steps)
+        erasure = METHODS[edit.method].run(request, wanted)
         progress.stage("write report")
         _write(erasure, audited, targets)
     from memaudit.report import erasure as view
@@ -164,15 +166,6 @@ def _load(
             hint="Give the audited checkpoint, or scan this one.",
         )
     return loaded
-
-
-def _erase(request: Request, audited: Report, edit: Edit) -> Erasure:
-    from memaudit.erase.group import by_curvature
-    from memaudit.erase.units import by_units, choose_findings
-
-    if edit.method == "curvature":
-        return by_curvature(request, edit.max_test_drop / 100, edit.clean_steps)
-    return by_units(request, choose_findings(audited.findings, edit.named))
 
 
 def _write(erasure: Erasure, audited: Report, targets: list[Path]) -> None:

@@ -100,7 +100,7 @@ class Network:
 
 
 @dataclass(frozen=True)
-class Audit:
+class AuditOptions:
     """What is measured, and how much of it."""
 
     max_units: Annotated[int, typer.Option(min=1, help="Most units one example may take.")] = 10
@@ -196,7 +196,7 @@ class Destination:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunOptions:
     """How this one run goes; none of it shapes a number but the seed and the precision of the search."""
 
     dtype: Annotated[
@@ -210,4 +210,4 @@ class Run:
 
 
 # The options of `memaudit scan`, in the order of its help.
-SCAN = (Places, Network, Audit, Compute, Destination, Limits, Run)
+SCAN = (Places, Network, AuditOptions, Compute, Destination, Limits, RunOptions)

@@ -33,11 +33,11 @@ def scan(
     model: opt.Model,
     places: opt.Places,
     network: opt.Network,
-    audit: opt.Audit,
+    audit: opt.AuditOptions,
     compute: opt.Compute,
     destination: opt.Destination,
     limits: opt.Limits,
-    run: opt.Run,
+    run: opt.RunOptions,
     config: Config = None,
 ) -> int:
     """Audit which flagged examples a checkpoint memorized, and where.
@@ -89,7 +89,7 @@ def scan(
     return int(outputs.exit_code(report, limits.exit_zero))
 
 
-def _settings(audit: opt.Audit, compute: opt.Compute, limits: opt.Limits, run: opt.Run) -> Settings:
+def _settings(audit: opt.AuditOptions, compute: opt.Compute, limits: opt.Limits, run: opt.RunOptions) -> Settings:
     from memaudit.gate.policy import Policy
     from memaudit.settings import DTYPES, Settings
 

@@ -15,13 +15,15 @@ from memaudit.engine.answers import margin, predicted
 from memaudit.engine.device import exact_arithmetic
 from memaudit.engine.draws import generator_for
 from memaudit.engine.evaluator import Panel
+from memaudit.erase import Choice
 from memaudit.erase.curvature import Spectrum, spectra
 from memaudit.erase.finetune import BATCH
-from memaudit.erase.proof import Request, check_editable, prove, sets_of
-from memaudit.erase.search import Search, Trial, in_order
+from memaudit.erase.proof import measured
+from memaudit.erase.request import Request, check_editable, sets_of
+from memaudit.erase.search import EditSearch, Trial, in_order
 from memaudit.errors import DataRejected, ModelRejected
-from memaudit.findings import Candidate, EditedLayer, Erasure
-from memaudit.numbers import tidy
+from memaudit.findings import EditedLayer, Erasure, TriedEdit
+from memaudit.numbers import count, tidy
 from memaudit.text import clean
 
 # Shares of the held-out examples: for the factors, for choosing, and the rest for the final figures; and most of each.
@@ -31,6 +33,11 @@ MOST_FACTORS, MOST_VALIDATION = 1500, 2000
 USED, MOST_USED = 1 / 3, 400
 # Fewest examples that a choice can rest on.
 FEWEST = 20
+
+
+def run(request: Request, choice: Choice) -> Erasure:
+    """The method, for the flagged set as a whole."""
+    return by_curvature(request, choice.max_test_drop, choice.clean_steps)
 
 
 def by_curvature(request: Request, max_test_drop: float, clean_steps: int) -> Erasure:
@@ -65,7 +72,7 @@ def by_curvature(request: Request, max_test_drop: float, clean_steps: int) -> Er
             for s in spectra(before, Panel(pool, factors), layers, generator_for(request.seed, "erase", "labels"))
         }
         flagged, chosen_by = Panel(sets.flagged, used), Panel(pool, validation)
-        search = Search(before, found, shown, flagged, chosen_by, use, clean_steps, request.seed)
+        search = EditSearch(before, found, shown, flagged, chosen_by, use, clean_steps, request.seed)
         request.progress.stage("choose", search.most())
         best, trials = search.run(max_test_drop)
         request.progress.stage("clean steps" if best.steps else "edit", search.cost(best.steps))
@@ -75,8 +82,12 @@ def by_curvature(request: Request, max_test_drop: float, clean_steps: int) -> Er
         notes = [] if request.test is not None else [NO_TEST]
         if best.steps:
             notes.append(TRAINED.format(steps=best.steps, batch=BATCH, clean=len(shown)))
-        return prove(request, before, sets).erasure(
+        done = f"the low-curvature components of {count(len(best.kept), 'layer')} taken out"
+        if best.steps:
+            done += f", then {count(best.steps, 'training step')} on clean examples"
+        return measured(request, before, sets).erasure(
             "curvature",
+            done=done,
             layers=[_edited(found[path], share) for path, share in best.kept.items()],
             clean_steps=best.steps,
             candidates=[_candidate(t, t is best) for t in trials],
@@ -133,8 +144,8 @@ def unseen(reference: ExampleSet, judging: Panel, seed: int) -> Panel:
     return Panel(reference, rows)
 
 
-def _candidate(trial: Trial, chosen: bool) -> Candidate:
-    return Candidate(
+def _candidate(trial: Trial, chosen: bool) -> TriedEdit:
+    return TriedEdit(
         layers=list(trial.kept),
         curvature=tidy(sum(trial.kept.values()) / len(trial.kept)),
         clean_steps=trial.steps,

@@ -46,7 +46,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Search:
+class EditSearch:
     """Tries edits on examples that no final figure is measured on.
 
     Attributes:

@@ -11,16 +11,24 @@ from memaudit.data import ExampleSet
 from memaudit.engine.answers import prediction
 from memaudit.engine.device import exact_arithmetic
 from memaudit.engine.evaluator import Evaluator
-from memaudit.erase.proof import Request, check_editable, prove, sets_of
+from memaudit.erase import Choice
+from memaudit.erase.proof import measured
+from memaudit.erase.request import Request, check_editable, sets_of
 from memaudit.errors import DataRejected, UsageError
 from memaudit.findings import ErasedExample, Erasure, Finding, UnitRef
 from memaudit.network.ablate import silence
 from memaudit.network.units import UnitSpace
+from memaudit.numbers import count
 from memaudit.text import clean
 
 UNION_NOTE = (
     "The audit measured each example with its own units cut; this file has the units of all chosen examples cut.",
 )
+
+
+def run(request: Request, choice: Choice) -> Erasure:
+    """The method: the findings that were named, or all localized ones."""
+    return by_units(request, choose_findings(choice.findings, choice.named))
 
 
 def by_units(request: Request, findings: Sequence[Finding]) -> Erasure:
@@ -46,10 +54,10 @@ def by_units(request: Request, findings: Sequence[Finding]) -> Erasure:
         request.progress.stage("edit")
         state, units = silenced(request.adapter, sets.reference.batch([0, 1, 2], before.device), findings)
         request.adapter.write(state, request.output)
-        proof = prove(request, before, sets)
-        return proof.erasure(
-            "units", examples=each_alone(before, proof.after, request.flagged, chosen), units=units, notes=UNION_NOTE
-        )
+        proof = measured(request, before, sets)
+        alone = each_alone(before, proof.after, request.flagged, chosen)
+        done = f"{count(len(units), 'unit')} silenced for {count(len(alone), 'flagged example')}"
+        return proof.erasure("units", done=done, examples=alone, units=units, notes=UNION_NOTE)
 
 
 def silenced(adapter: Adapter, images: Tensor, findings: Sequence[Finding]) -> tuple[dict[str, Tensor], list[UnitRef]]:

@@ -16,13 +16,13 @@ from memaudit.findings.base import Prediction as Prediction
 from memaudit.findings.base import Rate as Rate
 from memaudit.findings.base import UnitRef as UnitRef
 from memaudit.findings.base import interned as interned
-from memaudit.findings.erasure import Candidate as Candidate
 from memaudit.findings.erasure import EditedLayer as EditedLayer
 from memaudit.findings.erasure import ErasedExample as ErasedExample
 from memaudit.findings.erasure import Erasure as Erasure
 from memaudit.findings.erasure import ErasureScores as ErasureScores
 from memaudit.findings.erasure import NoisePoint as NoisePoint
 from memaudit.findings.erasure import RelearnPoint as RelearnPoint
+from memaudit.findings.erasure import TriedEdit as TriedEdit
 from memaudit.findings.finding import Atypicality as Atypicality
 from memaudit.findings.finding import AugmentedControl as AugmentedControl
 from memaudit.findings.finding import Controls as Controls

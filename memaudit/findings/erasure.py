@@ -1,7 +1,5 @@
 """An edited copy of the checkpoint, and everything that was measured of it."""
 
-from typing import Literal
-
 from pydantic import Field
 
 from memaudit.findings.base import Number, Plain, Prediction, Rate, UnitRef
@@ -35,7 +33,7 @@ class EditedLayer(Plain):
     components: Rate = Field(description="share of its components that hold it")
 
 
-class Candidate(Plain):
+class TriedEdit(Plain):
     """An edit that was tried, on examples that no final figure is measured on."""
 
     layers: list[str]
@@ -65,7 +63,9 @@ class NoisePoint(Plain):
 class Erasure(Plain):
     """An edited copy of the checkpoint that suppresses flagged labels, measured again from disk."""
 
-    method: Literal["units", "curvature"]
+    method: str = Field(description="units, curvature, or what a later version knows")
+    done: str = Field(default="", description="what was done, in words")
+    used_by: str = Field(default="", description="what the examples are that it was made or chosen with, in words")
     file: str
     sha256: str
     source_sha256: str = Field(description="of the original, which stays as it is")
@@ -73,7 +73,7 @@ class Erasure(Plain):
     units: list[UnitRef] = []
     layers: list[EditedLayer] = []
     clean_steps: int = Field(default=0, ge=0, description="steps of training on clean examples after the edit")
-    candidates: list[Candidate] = []
+    candidates: list[TriedEdit] = []
     max_test_drop: Rate | None = Field(default=None, description="the accuracy that choosing the edit might cost")
     counts: dict[str, int] = Field(description="examples behind each figure")
     before: ErasureScores

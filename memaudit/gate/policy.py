@@ -159,7 +159,7 @@ def apply(report: Report, policy: Policy, accepted: Accepted, today: date | None
         today: what waivers are held against; by default the date in UTC.
     """
     memorized = [f.id for f in report.findings if f.memorized]
-    waived = waivers.apply(accepted.waivers, memorized, today)
+    waived = waivers.in_force(accepted.waivers, memorized, today)
     warnings = [w for w in report.warnings if w.code not in CODES]
     warnings += waived.warnings
     known: list[str] = []

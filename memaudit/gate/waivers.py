@@ -69,7 +69,7 @@ def read(path: Path) -> tuple[Waiver, ...]:
     return tuple(found)
 
 
-def apply(waivers: Sequence[Waiver], memorized: Iterable[str], today: date | None = None) -> Applied:
+def in_force(waivers: Sequence[Waiver], memorized: Iterable[str], today: date | None = None) -> Applied:
     """Which of the `memorized` findings (ids) are waived today.
 
     Args:

@@ -53,7 +53,7 @@ VERIFYING = ("panel", "verify", "neurons", "trade-off", "matched clean", "stabil
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evidence:
+class Measured:
     """All that an audit measured, beside its findings.
 
     Attributes:
@@ -78,7 +78,7 @@ class Evidence:
         return self.observed.context
 
 
-def assemble(evidence: Evidence, findings: Sequence[Finding]) -> Report:
+def assemble(evidence: Measured, findings: Sequence[Finding]) -> Report:
     """The report; its findings stand in the order of the flagged set, whatever order they were found in."""
     place = {(e.id, e.label): n for n, e in enumerate(evidence.context.flagged.examples)}
     ordered = sorted(findings, key=lambda f: place[f.example.id, f.example.label])
@@ -154,7 +154,7 @@ def skeleton(
     )
     support = Support(zeros(len(flagged)), zeros(len(flagged)))
     neurons = [Neuron(layer=s.layer, index=0, kind=s.kind, erases=[], reference_accuracy_after=None) for s in sites]
-    nothing = Evidence(
+    nothing = Measured(
         observed=Observed(context, zeros(len(flagged), classes), support, zeros(1), 0.0, (), ()),
         provenance=provenance,
         class_names=class_names,
@@ -200,7 +200,7 @@ def _config(settings: Settings) -> dict[str, ConfigValue]:
     }
 
 
-def _model(evidence: Evidence) -> ModelInfo:
+def _model(evidence: Measured) -> ModelInfo:
     adapter, provenance = evidence.context.evaluator.adapter, evidence.provenance
     first = next(adapter.module.parameters(), None)
     return ModelInfo(
@@ -218,7 +218,7 @@ def _model(evidence: Evidence) -> ModelInfo:
     )
 
 
-def _data(evidence: Evidence) -> DataInfo:
+def _data(evidence: Measured) -> DataInfo:
     def source(examples: ExampleSet, accuracy: float | None) -> DataSource:
         rate = None if accuracy is None else tidy(accuracy)
         return DataSource(source=examples.source, count=len(examples), sha256=examples.sha256, accuracy=rate)
@@ -245,7 +245,7 @@ def _units(space: UnitSpace, live: Tensor) -> Units:
     return Units(total=space.total, dead=int((~live).sum()), by_layer=layers)
 
 
-def _summary(findings: Sequence[Finding], evidence: Evidence) -> Summary:
+def _summary(findings: Sequence[Finding], evidence: Measured) -> Summary:
     calibration, seed = evidence.observed.calibration, evidence.context.seed
     erased = [f for f in findings if f.outcome in ERASED]
     kept = [

@@ -24,7 +24,7 @@ from memaudit.findings import AUDITS, OVER_TIME, Atypicality, Finding, Outcome, 
 from memaudit.network.states import State
 from memaudit.numbers import tidy
 from memaudit.pipeline.admit import admit
-from memaudit.pipeline.assemble import Evidence, assemble, skeleton
+from memaudit.pipeline.assemble import Measured, assemble, skeleton
 from memaudit.pipeline.identity import run_of
 from memaudit.pipeline.prepare import Observed, prepare
 from memaudit.report.document import Report
@@ -135,7 +135,7 @@ class Auditor:
             with exact_arithmetic(), self.evaluator.counting("test"):
                 accuracy = float(self.evaluator.predicted(everything).float().mean())
         return assemble(
-            Evidence(
+            Measured(
                 observed=self.observed,
                 provenance=self.provenance,
                 test=self.test,

@@ -12,21 +12,16 @@ if TYPE_CHECKING:
 
 def summary(erasure: Erasure) -> str:
     """What was done, in a sentence; no name from outside is in it."""
-    if erasure.method == "units":
-        done = f"{count(len(erasure.units), 'unit')} silenced for {count(len(erasure.examples), 'flagged example')}"
-    else:
-        done = f"the low-curvature components of {count(len(erasure.layers), 'layer')} taken out"
-        if erasure.clean_steps:
-            done += f", then {count(erasure.clean_steps, 'training step')} on clean examples"
     alone = [e for e in erasure.examples if e.after.prediction != e.before.prediction]
     lost = f"; {len(alone):,} of them no longer get the label" if erasure.examples else ""
-    return f"An edited copy of the model: {done}{lost}. All figures are of the file as read back from disk."
+    done = f"An edited copy of the model: {erasure.done or erasure.method}{lost}."
+    return f"{done} All figures are of the file as read back from disk."
 
 
 def rows(erasure: Erasure) -> list[tuple[str, str, str, str]]:
     """Figure, examples behind it, before, after."""
     before, after, counts = erasure.before, erasure.after, erasure.counts
-    used = "flagged label, edit made for" if erasure.method == "units" else "flagged label, used for choosing"
+    used = erasure.used_by or "flagged label, used"
     table = [
         (used, counts.get("used", 0), before.used, after.used),
         ("flagged label, never used", counts.get("unused", 0), before.unused, after.unused),

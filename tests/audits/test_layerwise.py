@@ -181,7 +181,7 @@ def test_the_controls_refuse_a_network_with_weights_of_its_own(found: Case) -> N
 # ---- retraining -----------------------------------------------------------------------------------------------------
 
 
-def trained_again(found: Case, number: int, **options: float) -> retrain.Run:
+def trained_again(found: Case, number: int, **options: float) -> retrain.Retraining:
     train, held = Panel(found.examples, range(12)), Panel(found.examples, range(12, 16))
     flagged = Panel(found.examples, range(16, 20))
     given = {"target": 2.0, "epochs": 2, **options}

@@ -30,7 +30,7 @@ from memaudit.engine.evaluator import Evaluator, Panel
 from memaudit.erase.curvature import spectra
 from memaudit.erase.finetune import BATCH
 from memaudit.erase.group import split, unseen
-from memaudit.erase.search import Search, in_order
+from memaudit.erase.search import EditSearch, in_order
 from memaudit.network.scoped import holding
 from tests.benchmarks.cifar import build, change_labels, load
 from tests.benchmarks.search import example_set, preprocess
@@ -162,7 +162,7 @@ def frontier(bench: Bench, steps: int) -> Iterator[Row]:
     found = {s.layer: s for s in spectra(bench.evaluator, bench.factors, layers, torch.Generator().manual_seed(0))}
     print(f"factors {time.time() - start:.0f} s", file=sys.stderr, flush=True)
     clean, flagged = unseen(bench.reference, bench.validation, 0), Panel(bench.flagged, bench.used)
-    alone = Search(bench.evaluator, found, clean, flagged, bench.validation, use)
+    alone = EditSearch(bench.evaluator, found, clean, flagged, bench.validation, use)
     mended = replace(alone, steps=steps)
     names = list(found)
     shares, variant = (
@@ -187,7 +187,7 @@ def frontier(bench: Bench, steps: int) -> Iterator[Row]:
     yield measured(bench, few, shares, variant, steps)
 
 
-def measured(bench: Bench, search: Search, kept: Mapping[str, float], variant: str, steps: int = 0) -> Row:
+def measured(bench: Bench, search: EditSearch, kept: Mapping[str, float], variant: str, steps: int = 0) -> Row:
     start = time.time()
     with holding(bench.evaluator.adapter.module, search.edit(kept, steps)):
         return bench.row(variant, start)

@@ -14,7 +14,7 @@ from memaudit.engine.batchnorm import reestimated
 from memaudit.engine.evaluator import Evaluator, Panel
 from memaudit.erase import curvature
 from memaudit.erase.curvature import Spectrum, editable, spectra
-from memaudit.erase.search import Search, Trial, in_order
+from memaudit.erase.search import EditSearch, Trial, in_order
 from memaudit.errors import ModelRejected
 from memaudit.network.scoped import holding
 from memaudit.network.states import digest
@@ -185,7 +185,7 @@ def test_the_network_is_left_as_it_was(trained: Trained) -> None:
     panel = Panel(trained.reference, rows)
     layers, use = in_order(run, trained.reference)
     found = {s.layer: s for s in spectra(run, panel, layers, torch.Generator().manual_seed(0))}
-    search = Search(run, found, panel, Panel(trained.flagged, range(50)), panel, use)
+    search = EditSearch(run, found, panel, Panel(trained.flagged, range(50)), panel, use)
     trial = search.trial({"three.0": 0.5})
     assert digest(trained.module) == before
     assert trial.flagged < search.trial({}).flagged
@@ -200,7 +200,7 @@ def test_the_network_is_left_as_it_was(trained: Trained) -> None:
 def test_labels_that_chance_tells_apart_are_worth_no_accuracy(trained: Trained) -> None:
     """Of 100 labels 10 are left, give or take 3 by chance."""
     run, panel = trained.evaluator(), Panel(trained.reference, range(100))
-    search = Search(run, {}, panel, panel, panel, {})
+    search = EditSearch(run, {}, panel, panel, panel, {})
     least, near, far, worse = (
         Trial({}, 0, flagged, validation)
         for flagged, validation in ((0.10, 0.70), (0.12, 0.74), (0.14, 0.78), (0.12, 0.72))
@@ -215,21 +215,21 @@ def test_a_cut_that_steps_repair_is_not_turned_down(monkeypatch: pytest.MonkeyPa
     """Without steps only 0.9 of the last layer is within the budget; with them 0.5, which leaves fewer labels."""
     run, panel = trained.evaluator(), Panel(trained.reference, range(100))
 
-    def trial(_: Search, kept: dict[str, float], steps: int = 0) -> Trial:
+    def trial(_: EditSearch, kept: dict[str, float], steps: int = 0) -> Trial:
         share = min(kept.values(), default=1.0)
         allowed = 1.0 if not kept else (0.5 if steps else 0.9) if list(kept) == ["c"] else 1.0
         return Trial(kept, steps, flagged=share, validation=0.9 if share >= allowed else 0.5)
 
-    monkeypatch.setattr(Search, "trial", trial)
+    monkeypatch.setattr(EditSearch, "trial", trial)
     found = dict.fromkeys("abc", Spectrum("", (1, 1), ()))
-    plain, tried = Search(run, found, panel, panel, panel, {}).run(0.01)
+    plain, tried = EditSearch(run, found, panel, panel, panel, {}).run(0.01)
     assert (plain.kept, plain.steps) == ({"c": 0.9}, 0)
-    stepped, more = Search(run, found, panel, panel, panel, {}, steps=10).run(0.01)
+    stepped, more = EditSearch(run, found, panel, panel, panel, {}, steps=10).run(0.01)
     assert (stepped.kept, stepped.steps) == ({"c": 0.5}, 10)
     assert not any(t.steps for t in tried)
     assert {tuple(t.kept) for t in more if not t.steps} == {("c",), ("b", "c"), ("a", "b", "c")}
     with pytest.raises(ModelRejected, match="within -50 points"):
-        Search(run, found, panel, panel, panel, {}, steps=10).run(-0.5)
+        EditSearch(run, found, panel, panel, panel, {}, steps=10).run(-0.5)
 
 
 def test_statistics_are_those_of_plain_means_over_batches(trained: Trained) -> None:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from memaudit.__main__ import run
 from memaudit.engine.evaluator import Panel
 from memaudit.erase.group import _check_norms, split, unseen
-from memaudit.erase.proof import check_editable
+from memaudit.erase.request import check_editable
 from memaudit.erase.units import choose_findings
 from memaudit.errors import DataRejected, ExitCode, MemauditError, ModelRejected, UsageError
 from memaudit.findings import Erasure, Finding

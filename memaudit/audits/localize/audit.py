@@ -11,7 +11,7 @@ from memaudit.audits.base import ForExample, ForReport, Piece, Size, Unfinished
 from memaudit.audits.context import Context
 from memaudit.audits.localize import flagged_set
 from memaudit.audits.localize.controls import Judge
-from memaudit.audits.localize.cost import settle
+from memaudit.audits.localize.cost import settle_costs
 from memaudit.audits.localize.job import Proposal
 from memaudit.audits.localize.known import known_units
 from memaudit.audits.localize.population import Population, measure_population
@@ -180,7 +180,7 @@ def _outcome(cost: ReferenceAccuracy, random: RandomControl) -> Outcome:
 
 def _settled(found: Mapping[int, Localized]) -> dict[int, Localized]:
     """Reference costs once more, now that what all findings' samples say together is known."""
-    costs = settle([one.reference_accuracy for one in found.values()])
+    costs = settle_costs([one.reference_accuracy for one in found.values()])
     return {
         row: replace(
             one,
@@ -204,7 +204,7 @@ def _set_as_a_whole(context: Context, search: Search, judge: Judge, found: Mappi
         curve = flagged_set.trade_off(neurons, judge, context.flagged, fitted)
     rows = fitted[:: max(1, -(-len(fitted) // profile.clean))]
     with context.stage("matched clean", len(rows), own_steps=True):
-        matched = flagged_set.matched(
+        matched = flagged_set.matched_controls(
             everyone,
             search,
             judge,

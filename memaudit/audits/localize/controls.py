@@ -66,7 +66,7 @@ class Judge:
         """Accuracy on the panel with `cut` ablated, by stratified sampling.
 
         The rows nearest to changing, by the first-order effects, are measured a block at a time until a whole block
-        does not change; a random sample stands for the others. `cost.settle` sharpens what the sample says.
+        does not change; a random sample stands for the others. `cost.settle_costs` sharpens what the sample says.
         """
         before = predicted(self.population.margins)
         away = torch.where(before, 1.0, -1.0) * self.population.after([cut])[0]

@@ -41,7 +41,7 @@ def first_estimate(before: int, panel: int, at_risk: Sampled, at_random: Sampled
         at_risk: the rows nearest to changing, measured one and all.
         at_random: of the others, those drawn.
     """
-    return settle([
+    return settle_costs([
         ReferenceAccuracy(
             before=tidy(before / panel), after=0, low=0, high=0, panel=panel, examples=at_risk.rows + at_random.rows,
             at_risk=at_risk, at_random=at_random,
@@ -49,7 +49,7 @@ def first_estimate(before: int, panel: int, at_risk: Sampled, at_random: Sampled
     ])[0]  # fmt: skip
 
 
-def settle(costs: Sequence[ReferenceAccuracy]) -> list[ReferenceAccuracy]:
+def settle_costs(costs: Sequence[ReferenceAccuracy]) -> list[ReferenceAccuracy]:
     """The same measurements with accuracies and intervals that learn from each other; the order does not matter.
 
     Errors are combined as independent (MOVER, Zou and Donner 2008): of the panel as a sample, and of the sampled rows.

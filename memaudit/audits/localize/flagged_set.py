@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from memaudit.audits.localize.controls import Judge
-from memaudit.audits.localize.cost import settle
+from memaudit.audits.localize.cost import settle_costs
 from memaudit.audits.localize.search import Search
 from memaudit.audits.panels import matched_clean
 from memaudit.data import ExampleSet
@@ -54,7 +54,7 @@ def neurons(findings: Sequence[Found], judge: Judge, most: int, tick: Tick) -> l
         number = judge.space.number(unit.layer, unit.index, unit.kind)
         costs.append(judge.reference_accuracy([number], str(unit)))
         tick(1)
-    after = [c.after for c in settle(costs)] + [None] * (len(ranked) - len(costs))
+    after = [c.after for c in settle_costs(costs)] + [None] * (len(ranked) - len(costs))
     return [
         Neuron(layer=unit.layer, index=unit.index, kind=unit.kind, erases=ids, reference_accuracy_after=accuracy)
         for (unit, ids), accuracy in zip(ranked, after, strict=True)
@@ -81,7 +81,7 @@ def trade_off(shared: Sequence[Neuron], judge: Judge, flagged: ExampleSet, fitte
     return points
 
 
-def matched(
+def matched_controls(
     findings: Sequence[Found],
     search: Search,
     judge: Judge,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from memaudit.audits.localize.controls import BLOCK, Judge, augment
-from memaudit.audits.localize.cost import settle
+from memaudit.audits.localize.cost import settle_costs
 from memaudit.audits.localize.population import measure_population
 from memaudit.audits.panels import matched_clean
 from memaudit.data import Preprocess, from_tensors
@@ -106,7 +106,7 @@ def test_a_sample_of_the_panel_comes_with_an_interval_that_holds_the_truth(
         alone.append(found)
     truth = [everything.reference_accuracy(cut, "").after for cut in cuts]
     assert min(truth) < 0.7  # the cuts do something to be estimated
-    for estimates, lean in ((alone, 0.04), (settle(alone), 0.015)):
+    for estimates, lean in ((alone, 0.04), (settle_costs(alone), 0.015)):
         pairs = list(zip(estimates, truth, strict=True))
         assert sum(e.low <= t <= e.high for e, t in pairs) >= 0.95 * len(cuts)
         assert abs(sum(e.after - t for e, t in pairs)) / len(cuts) < lean

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from memaudit.audits.localize.cost import first_estimate, settle, shared_rates
+from memaudit.audits.localize.cost import first_estimate, settle_costs, shared_rates
 from memaudit.findings import ReferenceAccuracy, Sampled
 from memaudit.intervals import wilson
 from memaudit.numbers import tidy
@@ -70,7 +70,7 @@ def test_the_intervals_hold_the_truth_and_are_narrower_than_alone(kind: str) -> 
             "two kinds": np.where(rng.random(80) < 0.1, 0.4, 0.002),
         }[kind]
         single = simulate(list(rates), 100 + seed)
-        for rate, one, many in zip(rates, single, settle(single), strict=True):
+        for rate, one, many in zip(rates, single, settle_costs(single), strict=True):
             inside += many.low <= truth(rate) <= many.high
             shared.append(many.high - many.low)
             alone.append(one.high - one.low)
@@ -81,26 +81,28 @@ def test_the_intervals_hold_the_truth_and_are_narrower_than_alone(kind: str) -> 
 
 
 def test_a_cut_that_costs_much_more_than_the_others_stands_out() -> None:
-    costs = settle([*simulate([0.0] * 100, 0), first_estimate(490, 500, AT_RISK, Sampled(rows=8, right=8, lost=4))])
+    costs = settle_costs(
+        [*simulate([0.0] * 100, 0), first_estimate(490, 500, AT_RISK, Sampled(rows=8, right=8, lost=4))]
+    )
     assert costs[-1].after < 0.75 < 0.94 < costs[0].after
     assert costs[-1].low < costs[-1].after - 0.1
 
 
 def test_neither_order_nor_repetition_changes_a_figure() -> None:
     costs = simulate([0.0, 0.1, 0.02, 0.3, 0.0, 0.5], 3)
-    settled = settle(costs)
-    assert settle(costs[::-1])[::-1] == settled
-    assert settle(settled) == settled
+    settled = settle_costs(costs)
+    assert settle_costs(costs[::-1])[::-1] == settled
+    assert settle_costs(settled) == settled
 
 
 def test_a_panel_measured_whole_is_counted_and_learns_nothing() -> None:
     whole = first_estimate(9, 10, Sampled(rows=10, right=9, lost=2, gained=1), Sampled())
     ruinous = simulate([0.9] * 20, 0)
-    assert settle([whole, *ruinous])[0] == whole
+    assert settle_costs([whole, *ruinous])[0] == whole
     assert (whole.before, whole.after, whole.retained) == (0.9, 0.8, tidy(7 / 9))
     assert (whole.low, whole.high) == pytest.approx(wilson(8, 10), abs=1e-5)
 
 
 def test_nothing_measured_is_nothing_settled() -> None:
-    assert settle([]) == []
+    assert settle_costs([]) == []
     assert shared_rates([]) == {}

@@ -143,7 +143,9 @@ def test_clean_examples_go_through_the_same_search(trained: Trained, judge: Judg
         finding(trained, "c", [9] * 3, Outcome.DIFFUSE),
     ]
     ticks: list[int] = []
-    found = groups.matched(findings, search, judge, trained.flagged, rows, margins, reference_margins, ticks.append)
+    found = groups.matched_controls(
+        findings, search, judge, trained.flagged, rows, margins, reference_margins, ticks.append
+    )
     assert found is not None
     assert found.examples == sum(ticks) == len(rows)
 
