@@ -53,7 +53,7 @@ class Failure:
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """The exit code of one command; every failure is told here, in one place.
+    """The exit code of one command; every failure is printed here, in one place.
 
     `--error-json PATH`, anywhere on the line, also tells it to machines: PATH then says how the command ended.
     """
@@ -121,7 +121,7 @@ def _failure(error: Exception) -> Failure:
 
 
 def _stopped(how: str, error: BaseException, code: ExitCode) -> Failure:
-    """What an interrupted user is told: what is kept, and that the same command goes on from there."""
+    """One line for a user who interrupted the run: what is kept, and that the same command goes on from there."""
     kept = _notes(error)
     then = "it goes on from there" if kept else "nothing was measured yet"
     message = f"{how}; {'; '.join(kept) or 'nothing was written'}"

@@ -68,16 +68,11 @@ class Adapter:
         self.alternatives = alternatives or (architecture,)
 
     @classmethod
-    def recognises(cls, checkpoint: Checkpoint) -> str | None:
-        """Why this adapter can load `checkpoint`, or `None`. Looks at names, shapes and facts; runs nothing."""
-        raise NotImplementedError
-
-    @classmethod
     def load(cls, checkpoint: Checkpoint, options: ModelOptions) -> Adapter:
         """Build the architecture on `meta`, hold it against the file's tensors, load strictly.
 
         Raises:
-            ModelRejected: the tensors do not fit, or the architecture cannot be told.
+            ModelRejected: the tensors do not fit, or the architecture cannot be decided.
             UsageError: an option names something that does not exist.
         """
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""Which architectures of timm and torchvision a bare set of tensors can belong to, told by names and shapes alone.
+"""Which architectures of timm and torchvision a bare set of tensors can belong to, by names and shapes alone.
 
 `python -m memaudit.adapters.identify` writes the index that ships with memaudit.
 """

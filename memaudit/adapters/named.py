@@ -1,4 +1,4 @@
-"""Architectures that have a name in timm or torchvision: said by the user or the checkpoint, or told from the tensors.
+"""Architectures that have a name in timm or torchvision: said by the user or the checkpoint, or found from the tensors.
 
 One plan serves both libraries; `adapters.timm` and `adapters.torchvision` are the two that a user may ask for.
 """
@@ -57,16 +57,6 @@ class Plan:
 
 class NamedAdapter(Adapter):
     """A library's architecture, loaded strictly. Subclasses say which library's."""
-
-    @classmethod
-    def recognises(cls, checkpoint: Checkpoint) -> str | None:
-        """The architecture the checkpoint names, or that its tensors' names and shapes show."""
-        named = checkpoint.facts.architecture
-        if named and exists(named) and library_of(named) == cls.name:
-            return f"{checkpoint.facts.origin}: {named}"
-        if checkpoint.facts.model_type:
-            return None
-        return "names and shapes of its tensors" if _of_library(identify(checkpoint.tensors), cls.name) else None
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, options: ModelOptions) -> NamedAdapter:

@@ -64,11 +64,6 @@ class UserAdapter(Adapter):
         self.transform = transform
 
     @classmethod
-    def recognises(cls, checkpoint: Checkpoint) -> str | None:
-        """Never: user code runs only when it is named."""
-        return None
-
-    @classmethod
     def load(cls, checkpoint: Checkpoint, options: ModelOptions) -> UserAdapter:
         """Run `options.user_file` (`file.py:factory`) and load the checkpoint into what the factory returns.
 

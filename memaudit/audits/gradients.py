@@ -60,7 +60,7 @@ def account(
     Without it batches hold one panel alone, so that no pass computes a gradient that is not used.
 
     Args:
-        panels: `reference` and what is held against it.
+        panels: `reference` and what is compared with it.
     """
 
     def measure() -> list[tuple[dict[str, float], list[tuple[str, str, float]]]]:

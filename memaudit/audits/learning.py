@@ -1,4 +1,4 @@
-"""Learning order: when along the checkpoints each label came to be predicted, and for good.
+"""Learning order: when along the checkpoints each label came to be predicted and stayed so.
 
 Examples that the network fits late, while everything like them is long fitted, are fitted one by one; the confidence
 in the label averaged over training is the "learning speed" of Jiang et al. 2021 and a second view of atypicality.

@@ -122,7 +122,7 @@ def _from_header(source: Source) -> tuple[float | None, int | None]:
 
 
 def _from_pickle(source: Source) -> tuple[float | None, int | None]:
-    """Numbers beside the weights, told from the pickle's instructions: the dictionary is never built.
+    """Numbers beside the weights, read from the pickle's instructions: the dictionary is never built.
 
     A key counts only where it is followed by its number in the outermost dictionary, which has one open mark.
     """

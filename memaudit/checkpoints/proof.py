@@ -32,7 +32,7 @@ def prove(model: Path, audited: ModelInfo) -> str:
         found = fingerprint(model)
     if not wanted:
         raise ModelRejected(
-            f"the report holds no {kind} of {clean(audited.path)}, so it cannot be held against {clean(model.name)}",
+            f"the report holds no {kind} of {clean(audited.path)}, so it cannot be compared with {clean(model.name)}",
             hint="give the checkpoint itself; a report of a model in memory, or of several shards, has no md5",
         )
     if found != wanted:

@@ -1,4 +1,4 @@
-"""Tables of tensors that are not a whole model: told by their names, refused with what to do instead."""
+"""Tables of tensors that are not a whole model: recognised by their names, refused with what to do instead."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ def _run(run: Run) -> dict[str, Any]:
 
 
 def _run_lines(run: Run | None) -> list[str]:
-    """What a scan of this run directory would read without being told."""
+    """What a scan of this run directory would read with no option."""
     if run is None:
         return []
     said = _run(run)

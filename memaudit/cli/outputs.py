@@ -138,7 +138,7 @@ def show(report: Report, paths: Sequence[Path], format_: str, brief: bool = Fals
 
 
 def exit_code(report: Report, exit_zero: bool) -> ExitCode:
-    """What a judged report comes to; an incomplete audit is no verdict, whatever it found."""
+    """The exit code of a judged report; an incomplete audit is no verdict, whatever it found."""
     if report.status == "incomplete":
         return ExitCode.INCOMPLETE
     return ExitCode.POLICY if report.verdict == "fail" and not exit_zero else ExitCode.OK

@@ -56,7 +56,7 @@ def from_arrays(
 ) -> ExampleSet:
     """As an `.npz` with these arrays: `x` uint8 `(N, H, W, C)` or float `(N, C, H, W)` in [0, 1].
 
-    Unlike `from_tensors` nothing is told from shapes, so no layout is ambiguous.
+    Unlike `from_tensors` nothing is inferred from shapes, so no layout is ambiguous.
 
     Raises:
         DataRejected: values, shapes or labels are not what the network takes.

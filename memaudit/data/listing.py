@@ -89,7 +89,7 @@ class FileListing(Listing):
     files: tuple[Path, ...]
 
     def load(self, preprocess: Preprocess, limit: int | None = None, progress: Progress | None = None) -> ExampleSet:
-        """Decode the files; what cannot be decoded is told in `unreadable`."""
+        """Decode the files; what cannot be decoded is listed in `unreadable`."""
         rows = self.chosen(limit)
         pixels, outcomes = decode_all([self.files[r.index] for r in rows], preprocess, self.source, progress)
         rejections, unreadable = Rejections(self.source, "images"), []

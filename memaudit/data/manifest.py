@@ -24,7 +24,7 @@ def list_manifest(path: Path, classes: Classes) -> FileListing:
     """Every row of the manifest `path`.
 
     Raises:
-        DataRejected: the table is broken, a row cannot be audited (all are told, by line), or there is no row.
+        DataRejected: the table is broken, a row cannot be audited (all are listed, by line), or there is no row.
     """
     name = display(path)
     root = Path(os.path.realpath(path)).parent

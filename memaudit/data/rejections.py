@@ -1,4 +1,4 @@
-"""Row errors, collected: a broken data set is told once, with its first rows and the total."""
+"""Row errors, collected: one message for a broken data set, with its first rows and the total."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """From what a user named to examples: `read` picks the reader.
 
 A source with a broken structure is rejected as a whole, with the lines; an image that cannot
-be decoded is left out and told in `ExampleSet.unreadable`.
+be decoded is left out and listed in `ExampleSet.unreadable`.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _is_row_list(path: Path, data: str | Path | None) -> bool:
 
 
 def described(source: str | Path) -> Arrays | None:
-    """What the examples of `source` are where they are arrays, told from headers; None where they are none."""
+    """What the examples of `source` are where they are arrays, read from their headers; None where they are none."""
     path = Path(source)
     if path.suffix.lower() in ARRAYS:
         return members.described(path)

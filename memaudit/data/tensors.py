@@ -32,7 +32,7 @@ class TensorListing(Listing):
 
     Attributes:
         x: `(N, ...)`, images or anything else that a network takes.
-        layout: `NHWC` or `NCHW` where the source's contract says; `None`: told from the shape.
+        layout: `NHWC` or `NCHW` where the source's contract says; `None`: inferred from the shape.
         unit_range: floats must be in [0, 1] also when the network declares no normalisation.
         identities: content ids of `x`'s rows where `x` is no longer what they were computed from.
         several: `(N, L)` answers where an example has several labels, and their true values where those are known;

@@ -116,7 +116,7 @@ def compare(folder: Path, seed: int = 0, tick: Callable[[int], None] = lambda _:
 
 @torch.no_grad()
 def score(model: nn.Module, x: Tensor, y: Tensor, truth: Tensor, changed: np.ndarray, test: np.ndarray) -> Scores:
-    """What `model` gets right; the changed rows run with their ids told."""
+    """What `model` gets right; the changed rows run with their ids."""
     model.eval()
     with example_ids(torch.from_numpy(changed)):
         said = model(x[changed]).argmax(1)

@@ -159,7 +159,7 @@ class Journal:
             self._file = None
 
     def kept(self) -> str:
-        """What an interrupted user is told; empty if there is nothing to go on from."""
+        """One line for a user who interrupted the run; empty if there is nothing to go on from."""
         batches = len(self._lines.of("batch", "change"))
         return f"{batches} batches are kept in {clean(self.path)}" if batches else ""
 

@@ -33,7 +33,7 @@ class Loop:
 
     Attributes:
         adapter: the model.
-        batch_size: examples a pass; halved for good when memory runs out.
+        batch_size: examples a pass; halved, and not raised again, when memory runs out.
         advance: called with the number of examples after each pass (progress bars).
         passes: examples forwarded and backwarded so far, by stage: `passes["localize forward"]`.
         stage: what `passes` counts under; `counting` sets it for a while.
@@ -106,7 +106,7 @@ class Loop:
         batch: int | None = None,
         changing: Changing | None = None,
     ) -> list[T]:
-        """`body` on consecutive slices of `range(count)`; out of memory halves the batch for good and tries again.
+        """`body` on consecutive slices of `range(count)`; out of memory halves the batch size and tries again.
 
         Args:
             forward, backward: passes the body makes over its slice, for the count.

@@ -156,7 +156,7 @@ def apply(report: Report, policy: Policy, accepted: Accepted, today: date | None
     audit never passes.
 
     Args:
-        today: what waivers are held against; by default the date in UTC.
+        today: the day on which waivers must not have expired; by default the date in UTC.
     """
     memorized = [f.id for f in report.findings if f.memorized]
     waived = waivers.in_force(accepted.waivers, memorized, today)

@@ -367,8 +367,8 @@ def _sums(wide: Tensor) -> list[Tensor]:
 def _place_batch(candidate: _Candidate, before: list[Tensor], after: list[Tensor], examples: int) -> None:
     """Settle `batch_axis` and `batch_minor`: only the exchanged example's slices may have changed.
 
-    Changes are held against the largest one: a deep network of random weights can tell two images apart by no more than
-    rounding, which against the values themselves is none.
+    Changes are compared with the largest one: a deep network of random weights can distinguish two images by no
+    more than rounding, which against the values themselves is none.
     """
     if candidate.problem is not None:
         return

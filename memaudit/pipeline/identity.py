@@ -19,7 +19,7 @@ from memaudit.network.states import State
 from memaudit.settings import Provenance, Settings
 from memaudit.version import __version__
 
-# They decide when an audit stops, and what its numbers are held against, but no number.
+# They decide when an audit stops, and what its numbers are judged by, but no number.
 NOT_NUMBERS = frozenset({"policy", "time_limit", "device"})
 
 

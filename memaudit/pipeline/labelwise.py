@@ -73,6 +73,6 @@ def check_labelwise(margins: Tensor, labels: Tensor, names: Sequence[str]) -> li
         ReportWarning(code="MEM108", message=f"reference accuracy by label, on average {macro(found):.3f}: {shown}")
     ]
     if balanced is None or balanced < GOOD:
-        said = "what is there and what is absent is hardly told apart: check the order of labels and preprocessing"
+        said = "what is there and what is absent is hardly distinguished: check the order of labels and preprocessing"
         warnings.append(ReportWarning(code="MEM104", message=said))
     return warnings

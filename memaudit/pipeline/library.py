@@ -45,7 +45,7 @@ def audit(
         class_names: by label, for the report.
         checkpoints: earlier states of the model for the audits over time, earliest first: networks or state dicts, or
             paths (a folder, a pattern, files) that are ordered by the epoch they carry.
-        progress: told how far the audit is.
+        progress: is called as the audit goes on.
         **options: single fields of `Settings` (`max_units=5, seed=1`).
 
     Returns:

@@ -19,9 +19,9 @@ from memaudit.findings import ReportWarning
 from memaudit.intervals import mcnemar
 from memaudit.text import clean
 
-# Reference images that twins are told apart on.
+# Reference images by which twins are distinguished.
 TWIN_IMAGES = 512
-# And those that several ways of preparing images are told apart on.
+# And those by which several ways of preparing images are distinguished.
 PRESET_IMAGES = 128
 # One-sided exact McNemar test between the best twin and each other one: below this, the better one is taken.
 TWIN_P = 0.01

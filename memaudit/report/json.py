@@ -85,7 +85,7 @@ def encode(data: object, *, indent: int | None = None, inline: bool = False) -> 
 
 
 def read(path: Path) -> Report:
-    """The report in a file, held against the schema.
+    """The report in a file, validated by the schema.
 
     Raises:
         DataRejected: if it is missing, too large, not JSON, of another schema version or of another shape.

@@ -145,7 +145,7 @@ def learning(report: Report, quote: Callable[[object], str] = clean) -> str:
     half = quote(report.series[places[(len(places) - 1) // 2]].checkpoint)
     base = report.series[-1].reference or 0.0
     early = next((p for p in report.series if (p.reference or 0.0) >= 0.9 * base), report.series[-1])
-    text = f"Half of the fitted flagged labels are predicted for good from {half} on"
+    text = f"Half of the fitted flagged labels are predicted at every checkpoint from {half} on"
     text += f"; nine tenths of the final reference accuracy is reached by {quote(early.checkpoint)}."
     if report.summary.learning_auroc is not None:
         share = percent(report.summary.learning_auroc)

@@ -46,7 +46,7 @@ def start(command: Sequence[str], purpose: str, stdin: int | IO[bytes], stdout: 
 
 
 def limit(memory: int, output: int, seconds: float | None = None) -> None:
-    """Cap this process for good, where the system can; it writes no core dump.
+    """Cap this process until it ends, where the system can; it writes no core dump.
 
     Args:
         memory, output: bytes it may map from now on, and write to a file.

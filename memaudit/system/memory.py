@@ -1,6 +1,6 @@
 """Memory: whether an error says that it ran out, what becomes of freed memory, and the way to a GPU's.
 
-Freed memory is kept between batches and given back to the system between stages; only glibc lets itself be told.
+Freed memory is kept between batches and given back to the system between stages; only glibc offers that.
 """
 
 from __future__ import annotations

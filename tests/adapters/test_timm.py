@@ -245,13 +245,6 @@ def test_equal_networks_for_other_means_are_one_but_named_unless_the_mean_is_sai
     assert len(said.presets) == 1
 
 
-def test_recognises_says_why(tmp_path: Path) -> None:
-    bare = read(saved(tmp_path, network("test_resnet")))
-    assert TimmAdapter.recognises(bare) == "names and shapes of its tensors"
-    named = read(saved(tmp_path, network("test_resnet"), {"architecture": "test_resnet"}))
-    assert TimmAdapter.recognises(named) == "architecture in config.json: test_resnet"
-
-
 def test_a_transformers_directory_asks_for_a_plugin(tmp_path: Path) -> None:
     path = saved(tmp_path, nn.Linear(2, 2), {"model_type": "vit", "architectures": ["ViTForImageClassification"]})
     with pytest.raises(ModelRejected, match="is a transformers model") as caught:

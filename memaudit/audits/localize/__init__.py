@@ -1,1 +1,1 @@
-"""In which units a flagged example sits: the search, and everything that its claim is held against."""
+"""In which units a flagged example sits: the search, and everything that its claim is checked by."""

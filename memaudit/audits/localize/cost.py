@@ -33,7 +33,7 @@ NONE: Triple = (0.0, 0.0, 0.0)
 
 
 def first_estimate(before: int, panel: int, at_risk: Sampled, at_random: Sampled) -> ReferenceAccuracy:
-    """The accuracy after a cut, told from its own rows alone.
+    """The accuracy after a cut, estimated from its own rows alone.
 
     Args:
         before: rows of the panel that the intact model gets right.

@@ -1,4 +1,4 @@
-"""A network with example-tied dropout knows which units memorize: what the audit found is held against them."""
+"""A network with example-tied dropout knows which units memorize: do the audit's cuts contain them?"""
 
 from __future__ import annotations
 

@@ -24,8 +24,8 @@ from memaudit.system.memory import to_device
 
 # Units with the largest effect on the flagged margin that are considered; the chosen one was always among them.
 SHORTLIST = 64
-# Mask of all units for the second gradient by which candidates are chosen. Of units that a label was written into,
-# alone or by threes, 0.75 kept 99 % among the first 256 on a ResNet-9 and a ViT; 0.5 kept 97 % on the ResNet.
+# Mask of all units for the second gradient by which candidates are chosen. When labels were written into units, alone
+# or by threes, 0.75 kept 99 % of these units among the first 256 on a ResNet-9 and a ViT; 0.5 kept 97 % on the ResNet.
 FADED = 0.75
 
 

@@ -1,4 +1,4 @@
-"""Which examples the running batch holds, told to every example-tied dropout without a change of any forward."""
+"""Which examples the running batch holds: every example-tied dropout can ask, and no forward changes."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class ExampleTiedDropout(nn.Module):
     Attributes:
         mode: `train`: each example's own mask, whose ids `example_ids` tells. `test`: memorizing channels at their
             expected value, `p_mem` times their own. `drop`: memorizing channels at zero. None, the default: `train`
-            while ids are told and in training, otherwise `test`.
+            while ids are known and in training, otherwise `test`.
         rule: `(5,)` int64, in every checkpoint: channels, axis (-1: none given), number of generalizing channels,
             `p_mem` in units of 2^-32, seed.
     """
@@ -84,7 +84,7 @@ class ExampleTiedDropout(nn.Module):
         """`x` with the channels of each example scaled; of any shape that has the examples on axis 0.
 
         Raises:
-            UsageError: no axis has `channels` elements, ids are needed and not told, or there are not as many as
+            UsageError: no axis has `channels` elements, ids are needed and not known, or there are not as many as
                 examples.
         """
         axis = self._axis(x)

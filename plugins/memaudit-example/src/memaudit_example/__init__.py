@@ -86,12 +86,6 @@ class MixerAdapter(Adapter):
     name: ClassVar[str] = "example"
 
     @classmethod
-    def recognises(cls, checkpoint: Checkpoint) -> str | None:
-        """The shape that the tensors show, in words."""
-        shape = shape_of(checkpoint.tensors)
-        return f"a mixer of {shape.blocks} blocks, {shape.side} x {shape.side} images" if shape else None
-
-    @classmethod
     def load(cls, checkpoint: Checkpoint, options: ModelOptions) -> MixerAdapter:
         """Build a mixer of the shape that the tensors show, and fill it with all of them.
 
@@ -108,7 +102,7 @@ class MixerAdapter(Adapter):
         load_strict(network, checkpoint.tensors, stripped_prefix=checkpoint.stripped_prefix)
         size = (shape.channels, shape.side, shape.side)
         preprocess = Preprocess(size, mean=options.mean or (), std=options.std or (), origin="memaudit-example")
-        reason = cls.recognises(checkpoint) or ""
+        reason = f"a mixer of {shape.blocks} blocks, {shape.side} x {shape.side} images"
         return cls(network, architecture=f"mixer-{shape.blocks}x{shape.width}", preprocess=preprocess, reason=reason)
 
     @classmethod
