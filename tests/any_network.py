@@ -192,8 +192,12 @@ def cases() -> dict[str, Callable[[], Case]]:
     }
 
 
-def write(case: Case, folder: Path) -> list[str]:
-    """Train the case's network with changed labels, save it and its examples, and return how they are scanned."""
+def write(case: Case, folder: Path, most: int = 1000) -> list[str]:
+    """Train the case's network with changed labels, save it and its examples, and return how they are scanned.
+
+    Args:
+        most: changed examples that are flagged, at most.
+    """
     draw = np.random.default_rng(1)
     count = len(case.x)
     trained, clean = np.split(draw.permutation(count), [int(0.6 * count)])
@@ -211,7 +215,7 @@ def write(case: Case, folder: Path) -> list[str]:
     network = _fit(case, trained, labels)
     (folder / "net.py").write_text(FACTORIES)
     save_file(network.state_dict(), folder / "model.safetensors")
-    for name, rows, y, truth in (("flagged", changed, asked, case.y), ("reference", clean, case.y, None)):
+    for name, rows, y, truth in (("flagged", changed[:most], asked, case.y), ("reference", clean, case.y, None)):
         more = {} if truth is None or case.loss == "several" else {"true_label": truth[rows]}
         masked = {} if case.mask is None else {"mask": case.mask[rows]}
         np.savez(folder / f"{name}.npz", x=case.x[rows], y=y[rows], **more, **masked)

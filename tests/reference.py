@@ -247,6 +247,23 @@ def accuracy(
     return sum(right) / len(right)
 
 
+def nearest(query: Sequence[Sequence[Sequence[float]]], base: Sequence[Sequence[Sequence[float]]]) -> list[list[int]]:
+    """By query, the rows of `base` from the most to the least similar: cosine around its mean, averaged over layers."""
+    found = []
+    for row in range(len(query[0])):
+        total = [0.0] * len(base[0])
+        for layer, keys in zip(query, base, strict=True):
+            width = len(keys[0])
+            centre = [sum(key[f] for key in keys) / len(keys) for f in range(width)]
+            own = [value - c for value, c in zip(layer[row], centre, strict=True)]
+            for j, key in enumerate(keys):
+                moved = [value - c for value, c in zip(key, centre, strict=True)]
+                dot = sum(a * b for a, b in zip(own, moved, strict=True))
+                total[j] += dot / math.sqrt(sum(v * v for v in own) * sum(v * v for v in moved))
+        found.append(sorted(range(len(total)), key=lambda j: -total[j]))
+    return found
+
+
 def support(
     query: Sequence[Sequence[float]],
     labels: Sequence[Label],

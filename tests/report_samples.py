@@ -28,6 +28,7 @@ from memaudit.findings import (
     Learning,
     MatchedControls,
     ModelInfo,
+    Neighbour,
     Neuron,
     Outcome,
     Prediction,
@@ -38,6 +39,8 @@ from memaudit.findings import (
     RetrainEpoch,
     RewindPoint,
     SeriesPoint,
+    Share,
+    Slice,
     Summary,
     ToolInfo,
     UnitRef,
@@ -302,6 +305,32 @@ def large(findings: int = 2000) -> Report:
             failed=[f"max_memorized: {sum(f.memorized for f in found)} found"],
             waived=[finding.id for finding in found[3:5]],
         ),
+    )
+
+
+def whole(findings: int = 200) -> Report:
+    """The large report with everything a page can show: neighbours, slices and the audits over time."""
+    report, timed = large(findings), over_time()
+    found = [
+        f.model_copy(
+            update={
+                "nearest": [
+                    Neighbour(id=identity(f"near {n} {k}"), source=f"val/{n}-{k}.png", index=k, label=k, similarity=0.7)
+                    for k in range(3)
+                ]
+            }
+        )
+        for n, f in enumerate(report.findings)
+    ]
+    some = Share(hits=9, rate=0.45, low=0.26, high=0.66)
+    slices = [
+        Slice(
+            by="label", value=name, count=20, fitted=some, memorized=some, localized=some, gap=0.3 - n / 20, small=n > 7
+        )
+        for n, name in enumerate(CLASSES)
+    ]
+    return report.model_copy(
+        update={"findings": found, "slices": slices, "series": timed.series, "layers": timed.layers}
     )
 
 

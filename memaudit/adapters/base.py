@@ -183,8 +183,8 @@ class Adapter:
 
     @cached_property
     def num_classes(self) -> int:
-        """Width of the logits, seen on one example of zeros."""
-        return int(self.attempt(self.blank(1)).shape[-1])
+        """Width of the logits, seen on two examples of zeros: of one alone, a single number would pass for a logit."""
+        return int(self.attempt(self.blank(2)).shape[-1])
 
     @property
     def parameters(self) -> int:

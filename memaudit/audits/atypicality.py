@@ -26,9 +26,11 @@ NEIGHBOURS = 10
 # Features keep a 2 x 2 grid of positions (AUROC 0.921 against 0.897 for the plain mean) and at most this many values.
 CELLS = 2
 FEATURE_WIDTH = 1024
+# Nearest reference examples that a report shows.
+SHOWN = 3
 # Reference examples whose own leave-one-out support the p-value compares with.
 CALIBRATION = 2000
-# Flagged examples whose features are held at a time.
+# Flagged examples whose features, and similarities to the whole reference, are held at a time.
 PART = 1024
 
 
@@ -54,10 +56,17 @@ class Observation:
 
 @dataclass(frozen=True)
 class Support:
-    """Atypicality of some examples: `score` and `p_value`, both `(N,)` in [0, 1]."""
+    """Atypicality of some examples: `score` and `p_value`, both `(N,)` in [0, 1].
+
+    Attributes:
+        nearest: `(N, k)` the reference rows with the largest mean similarity over the voting layers, nearest first.
+        similarity: `(N, k)` that mean cosine.
+    """
 
     score: Tensor
     p_value: Tensor
+    nearest: Tensor
+    similarity: Tensor
 
 
 def observe(evaluator: Evaluator, examples: ExampleSet, space: UnitSpace) -> Observation:
@@ -103,7 +112,8 @@ def observe_flagged(
         parts.append(Observation(seen.logits, (), seen.statistics))
     weights = torch.tensor([float(len(p.logits)) for p in parts])
     statistics = tuple(_merged(torch.stack(site), weights) for site in zip(*(p.statistics for p in parts), strict=True))
-    support = Support(torch.cat([s.score for s in supports]), torch.cat([s.p_value for s in supports]))
+    joined = {name: torch.cat([getattr(s, name) for s in supports]) for name in Support.__dataclass_fields__}
+    support = Support(**joined)
     return Observation(torch.cat([p.logits for p in parts]), (), statistics), support, own
 
 
@@ -149,14 +159,18 @@ def atypicality(
         paired: labels are two a question (`adapters.heads`): only examples asked the same one are neighbours.
     """
     k, own = _neighbours(reference_labels), torch.zeros(len(labels))
+    total = torch.zeros(len(labels), len(reference_labels))
     for query, base in zip(features, reference_features, strict=True):
         centre = base.mean(0)
         keys = F.normalize(base - centre, dim=1)
-        own += _share(F.normalize(query - centre, dim=1), labels, keys, reference_labels, k, paired=paired)
+        similarity = _similarity(F.normalize(query - centre, dim=1), labels, keys, reference_labels, paired)
+        own += _supporting(similarity, labels, reference_labels, k)
+        total += similarity
+    alike, nearest = (total / len(features)).clamp(max=1).topk(min(SHOWN, len(reference_labels)), dim=1)
     score = 1 - own / len(features)
     # Scores are averages of few votes; the small allowance keeps equal votes equal under float rounding.
     p_value = (calibration[None, :] >= score[:, None] - 1e-6).float().mean(1)
-    return Support(score.clamp(0, 1), p_value)
+    return Support(score.clamp(0, 1), p_value, nearest, alike)
 
 
 def leave_one_out(features: Sequence[Tensor], labels: Tensor, paired: bool = False) -> Tensor:
@@ -165,7 +179,11 @@ def leave_one_out(features: Sequence[Tensor], labels: Tensor, paired: bool = Fal
     k, own = _neighbours(labels), torch.zeros(len(sample))
     for base in features:
         keys = F.normalize(base - base.mean(0), dim=1)
-        own += _share(keys[sample], labels[sample], keys, labels, k, skip=sample, paired=paired)
+        for start in range(0, len(sample), 1024):
+            rows = sample[start : start + 1024]
+            similarity = _similarity(keys[rows], labels[rows], keys, labels, paired)
+            similarity[torch.arange(len(rows)), rows] = -torch.inf  # no example votes for itself
+            own[start : start + 1024] += _supporting(similarity, labels[rows], labels, k)
     return (1 - own / len(features)).clamp(0, 1)
 
 
@@ -174,27 +192,16 @@ def _neighbours(labels: Tensor) -> int:
     return max(1, min(NEIGHBOURS, len(labels) // (2 * (int(labels.max()) + 1)), len(labels) - 1))
 
 
-def _share(
-    query: Tensor,
-    labels: Tensor,
-    keys: Tensor,
-    key_labels: Tensor,
-    k: int,
-    skip: Tensor | None = None,
-    paired: bool = False,
-) -> Tensor:
-    """Share of the `k` most similar keys (cosine) that carry the query's label; `skip` names each query's own row."""
-    shares = []
-    for start in range(0, len(query), 1024):
-        similarity = query[start : start + 1024] @ keys.T
-        if skip is not None:
-            similarity[torch.arange(len(similarity)), skip[start : start + 1024]] = -torch.inf
-        if paired:
-            others = labels[start : start + 1024, None] // 2 != key_labels // 2
-            similarity.masked_fill_(others, -torch.inf)
-        nearest = similarity.topk(k, dim=1).indices
-        shares.append((key_labels[nearest] == labels[start : start + 1024, None]).float().mean(1))
-    return torch.cat(shares) if shares else torch.empty(0)
+def _similarity(query: Tensor, labels: Tensor, keys: Tensor, key_labels: Tensor, paired: bool) -> Tensor:
+    """`(N, R)` cosine; minus infinity where `paired` and the two were asked different questions."""
+    similarity = query @ keys.T
+    return similarity.masked_fill_(labels[:, None] // 2 != key_labels // 2, -torch.inf) if paired else similarity
+
+
+def _supporting(similarity: Tensor, labels: Tensor, key_labels: Tensor, k: int) -> Tensor:
+    """Share of the `k` most similar keys, `(N, R)`, that carry each query's label."""
+    nearest = similarity.topk(k, dim=1).indices
+    return (key_labels[nearest] == labels[:, None]).float().mean(1)
 
 
 def _pooled(tensor: Tensor, number: int, image: bool) -> Tensor:

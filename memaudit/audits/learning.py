@@ -42,6 +42,15 @@ class Course:
         """`(N,)` in [0, 1]: 1 minus the label's confidence averaged over the checkpoints."""
         return (1 - self.confidence.mean(0)).clamp(0, 1)
 
+    @property
+    def lateness_of_fitted(self) -> Tensor:
+        """The same of the examples that the last checkpoint predicts, of all where it predicts none.
+
+        What was never learned counts as latest: beside it every fitted example would look early.
+        """
+        fitted = self.right[-1]
+        return self.lateness[fitted] if bool(fitted.any()) else self.lateness
+
     @cached_property
     def learned(self) -> list[int | None]:
         """Per example the checkpoint from which on the label is always predicted; None if the last one misses it."""
@@ -78,7 +87,7 @@ class LearningOrder:
         return float(size.states * (rows + min(size.reference, size.profile.reference_rows)))
 
     def run(self, context: Context) -> Iterator[Piece]:
-        """`learning` of every flagged example, the `series`, and the `lateness` `(n,)` of reference examples."""
+        """`learning` of every flagged example, the `series`, and the `lateness` `(n,)` of fitted reference examples."""
         evaluator, states, panels = context.evaluator, context.states, context.panels
         everything = list(range(len(context.flagged)))
         sample = sorted({*panels.reference.rows, *panels.matched.rows})
@@ -86,13 +95,13 @@ class LearningOrder:
         with context.stage("learning order", steps), unchanged(evaluator.adapter.module, "the learning order"):
             course = follow(evaluator, states, context.flagged, everything)
             reference = follow(evaluator, states, context.reference, sample)
-        shares = p_values(course.lateness, reference.lateness)
+        shares = p_values(course.lateness, reference.lateness_of_fitted)
         for row in everything:
             yield ForExample(row, {"learning": _learning(course, row, float(shares[row]), states)})
         place = {row: n for n, row in enumerate(sample)}
         matched = [place[r] for r in panels.matched.rows]
         yield ForReport("series", [_point(n, state, course, reference, matched) for n, state in enumerate(states)])
-        yield ForReport("lateness", reference.lateness)
+        yield ForReport("lateness", reference.lateness_of_fitted)
 
 
 def _learning(course: Course, row: int, p_value: float, states: Sequence[State]) -> Learning:
@@ -116,6 +125,9 @@ def _point(n: int, state: State, course: Course, reference: Course, matched: Seq
         flagged=mean_or_none(course.right[n]),
         reference=mean_or_none(reference.right[n]),
         matched=mean_or_none(reference.right[n][matched]),
+        flagged_examples=course.right.shape[1],
+        reference_examples=reference.right.shape[1],
+        matched_examples=len(matched),
         flagged_confidence=mean_or_none(course.confidence[n]),
         reference_confidence=mean_or_none(reference.confidence[n]),
         matched_confidence=mean_or_none(reference.confidence[n][matched]),

@@ -101,7 +101,7 @@ def erase(
         wanted = Choice(audited.findings, edit.named, edit.max_test_drop / 100, edit.clean_steps)
         erasure = METHODS[edit.method].run(request, wanted)
         progress.stage("write report")
-        _write(erasure, audited, targets)
+        _write(erasure, audited, targets, report)
     from memaudit.report import erasure as view
     from memaudit.report.json import encode
 
@@ -168,12 +168,14 @@ def _load(
     return loaded
 
 
-def _write(erasure: Erasure, audited: Report, targets: list[Path]) -> None:
+def _write(erasure: Erasure, audited: Report, targets: list[Path], path: Path) -> None:
+    """The edit as JSON, and the report at `path` again with a section on it; its page keeps the pictures."""
     from memaudit import report as reports
+    from memaudit.report import pictures
     from memaudit.report.json import encode
     from memaudit.system.files import replace as put
 
     put(targets[1], encode(erasure.model_dump(mode="json"), indent=2) + "\n")
     told = audited.model_copy(update={"erasure": erasure})
-    for path in targets[2:]:
-        reports.write(told, path)
+    for target in targets[2:]:
+        reports.write(told, target, pictures.beside(path, audited))

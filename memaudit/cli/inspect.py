@@ -201,10 +201,11 @@ def _lines(adapter: Any, info: Any, units: Any, sites: Any) -> list[str]:
         searched = f"{found}; searched: {units.total:,} {units.by_layer[0].kind}s in {len(units.by_layer)} layers"
     else:
         searched = "none that can be cut so that a weight edit does the same; scan would refuse this network"
+    geometry = f"{size}, crop {p.crop_pct:g}, {p.interpolation}" if p.image else f"({size}) as it is"
     lines += [
         f"classes        {info.num_classes}",
         f"parameters     {info.parameters:,}",
-        f"preprocessing  {size}, crop {p.crop_pct:g}, {p.interpolation}, mean {mean}, std {std} ({clean(p.origin)})",
+        f"preprocessing  {geometry}, mean {mean}, std {std} ({clean(p.origin)})",
         *_origins(p),
         f"units          {searched}",
     ]

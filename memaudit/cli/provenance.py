@@ -115,4 +115,5 @@ def _preprocess(adapter: Adapter) -> ConfigValue:
     norm = f"mean {listed(p.mean)} std {listed(p.std)}" if p.mean else "not normalised"
     if getattr(adapter, "transform", None) is not None:
         norm = "normalised by the adapter's own transform"
-    return ConfigValue(value=f"{size}, crop {p.crop_pct:g}, {p.interpolation}, {norm}", origin=p.origin)
+    geometry = f"{size}, crop {p.crop_pct:g}, {p.interpolation}" if p.image else f"({size}) as it is"
+    return ConfigValue(value=f"{geometry}, {norm}", origin=p.origin)

@@ -21,9 +21,10 @@ from memaudit.errors import ExitCode
 
 if TYPE_CHECKING:
     from memaudit.cli.progress import Stages
-    from memaudit.data import ExampleSet
     from memaudit.findings import ReportWarning
     from memaudit.network.states import State
+    from memaudit.pipeline.auditor import Auditor
+    from memaudit.report.document import Report
     from memaudit.settings import Settings
 
 
@@ -82,7 +83,7 @@ def scan(
                 progress.stage(f"resume after {journal.recorded} batches")
             report = gate.apply(auditor.run(), settings.policy, accepted)
             progress.stage("write report")
-            written = outputs.write(report, targets, _thumbnails(destination.images, loaded.flagged))
+            written = outputs.write(report, targets, _thumbnails(destination.images, report, auditor))
             if not auditor.late:
                 journal.discard()
     outputs.show(report, written, destination.format_)
@@ -147,9 +148,9 @@ def _plan(loaded: Loaded, settings: Settings, states: int) -> str:
     return plan(Evaluator(adapter, batch), loaded.flagged, reference, settings, states)
 
 
-def _thumbnails(images: str | None, flagged: ExampleSet) -> dict[str, bytes]:
+def _thumbnails(images: str | None, report: Report, auditor: Auditor) -> dict[str, bytes]:
     """Pictures for the page: where they are asked for, or where nobody said and this is no CI machine."""
-    from memaudit import data
+    from memaudit.pipeline.pictures import pictures_of
 
     wanted = images == "thumbs" or (images is None and not os.environ.get("CI"))
-    return dict(data.thumbnails(flagged)) if wanted else {}
+    return pictures_of(report, auditor.admitted.flagged, auditor.admitted.reference) if wanted else {}

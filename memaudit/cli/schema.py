@@ -9,15 +9,19 @@ import typer
 from memaudit.cli.values import choice
 
 
-def schema(what: Annotated[str, typer.Argument(metavar="WHAT", help="report or config.")] = "report") -> None:
-    """Print the JSON Schema of report.json, or of memaudit.toml."""
+def schema(what: Annotated[str, typer.Argument(metavar="WHAT", help="report, config or findings.")] = "report") -> None:
+    """Print the JSON Schema of report.json or of memaudit.toml, or the columns of findings.csv."""
     import json
 
-    choice(what, ("report", "config"), "schema")
+    choice(what, ("report", "config", "findings"), "schema")
     if what == "config":
         from memaudit.cli import config
 
         found = config.schema()
+    elif what == "findings":
+        from memaudit.report import columns
+
+        found = columns.schema()
     else:
         from memaudit.report.document import Report
 

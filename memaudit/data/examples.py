@@ -115,13 +115,17 @@ def finding_id(example_id: str, label: int) -> str:
     return hashlib.sha256(f"{example_id}:{label}".encode()).hexdigest()[:16]
 
 
-def distinct(examples: Sequence[Example]) -> tuple[list[int], tuple[str, ...]]:
-    """Positions of the first example of each (content, label), and `ExampleSet.duplicates` for the others."""
-    first: dict[str, Example] = {}
+def distinct(examples: Sequence[Example], paired: bool = False) -> tuple[list[int], tuple[str, ...]]:
+    """Positions of the first example of each (content, label), and `ExampleSet.duplicates` for the others.
+
+    Args:
+        paired: labels are two a question; a row for each question repeats nothing.
+    """
+    first: dict[tuple[str, int], Example] = {}
     seen: set[tuple[str, int]] = set()
     keep, duplicates = [], []
     for position, example in enumerate(examples):
-        earlier = first.setdefault(example.id, example)
+        earlier = first.setdefault((example.id, example.label // 2 if paired else 0), example)
         new = (example.id, example.label) not in seen
         if new:
             seen.add((example.id, example.label))

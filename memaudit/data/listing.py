@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
@@ -56,11 +56,13 @@ class Listing:
     Attributes:
         source: printable name of what the user named.
         class_names: by label; empty where none are declared.
+        paired: labels are two a question, of which an example may have several.
     """
 
     source: str
     rows: tuple[Row, ...]
     class_names: tuple[str, ...]
+    paired: bool = field(default=False, kw_only=True)
 
     def load(self, preprocess: Preprocess, limit: int | None = None, progress: Progress | None = None) -> ExampleSet:
         """The rows' images, or `limit` of them spread evenly.
@@ -104,7 +106,7 @@ class FileListing(Listing):
                 examples.append(row.example(outcome))
                 read.append(position)
         rejections.check(len(rows), hint="scale the images down, or take them out of the set")
-        keep, duplicates = distinct(examples)
+        keep, duplicates = distinct(examples, self.paired)
         for target, position in enumerate(keep):  # in place: the tensor may be half of the memory
             if target != read[position]:
                 pixels[target] = pixels[read[position]]

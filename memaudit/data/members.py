@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,14 +61,15 @@ def described(path: Path) -> Arrays | None:
         return rows_of((0, *shape), dtype)
     if suffix == ".npz":
         try:
-            headers = npz_header(path)
+            headers = npz_header(path, ("x", "mask"))
         except zipfile.BadZipFile:
             return None  # reading it says what is wrong
     elif suffix == ".safetensors":
         headers = {name: (array.shape, array.dtype) for name, array in _safetensors(path).items()}
     else:
         headers = {name: (array.shape, array.dtype) for name, array in _parquet(path).items()}
-    return rows_of(*headers["x"], masked="mask" in headers) if "x" in headers else None
+    found = rows_of(*headers["x"], masked="mask" in headers) if "x" in headers else None
+    return None if found is None or 4 * math.prod(found.shape) > decode.MEMORY_BUDGET else found  # reading it says why
 
 
 def rows_of(shape: tuple[int, ...], dtype: np.dtype[Any], masked: bool = False) -> Arrays:

@@ -68,8 +68,8 @@ def read_npy(path: Path) -> np.ndarray:
         return _array(file, size, name)
 
 
-def npz_header(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
-    """Shape and dtype of each array of a `.npz` file, by name; no value is read.
+def npz_header(path: Path, names: Collection[str]) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    """Shape and dtype of those of `names` that a `.npz` file has; no value is read.
 
     Raises:
         DataRejected: a header is broken.
@@ -78,10 +78,11 @@ def npz_header(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
     found = {}
     try:
         with open_source(path) as file, zipfile.ZipFile(file) as archive:
-            for info in archive.infolist():
-                with archive.open(info) as member:
-                    shape, _, dtype, _ = _header(member, f"{display(path)}: {clean(info.filename)}")
-                found[info.filename.removesuffix(".npy")] = (shape, dtype)
+            for name in names:
+                if f"{name}.npy" in archive.namelist():
+                    with archive.open(f"{name}.npy") as member:
+                        shape, _, dtype, _ = _header(member, f"{display(path)}: {name}")
+                    found[name] = (shape, dtype)
     except _BROKEN as error:
         raise zipfile.BadZipFile(str(error)) from None
     return found

@@ -7,6 +7,7 @@ be decoded is left out and listed in `ExampleSet.unreadable`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from memaudit.data import members
@@ -117,7 +118,7 @@ def _list(path: Path, classes: Classes, class_order: str, paired: bool) -> Listi
     if path.is_dir():
         return StackedListing.of(list_folder(path, classes, class_order))
     if path.suffix.lower() in MANIFESTS:
-        return StackedListing.of(list_manifest(path, classes))
+        return replace(StackedListing.of(list_manifest(path, classes)), paired=paired)
     if path.suffix.lower() in ARRAYS:
         return list_arrays(path, classes, paired)
     if not path.exists():

@@ -67,7 +67,7 @@ class TensorListing(Listing):
             row.example(self.identities[row.index] if self.identities else tensor_id(image))
             for row, image in zip(rows, x, strict=True)
         ]
-        keep, duplicates = distinct(examples)
+        keep, duplicates = distinct(examples, self.paired)
         if len(keep) < len(examples):
             x = x[keep]
         return ExampleSet(
@@ -114,6 +114,7 @@ def from_tensors(
     source: str = "tensors",
     limit: int | None = None,
     progress: Progress | None = None,
+    paired: bool = False,
 ) -> ExampleSet:
     """Labelled examples that are in memory.
 
@@ -126,14 +127,14 @@ def from_tensors(
         num_classes: of the model; `None` when unknown.
         ids: unique names of the rows; they lead the examples' notes.
         true_labels: `(N,)`, where known.
+        paired: an example may have several labels at once: `y` and `true_labels` are `(N, L)` of 0, 1 and -1.
 
     Raises:
         DataRejected: values, shapes or labels are not what the network takes.
     """
     classes = Classes.of(class_names, num_classes)
-    return list_tensors(x, y, classes, source, ids=ids, true_labels=true_labels, notes=notes).load(
-        preprocess, limit, progress
-    )
+    listing = list_tensors(x, y, classes, source, ids=ids, true_labels=true_labels, notes=notes, paired=paired)
+    return listing.load(preprocess, limit, progress)
 
 
 def list_tensors(
@@ -182,7 +183,7 @@ def list_tensors(
         except RowError as reason:
             rejections.add(f"row {i}", reason)
     rejections.check(count)
-    return TensorListing(source, tuple(rows), classes.names, images, layout, unit_range, several=several)
+    return TensorListing(source, tuple(rows), classes.names, images, layout, unit_range, several=several, paired=paired)
 
 
 def _several(

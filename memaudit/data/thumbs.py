@@ -10,14 +10,16 @@ from PIL import Image
 from memaudit.data.examples import ExampleSet
 
 SIDE = 64
+# The worst examples are shown larger.
+LARGE = 192
 # Past this many pictures the page would grow past what a browser likes; the rest is shown without.
 MOST = 1000
 
 
-def thumbnails(examples: ExampleSet) -> dict[str, bytes]:
+def thumbnails(examples: ExampleSet, side: int = SIDE) -> dict[str, bytes]:
     """PNG bytes by example id, none where examples are no images.
 
-    The longer side has at most `SIDE` pixels; small images are enlarged to it in whole steps.
+    The longer side has at most `side` pixels; small images are enlarged to it in whole steps.
     """
     pictures: dict[str, bytes] = {}
     if not examples.image:
@@ -32,10 +34,10 @@ def thumbnails(examples: ExampleSet) -> dict[str, bytes]:
         array = pixels.movedim(0, -1).numpy()
         image = Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
         longest = max(image.size)
-        if longest > SIDE:
-            image.thumbnail((SIDE, SIDE))
-        elif longest * 2 <= SIDE:
-            factor = SIDE // longest
+        if longest > side:
+            image.thumbnail((side, side))
+        elif longest * 2 <= side:
+            factor = side // longest
             image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
         buffer = io.BytesIO()
         image.save(buffer, "PNG", optimize=True)

@@ -30,6 +30,7 @@ from memaudit.findings.finding import Example as Example
 from memaudit.findings.finding import Finding as Finding
 from memaudit.findings.finding import FlaggedOthersControl as FlaggedOthersControl
 from memaudit.findings.finding import Learning as Learning
+from memaudit.findings.finding import Neighbour as Neighbour
 from memaudit.findings.finding import Outcome as Outcome
 from memaudit.findings.finding import RandomControl as RandomControl
 from memaudit.findings.finding import ReferenceAccuracy as ReferenceAccuracy
@@ -39,6 +40,8 @@ from memaudit.findings.group import Groups as Groups
 from memaudit.findings.group import KnownUnits as KnownUnits
 from memaudit.findings.group import MatchedControls as MatchedControls
 from memaudit.findings.group import Neuron as Neuron
+from memaudit.findings.group import Share as Share
+from memaudit.findings.group import Slice as Slice
 from memaudit.findings.group import Stability as Stability
 from memaudit.findings.group import Summary as Summary
 from memaudit.findings.layers import GradientPoint as GradientPoint

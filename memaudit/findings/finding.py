@@ -4,7 +4,7 @@ from enum import StrEnum
 
 from pydantic import Field
 
-from memaudit.findings.base import Plain, Prediction, Rate, UnitRef
+from memaudit.findings.base import Number, Plain, Prediction, Rate, UnitRef
 
 
 class Outcome(StrEnum):
@@ -37,11 +37,22 @@ class Atypicality(Plain):
     p_value: Rate = Field(description="share of reference examples (leave-one-out) at least as unsupported")
 
 
+class Neighbour(Plain):
+    """A reference example that the model's features put nearest to a flagged one: what atypicality rests on."""
+
+    id: str = Field(description="hash of the reference example's content")
+    source: str
+    index: int = Field(ge=0, description="row in its source, from 0")
+    label: int = Field(ge=0)
+    declared_id: str | None = None
+    similarity: Number = Field(description="cosine of the features, averaged over the layers that vote")
+
+
 class Learning(Plain):
     """When along the checkpoint series the label came to be predicted."""
 
     score: Rate = Field(description="1 - confidence in the label, averaged over the checkpoints: late is near 1")
-    p_value: Rate = Field(description="share of reference examples learned at least as late")
+    p_value: Rate = Field(description="share of fitted reference examples learned at least as late")
     learned: str | None = Field(description="checkpoint from which on the label is always predicted; null: never")
     confidence: list[Rate] = Field(description="softmax probability of the label at each checkpoint of the series")
 
@@ -111,6 +122,7 @@ class Finding(Plain):
     fitted: bool
     memorized: bool = Field(description="fitted and atypical")
     atypicality: Atypicality | None
+    nearest: list[Neighbour] = Field(default=[], description="the three nearest reference examples, nearest first")
     learning: Learning | None = Field(default=None, description="a second view of atypicality, with a series")
     before: Prediction
     after: Prediction | None = None

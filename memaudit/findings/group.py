@@ -40,6 +40,8 @@ class CurvePoint(Plain):
     units: int = Field(ge=0)
     flagged_fitted: Rate
     reference_accuracy: Rate
+    flagged_examples: int = Field(default=0, ge=0, description="fitted flagged examples that `flagged_fitted` is of")
+    reference_examples: int = Field(default=0, ge=0, description="reference examples that the accuracy is of")
 
 
 class MatchedControls(Plain):
@@ -95,5 +97,29 @@ class Summary(Plain):
         default=None, description="chance that a flagged example is less supported than a reference example"
     )
     learning_auroc: Rate | None = Field(
-        default=None, description="chance that a flagged example is learned later than a reference example"
+        default=None, description="chance that a fitted flagged example is learned later than a fitted reference one"
     )
+    learning_flagged: int = Field(default=0, ge=0, description="fitted flagged examples that `learning_auroc` compares")
+    learning_reference: int = Field(default=0, ge=0, description="fitted reference examples it compares them with")
+
+
+class Share(Plain):
+    """How many examples of a slice something holds of."""
+
+    hits: int = Field(ge=0)
+    rate: Rate | None
+    low: Rate | None = Field(description="95 % Wilson interval of `rate`")
+    high: Rate | None
+
+
+class Slice(Plain):
+    """The findings that have one thing in common."""
+
+    by: str = Field(description="label, confidence or a column of the flagged manifest")
+    value: str
+    count: int = Field(ge=1)
+    fitted: Share
+    memorized: Share
+    localized: Share = Field(description="memorized or not")
+    gap: Number = Field(description="share memorized, minus that of the flagged examples outside of the slice")
+    small: bool = Field(description="too few examples for its shares to be told from the others'")

@@ -44,6 +44,9 @@ class SeriesPoint(Plain):
     flagged: Rate | None = Field(default=None, description="share of flagged examples predicted with their label")
     reference: Rate | None = None
     matched: Rate | None = Field(default=None, description="of clean examples of the same labels and similar margins")
+    flagged_examples: int = Field(default=0, ge=0, description="examples that the shares are of")
+    reference_examples: int = Field(default=0, ge=0)
+    matched_examples: int = Field(default=0, ge=0)
     flagged_confidence: Rate | None = Field(default=None, description="mean softmax probability of the flagged label")
     reference_confidence: Rate | None = None
     matched_confidence: Rate | None = None

@@ -62,6 +62,8 @@ class DataSource(Plain):
     count: int = Field(ge=0)
     sha256: str
     accuracy: Rate | None = None
+    low: Rate | None = Field(default=None, description="95 % Wilson interval of `accuracy`")
+    high: Rate | None = None
     by_label: list[LabelAccuracy] = Field(default=[], description="where an example has several labels at once")
     macro: Rate | None = Field(default=None, description="mean accuracy over those labels")
 

@@ -43,6 +43,7 @@ from memaudit.network.units import Site, UnitSpace
 from memaudit.numbers import tidy
 from memaudit.pipeline.labelwise import label_accuracies, macro
 from memaudit.pipeline.prepare import Observed
+from memaudit.pipeline.slices import slices
 from memaudit.report.document import Report
 from memaudit.settings import Provenance, Settings
 from memaudit.version import __version__
@@ -114,6 +115,7 @@ def assemble(evidence: Measured, findings: Sequence[Finding]) -> Report:
         findings=ordered,
         neurons=whole.get("neurons", []),
         groups=whole.get("groups", Groups()),
+        slices=slices(ordered, evidence.class_names),
         known_units=whole.get("known_units"),
         series=whole.get("series", []),
         layers=evidence.layers,
@@ -152,7 +154,8 @@ def skeleton(
         live=torch.ones(space.total, dtype=torch.bool),
         candidates=torch.ones(space.total, dtype=torch.bool),
     )
-    support = Support(zeros(len(flagged)), zeros(len(flagged)))
+    n = len(flagged)
+    support = Support(zeros(n), zeros(n), zeros(n, 0), zeros(n, 0))
     neurons = [Neuron(layer=s.layer, index=0, kind=s.kind, erases=[], reference_accuracy_after=None) for s in sites]
     nothing = Measured(
         observed=Observed(context, zeros(len(flagged), classes), support, zeros(1), 0.0, (), ()),
@@ -221,7 +224,10 @@ def _model(evidence: Measured) -> ModelInfo:
 def _data(evidence: Measured) -> DataInfo:
     def source(examples: ExampleSet, accuracy: float | None) -> DataSource:
         rate = None if accuracy is None else tidy(accuracy)
-        return DataSource(source=examples.source, count=len(examples), sha256=examples.sha256, accuracy=rate)
+        low, high = (None, None) if rate is None else map(tidy, wilson(rate * len(examples), len(examples)))
+        return DataSource(
+            source=examples.source, count=len(examples), sha256=examples.sha256, accuracy=rate, low=low, high=high
+        )
 
     context = evidence.context
     reference = source(context.reference, evidence.observed.accuracy)
@@ -262,7 +268,7 @@ def _summary(findings: Sequence[Finding], evidence: Measured) -> Summary:
     back = sum(f.after is not None and f.after.prediction == f.example.true_label for f in known)
     back_low, back_high = wilson(back, len(known))
     lateness = evidence.whole.get("lateness")
-    late = torch.tensor([f.learning.score for f in findings if f.learning])
+    late = torch.tensor([f.learning.score for f in findings if f.learning and f.fitted])
     return Summary(
         flagged=len(findings),
         fitted=sum(f.fitted for f in findings),
@@ -281,6 +287,8 @@ def _summary(findings: Sequence[Finding], evidence: Measured) -> Summary:
         true_label_high=tidy(back_high) if known else None,
         atypicality_auroc=tidy(_auroc(scores, calibration)) if len(scores) else None,
         learning_auroc=tidy(_auroc(late, lateness)) if lateness is not None and len(late) else None,
+        learning_flagged=len(late),
+        learning_reference=0 if lateness is None else len(lateness),
     )
 
 

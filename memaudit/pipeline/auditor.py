@@ -226,6 +226,7 @@ class Auditor:
             fitted=fitted,
             memorized=fitted and p_value <= ATYPICAL_P,
             atypicality=interned(Atypicality(score=tidy(score), p_value=tidy(p_value))),
+            nearest=observed.nearest(row),
             before=prediction(observed.logits[row], example.label),
             **values,
         )

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from memaudit.adapters.base import Adapter
-from memaudit.data import ExampleSet, Preprocess, from_dataset, from_tensors
+from memaudit.data import ExampleSet, Preprocess, from_dataset, from_tensors, paired_names
 from memaudit.errors import DataRejected, UsageError
 from memaudit.network.scoped import as_found
 from memaudit.network.states import State
@@ -30,6 +30,7 @@ def audit(
     preprocess: Preprocess | None = None,
     class_names: Sequence[str] = (),
     checkpoints: Any = (),
+    multi_label: bool = False,
     progress: Progress | None = None,
     **options: Any,
 ) -> Report:
@@ -45,6 +46,8 @@ def audit(
         class_names: by label, for the report.
         checkpoints: earlier states of the model for the audits over time, earliest first: networks or state dicts, or
             paths (a folder, a pattern, files) that are ordered by the epoch they carry.
+        multi_label: labels do not exclude each other: the model has one logit a label, and labels are `(N, L)` of 0, 1
+            and -1 (not asked). A finding is then an example and one label.
         progress: is called as the audit goes on.
         **options: single fields of `Settings` (`max_units=5, seed=1`).
 
@@ -61,17 +64,17 @@ def audit(
     if not isinstance(model, nn.Module | Adapter):
         raise UsageError(f"model must be an nn.Module or an adapter, not {type(model).__name__}")
     shape = model.preprocess if isinstance(model, Adapter) else preprocess or _as_given(flagged, model)
-    sets = [_examples(s, name, shape) for s, name in ((flagged, "flagged"), (reference, "reference"))]
+    sets = [_examples(s, name, shape, multi_label) for s, name in ((flagged, "flagged"), (reference, "reference"))]
     with as_found(model.module if isinstance(model, Adapter) else model):
         adapter = model if isinstance(model, Adapter) else _wrap(model, shape)
+        adapter.multi_label = adapter.multi_label or multi_label
         states: Sequence[State] = ()
         notes: list[str] = []
         if isinstance(checkpoints, str | Path) or len(checkpoints):
             most = PROFILES[chosen.profile].checkpoints if chosen.profile in PROFILES else 2
             states, notes = from_memory(adapter, checkpoints, most=most)
-        auditor = Auditor(
-            adapter, sets[0], sets[1], chosen, class_names=tuple(class_names), progress=progress, states=states
-        )
+        names = paired_names(class_names, adapter.num_classes) if adapter.multi_label else tuple(class_names)
+        auditor = Auditor(adapter, sets[0], sets[1], chosen, class_names=names, progress=progress, states=states)
         for note in notes:
             auditor.warn("MEM106", note)
         return auditor.run()
@@ -107,9 +110,9 @@ def _as_given(data: Any, model: nn.Module) -> Preprocess:
     return Preprocess(shape, origin="given", tokens=looked_up)
 
 
-def _examples(data: Any, name: str, preprocess: Preprocess) -> ExampleSet:
+def _examples(data: Any, name: str, preprocess: Preprocess, paired: bool) -> ExampleSet:
     if isinstance(data, ExampleSet):
         return data
     if isinstance(data, tuple | list) and len(data) == 2 and hasattr(data[0], "shape"):
-        return from_tensors(data[0], data[1], preprocess=preprocess, num_classes=None, source=name)
+        return from_tensors(data[0], data[1], preprocess=preprocess, num_classes=None, source=name, paired=paired)
     return from_dataset(data, preprocess=preprocess, num_classes=None, source=name)

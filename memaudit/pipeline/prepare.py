@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -15,9 +16,10 @@ from memaudit.engine.answers import margin, predicted
 from memaudit.engine.evaluator import Evaluator
 from memaudit.engine.journal import Journal
 from memaudit.errors import Incomplete, PremiseBroken
-from memaudit.findings import ReportWarning
+from memaudit.findings import Neighbour, ReportWarning
 from memaudit.network.states import State
 from memaudit.network.units import UnitSpace, select
+from memaudit.numbers import tidy
 from memaudit.pipeline.admit import Admitted
 from memaudit.pipeline.labelwise import check_labelwise
 from memaudit.pipeline.premises import check_accuracy, check_labels, check_network
@@ -44,6 +46,20 @@ class Observed:
     accuracy: float
     warnings: tuple[ReportWarning, ...]
     incomplete: tuple[str, ...]
+
+    def nearest(self, row: int) -> list[Neighbour]:
+        """The reference examples that the label of flagged example `row` was held against, nearest first."""
+        rows, similarities = self.supports.nearest[row].tolist(), self.supports.similarity[row].tolist()
+        near = [self.context.reference.examples[at] for at in rows]
+        return [
+            Neighbour(**{name: getattr(example, name) for name in _SHARED}, similarity=tidy(similarity))
+            for example, similarity in zip(near, similarities, strict=True)
+            if isfinite(similarity)  # fewer than three were asked the same question
+        ]
+
+
+# What a neighbour says of itself as any example does.
+_SHARED = ("id", "source", "index", "label", "declared_id")
 
 
 def prepare(

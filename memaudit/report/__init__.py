@@ -55,20 +55,24 @@ def read(path: str | Path) -> Report:
 
 
 def render(report: Report, suffix: str, thumbnails: Thumbnails | None = None) -> str:
-    """The text of `report` in the format of `suffix` (`.json`, `.html`, `.md`, `.sarif`, `.xml`).
+    """The text of `report` in the format of `suffix` (`.json`, `.html`, `.md`, `.sarif`, `.xml`, `.csv`).
 
     Raises:
         UsageError: for any other suffix.
     """
-    return "".join(renderer(suffix)(report, thumbnails or {}))
+    return "".join(piece for piece in renderer(suffix)(report, thumbnails or {}) if isinstance(piece, str))
 
 
 def renderer(suffix: str) -> Renderer:
-    """What gives the text of a format in pieces; a wrong `-o` is refused before a long run.
+    """What gives the content of a format in pieces; a wrong `-o` is refused before a long run.
 
     Raises:
-        UsageError: if there is none.
+        UsageError: if there is none, or a library that it needs is missing.
     """
+    if suffix.lower() == ".parquet":
+        from memaudit.report import columns
+
+        columns.needs_arrow()
     found = _RENDERERS.get(suffix.lower())
     if found is None:
         known = ", ".join(_RENDERERS)
@@ -84,7 +88,7 @@ def embed(report: Report) -> str:
     return html.embed(report)
 
 
-Renderer = Callable[["Report", Thumbnails], Iterable[str]]
+Renderer = Callable[["Report", Thumbnails], Iterable[str | bytes]]
 
 
 def _json(report: Report, _: Thumbnails) -> Iterable[str]:
@@ -117,11 +121,25 @@ def _junit(report: Report, _: Thumbnails) -> Iterable[str]:
     return [junit.render(report)]
 
 
+def _csv(report: Report, _: Thumbnails) -> Iterable[str]:
+    from memaudit.report import columns
+
+    return columns.csv_parts(report)
+
+
+def _parquet(report: Report, _: Thumbnails) -> Iterable[bytes]:
+    from memaudit.report import columns
+
+    return [columns.parquet(report)]
+
+
 _RENDERERS: dict[str, Renderer] = {
     ".json": _json,
     ".html": _html,
     ".md": _markdown,
     ".sarif": _sarif,
     ".xml": _junit,
+    ".csv": _csv,
+    ".parquet": _parquet,
 }
 SUFFIXES = tuple(_RENDERERS)

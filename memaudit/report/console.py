@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from memaudit.findings import Outcome
 from memaudit.numbers import percent
-from memaudit.report import story, timeline
+from memaudit.report import opening, story, timeline
 from memaudit.report.rows import neuron_rows
 from memaudit.report.words import MAX_MESSAGE, OUTCOMES, SYMBOLS, accepted, label, named, outside
 
@@ -28,7 +28,7 @@ MAX_WARNINGS = 20
 MAX_FINDINGS = 20
 _STYLES = {"pass": "bold green", "fail": "bold red", "incomplete": "bold yellow"}
 _SIGNS = {"pass": "✓", "fail": "✗", "incomplete": "!"}
-_OUTCOME_STYLES = {Outcome.LOCALIZED: "red", Outcome.ENTANGLED: "magenta", Outcome.DIFFUSE: "yellow"}
+_OUTCOME_STYLES = {Outcome.LOCALIZED: "cyan", Outcome.ENTANGLED: "magenta", Outcome.DIFFUSE: "yellow"}
 
 
 def show(report: Report, paths: Sequence[Path] = (), file: TextIO | None = None, brief: bool = False) -> None:
@@ -102,6 +102,10 @@ def _verdict(report: Report) -> RenderableType:
     text.append(story.summary(report))
     if settled := story.accepted(report):
         text.append(f" {outside(settled, MAX_MESSAGE)}")
+    if cost := opening.cost(report):
+        text.append(f"\n{cost}")
+    if warned := opening.caveat(report):
+        text.append(f"\n{warned}", style="yellow")
     for rule in story.rules(report):
         mark = {True: "✓", False: "✗", None: "?"}[rule.met]
         limit = f": {outside(rule.limit)}" if rule.limit else ""
@@ -169,7 +173,7 @@ def _neurons(report: Report) -> RenderableType | None:
     rows = neuron_rows(report, TOP_NEURONS)
     if not rows:
         return None
-    table = _table(("top units", "left"), ("kind", "left"), ("examples", "right"), ("reference without it", "right"))
+    table = _table(("top units", "left"), ("kind", "left"), ("examples", "right"), ("accuracy without it", "right"))
     for row in rows:
         serves = Text(f"{len(row.erases):,}")
         table.add_row(Text(outside(row.name), style="cyan"), Text(row.kind), serves, Text(row.reference))

@@ -21,6 +21,7 @@ from memaudit.findings import (
     Plain,
     ReportWarning,
     SeriesPoint,
+    Slice,
     Summary,
     ToolInfo,
     Units,
@@ -53,6 +54,7 @@ class Report(Plain):
     findings: list[Finding]
     neurons: list[Neuron]
     groups: Groups
+    slices: list[Slice] = Field(default=[], description="shares by label and by confidence, the largest gaps first")
     known_units: KnownUnits | None = Field(default=None, description="for networks with example-tied dropout")
     series: list[SeriesPoint] = Field(default=[], description="checkpoints that the audits over time used, in order")
     layers: list[LayerEvidence] = []
@@ -73,6 +75,12 @@ class Report(Plain):
         from memaudit import report
 
         return report.write(self, Path(path), thumbnails=thumbnails)
+
+    def __str__(self) -> str:
+        """A summary of ten lines; the whole is in the fields."""
+        from memaudit.report import opening
+
+        return opening.ten_lines(self)
 
     def _repr_html_(self) -> str:
         """Notebooks show the report's own page, in a frame so that its style stays inside."""

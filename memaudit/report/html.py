@@ -12,9 +12,9 @@ from importlib import resources
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
-from memaudit.numbers import MISSING, count, interval, percent
-from memaudit.report import charts, erasure, json, story, timeline
-from memaudit.report.rows import LayerRow, example_rows, layer_rows, neuron_rows
+from memaudit.numbers import MISSING, count, interval, percent, points
+from memaudit.report import charts, erasure, glossary, json, opening, pictures, story, timeline
+from memaudit.report.rows import LayerRow, example_rows, folds, layer_rows, neuron_rows, worst_first
 from memaudit.report.words import ACCEPTED, MAX_COMMAND, MAX_MESSAGE, OUTCOMES, SYMBOLS, accepted
 from memaudit.text import clean
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
 
+    from memaudit.findings import Share
     from memaudit.report.document import Report
 
 # A page with pictures stays under 2 MB; a few hundred findings without them under 300 KB. A longer table of neurons
@@ -29,11 +30,10 @@ if TYPE_CHECKING:
 MAX_PAGE = 1_990_000
 MAX_NEURONS = 150
 MAX_PLAIN_JSON = 64_000
-# What a row of the table grows by for its picture's cell and tag, besides the picture.
-ROW_COST, TAG_COST = 9, 320
+# Slices shown; all are in the JSON.
+MAX_SLICES = 24
 # How many pieces of the template make one piece of text.
 PIECES = 500
-_PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def render(report: Report, thumbnails: Mapping[str, bytes] | None = None) -> str:
@@ -52,43 +52,47 @@ def parts(report: Report, thumbnails: Mapping[str, bytes] | None = None) -> Iter
     if not thumbnails:
         return _page(report, data, {}, 0)
     size = sum(len(part.encode()) for part in _page(report, data, {}, 0))
-    pictures = _data_urls(report, thumbnails, MAX_PAGE - size - ROW_COST * len(report.findings))
-    return _page(report, data, pictures, len(thumbnails) - len(pictures))
+    shown = pictures.data_urls(report, thumbnails, MAX_PAGE - size)
+    wanted = {f.example.id for f in report.findings} & set(thumbnails)
+    return _page(report, data, shown, len(wanted - set(shown)))
 
 
-def _page(report: Report, data: Markup, pictures: Mapping[str, Markup], left_out: int) -> Iterator[str]:
+def _page(report: Report, data: Markup, shown: Mapping[str, Markup], left_out: int) -> Iterator[str]:
     style, script = _own("page.css"), _own("page.js")
     neurons = neuron_rows(report, MAX_NEURONS)
+    anchors = frozenset(row.anchor for row in neurons)
     layers = layer_rows(report)
     settled = accepted(report)
-    page = (
-        _environment()
-        .get_template("page.html.jinja")
-        .stream(
-            policy=_content_policy(style, script, bool(pictures)),
-            style=style,
-            script=script,
-            report=report,
-            data=data,
-            state=story.state(report),
-            story=story,
-            words={outcome: (*OUTCOMES[outcome], SYMBOLS[outcome]) for outcome in OUTCOMES},
-            rows=example_rows(report, frozenset(row.anchor for row in neurons)),
-            accepted=Counter(settled[finding.id] for finding in report.findings if finding.id in settled),
-            accepted_words=ACCEPTED,
-            active=sum(finding.memorized and finding.id not in settled for finding in report.findings),
-            pictures=pictures,
-            pictures_left_out=left_out,
-            neurons=neurons,
-            layers=layers,
-            bars=_bars(layers),
-            curve=_curve(report),
-            timeline=timeline,
-            erasure=erasure,
-            heat=_heat(report),
-            learned=_learned(report),
-            gradients=_gradients(report),
-        )
+    ordered = worst_first(report)
+    environment = _environment()
+    page = environment.get_template("page.html.jinja").stream(
+        policy=_content_policy(style, script, bool(shown)),
+        style=style,
+        script=script,
+        report=report,
+        data=data,
+        state=story.state(report),
+        story=story,
+        opening=opening,
+        glossary=glossary,
+        words={outcome: (*OUTCOMES[outcome], SYMBOLS[outcome]) for outcome in OUTCOMES},
+        worst=list(example_rows(report, [f for f in ordered[: pictures.LARGE] if f.memorized], anchors)),
+        rows=example_rows(report, ordered[: pictures.OPEN], anchors),
+        folds=folds(report, ordered[pictures.OPEN :], anchors),
+        accepted=Counter(settled[finding.id] for finding in report.findings if finding.id in settled),
+        accepted_words=ACCEPTED,
+        pictures=shown,
+        pictures_left_out=left_out,
+        slices=report.slices[:MAX_SLICES],
+        neurons=neurons,
+        layers=layers,
+        bars=_bars(layers),
+        curve=_curve(report),
+        timeline=timeline,
+        erasure=erasure,
+        heat=_heat(report),
+        learned=_learned(report),
+        gradients=_gradients(report),
     )
     page.enable_buffering(PIECES)
     return page
@@ -119,7 +123,9 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters.update(percent=percent, counted=count, setting=_setting, brief=clean)
-    environment.filters.update(multiple=_multiple, signed=_signed)
+    environment.filters.update(
+        multiple=_multiple, signed=_signed, share=_share, change=_change, linked=glossary.Glossary().link
+    )
     return environment
 
 
@@ -139,6 +145,15 @@ def _setting(value: object) -> str:
 
 def _multiple(value: float | None) -> str:
     return MISSING if value is None else f"{value:.1f}×" if value >= 0.1 else f"{value:.2g}×"
+
+
+def _share(value: Share) -> str:
+    ci = interval(value.low, value.high)
+    return f"{percent(value.rate)} ({ci})" if ci else percent(value.rate)
+
+
+def _change(pair: tuple[float, float]) -> str:
+    return f"{points(*pair)} pts"
 
 
 def _signed(value: float | None) -> str:
@@ -188,23 +203,6 @@ def _inline_json(report: Report) -> Markup:
     return Markup(json.encode({"gzip": base64.b64encode(packed.getvalue()).decode()}, inline=True))  # noqa: S704
 
 
-def _data_urls(report: Report, thumbnails: Mapping[str, bytes], room: int) -> dict[str, Markup]:
-    """`data:` URLs by example id, in the report's order until `room` bytes are spent."""
-    from markupsafe import Markup
-
-    urls: dict[str, Markup] = {}
-    for example in (finding.example for finding in report.findings):
-        picture = thumbnails.get(example.id, b"")
-        if not picture.startswith(_PNG) or example.id in urls:
-            continue
-        url = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
-        room -= len(url) + TAG_COST
-        if room < 0:
-            break
-        urls[example.id] = Markup(url)  # noqa: S704
-    return urls
-
-
 def _bars(layers: list[LayerRow]) -> list[Markup]:
     most = max((max(row.share, row.expected) for row in layers), default=0.0)
     return [charts.bar(row.share, row.expected, most) for row in layers]
@@ -215,9 +213,10 @@ def _curve(report: Report) -> Markup | None:
     if len(curve) < 2:
         return None
     flagged = [(point.units, point.flagged_fitted) for point in curve]
-    reference = [(point.units, point.reference_accuracy) for point in curve]
+    intact = curve[0].reference_accuracy or 1.0
+    reference = [(point.units, min(1.0, point.reference_accuracy / intact)) for point in curve]
     return charts.rates(
-        "Flagged examples still fitted and reference accuracy, against the number of shared units cut",
+        "Flagged examples still fitted and share of the reference accuracy kept, by the number of shared units cut",
         "most shared units cut together",
         [
             charts.Series("flagged", flagged),
@@ -270,7 +269,7 @@ class Heat:
 
 
 def _heat(report: Report) -> list[Heat]:
-    """Flagged and reference accuracy by rewound layer and checkpoint, then the same with BatchNorm re-estimated."""
+    """Shares of flagged and drawn reference examples by layer and checkpoint; then with BatchNorm re-estimated."""
     layers = [layer for layer in report.layers if layer.rewind]
     if not layers:
         return []
@@ -278,9 +277,9 @@ def _heat(report: Report) -> list[Heat]:
     maps = []
     for name, key in (
         ("Flagged labels still predicted", "flagged"),
-        ("Reference accuracy", "reference"),
+        ("Drawn reference examples still right", "reference"),
         ("Flagged, BatchNorm re-estimated", "flagged_recalibrated"),
-        ("Reference, BatchNorm re-estimated", "reference_recalibrated"),
+        ("Drawn reference, BatchNorm re-estimated", "reference_recalibrated"),
     ):
         rows = []
         for layer in layers:

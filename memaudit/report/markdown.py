@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from itertools import islice
 from typing import TYPE_CHECKING
 
-from memaudit.numbers import MISSING, count, percent
-from memaudit.report import erasure, story, timeline
-from memaudit.report.rows import ExampleRow, example_rows, neuron_rows
+from memaudit.numbers import MISSING, count, interval, percent
+from memaudit.report import erasure, opening, story, timeline
+from memaudit.report.rows import ExampleRow, example_rows, neuron_rows, worst_first
 from memaudit.report.words import ACCEPTED, MAX_COMMAND, MAX_MESSAGE, outside
 from memaudit.text import MAX_LENGTH, clean
 
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
 MAX_EXAMPLES = 500
 MAX_NEURONS = 50
 MAX_UNITS = 5
+MAX_SLICES = 24
 MAX_WARNINGS = 50
 _SIGNS = {"pass": "✅", "fail": "❌", "incomplete": "⚠️"}
 
@@ -29,14 +29,17 @@ def render(report: Report) -> str:
     state = story.state(report)
     blocks = [
         f"# {_SIGNS[state]} {story.HEADLINES[state]}: {code(report.model.path)}",
-        story.summary(report),
+        _caveat(report),
+        *(f"**{answer.question}.** {answer.text}" for answer in opening.answers(report, code)),
         outside(story.accepted(report), MAX_MESSAGE),
+        _facts(report),
         _policy(report),
         _warnings(report),
         _figures(report),
         *story.beside(report),
         _examples(report),
         _neurons(report),
+        _slices(report),
         _erasure(report),
         _over_time(report),
         "## What this does not show",
@@ -45,6 +48,15 @@ def render(report: Report) -> str:
         _provenance(report),
     ]
     return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def _caveat(report: Report) -> str:
+    found = opening.caveat(report)
+    return f"⚠️ {found}" if found else ""
+
+
+def _facts(report: Report) -> str:
+    return table(["", ""], ([name, code(text, MAX_MESSAGE)] for name, text in opening.facts(report)))
 
 
 def _erasure(report: Report) -> str:
@@ -106,7 +118,9 @@ def _examples(report: Report) -> str:
         return ""
     head = ["example", "source", "label", "outcome", "before → after", "units", "reference", "controls"]
     more = _more(len(report.findings), MAX_EXAMPLES, "example")
-    return f"## Examples\n\n{table(head, map(_example, islice(example_rows(report), MAX_EXAMPLES)))}{more}"
+    return (
+        f"## Examples\n\n{table(head, map(_example, example_rows(report, worst_first(report)[:MAX_EXAMPLES])))}{more}"
+    )
 
 
 def _example(row: ExampleRow) -> list[str]:
@@ -137,8 +151,24 @@ def _neurons(report: Report) -> str:
     if not rows:
         return ""
     body = ([code(row.name), row.kind, str(len(row.erases)), row.reference] for row in rows)
-    head = ["unit", "kind", "examples it serves", "reference accuracy without it"]
-    return f"## Neurons\n\n{table(head, body)}{_more(len(report.neurons), MAX_NEURONS, 'unit')}"
+    head = ["unit", "kind", "examples it serves", "change of accuracy without it"]
+    return f"## Units\n\n{table(head, body)}{_more(len(report.neurons), MAX_NEURONS, 'unit')}"
+
+
+def _slices(report: Report) -> str:
+    """Shares by group, the largest gaps first."""
+    if not report.slices:
+        return ""
+    rows = (
+        [
+            f"{code(s.by)} {code(s.value)}{' (small)' if s.small else ''}",
+            f"{s.count:,}",
+            *(f"{percent(x.rate)} ({interval(x.low, x.high)})" for x in (s.memorized, s.fitted, s.localized)),
+        ]
+        for s in report.slices[:MAX_SLICES]
+    )
+    head = ["group", "examples", "memorized", "fitted", "localized"]
+    return f"## Who is affected most\n\n{table(head, rows)}{_more(len(report.slices), MAX_SLICES, 'group')}"
 
 
 def _over_time(report: Report) -> str:
@@ -158,7 +188,7 @@ def _over_time(report: Report) -> str:
                 MISSING if moment is None or moment.cosine is None else f"{moment.cosine:+.2f}",
             ]
         )
-    head = ["checkpoint", "flagged", "reference", "matched clean", "flagged gradient / reference", "cosine"]
+    head = ["checkpoint", "flagged", "drawn reference", "matched clean", "flagged gradient / reference", "cosine"]
     parts.append(table(head, rows))
     rewound = [layer for layer in report.layers if layer.rewind]
     if rewound:

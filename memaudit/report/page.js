@@ -8,13 +8,28 @@
   const state = { q: "", outcome: "", sort: "", dir: "" };
   const table = $("examples-table");
   const body = table && table.tBodies[0];
-  const rows = body ? [...body.rows].map((row, place) => ({ row, place, text: null, tags: row.className.split(" ") })) : [];
+  // The worst rows stand open, the others in folds. A filter or an order is over all of them: they gather in the first
+  // table, and go home when both are gone.
+  const folds = [...document.querySelectorAll("details.fold")];
+  const bodies = body ? [body, ...folds.map((fold) => fold.querySelector("tbody"))] : [];
+  const rows = bodies.flatMap((home) => [...home.rows].map((row) => ({ row, home, text: null, tags: row.className.split(" ") })));
+  rows.forEach((item, place) => { item.place = place; });
   const heads = table ? [...table.tHead.rows[0].cells].filter((cell) => cell.dataset.sort) : [];
 
   // Safari forgets what a table is once CSS lays its rows out as grids; naming the roles keeps it for screen readers.
   const roles = { table: "table", "thead, tbody": "rowgroup", tr: "row", th: "columnheader", td: "cell" };
   for (const [selector, role] of Object.entries(roles)) {
     for (const part of document.querySelectorAll(`:is(.cards, .neurons):is(${selector}), :is(.cards, .neurons) :is(${selector})`)) part.setAttribute("role", role);
+  }
+
+  function gather(items) {
+    const together = Boolean(state.q || state.outcome || state.sort);
+    for (const home of bodies) {
+      const fragment = document.createDocumentFragment();
+      for (const item of items) if ((together ? body : item.home) === home) fragment.append(item.row);
+      home.append(fragment);
+    }
+    for (const fold of folds) fold.hidden = together;
   }
 
   function apply() {
@@ -53,9 +68,7 @@
       });
       sorted = keyed.map(([, item]) => item);
     }
-    const fragment = document.createDocumentFragment();
-    for (const item of sorted) fragment.append(item.row);
-    body.append(fragment);
+    gather(sorted);
   }
 
   function keep() {
@@ -68,7 +81,9 @@
     const row = document.getElementById(id);
     for (const old of document.querySelectorAll(".here")) old.classList.remove("here");
     if (!row) return;
-    if (row.hidden) { state.q = state.outcome = ""; fill(); apply(); }
+    if (row.hidden) { state.q = state.outcome = ""; fill(); sort(); apply(); }
+    const fold = row.closest("details");
+    if (fold) fold.open = true;
     if (row.matches("tr")) row.classList.add("here");
     row.scrollIntoView({ block: row.matches("tr") ? "center" : "start" });
   }
@@ -109,8 +124,8 @@
     });
   }
   if (rows.length) {
-    $("q").addEventListener("input", (event) => { state.q = event.target.value; apply(); keep(); });
-    $("outcome").addEventListener("change", (event) => { state.outcome = event.target.value; apply(); keep(); });
+    $("q").addEventListener("input", (event) => { state.q = event.target.value; sort(); apply(); keep(); });
+    $("outcome").addEventListener("change", (event) => { state.outcome = event.target.value; sort(); apply(); keep(); });
     document.addEventListener("keydown", (event) => {
       if (event.key === "/" && !event.ctrlKey && !event.metaKey && !event.target.matches("input, select")) {
         event.preventDefault();

@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
 from memaudit.findings import Finding, Neuron, Outcome, UnitRef
-from memaudit.numbers import MISSING, interval, percent, points
-from memaudit.report.words import MAX_MESSAGE, OUTCOMES, SYMBOLS, accepted, label, named, short
+from memaudit.numbers import MISSING, percent, points
+from memaudit.report.words import MAX_MESSAGE, OUTCOMES, SYMBOLS, accepted, label, named, p_value, short
 from memaudit.text import MAX_LENGTH, clean
 
 if TYPE_CHECKING:
@@ -25,6 +26,16 @@ class Link:
 
     text: str
     anchor: str
+
+
+@dataclass(frozen=True)
+class Near:
+    """One of the nearest clean examples; `supports` says whether it has the flagged label."""
+
+    example_id: str
+    source: str
+    label: str
+    supports: bool
 
 
 @dataclass(frozen=True)
@@ -45,6 +56,7 @@ class ExampleRow:
     reason: str
     atypicality: float | None
     p_value: str
+    nearest: list[Near]
     before: str
     after: str
     margins: str
@@ -53,6 +65,16 @@ class ExampleRow:
     cost_text: str
     cost_detail: str
     controls: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Examples with one outcome, folded away on the page; the rows are made as they are asked for."""
+
+    anchor: str
+    name: str
+    count: int
+    rows: Iterator[ExampleRow]
 
 
 @dataclass(frozen=True)
@@ -90,10 +112,45 @@ def unit_anchor(unit: UnitRef | Neuron) -> str:
     return f"unit-{_slug(unit.layer)}-{unit.index}"
 
 
-def example_rows(report: Report, shown_units: frozenset[str] = frozenset()) -> Iterator[ExampleRow]:
-    """The findings in the report's order; units link to the neurons in `shown_units` (anchors)."""
+def worst_first(report: Report) -> list[Finding]:
+    """Memorized examples that nobody accepted, the accepted ones, the other fitted ones, and those not fitted.
+
+    Within each, the label that the fewest clean examples support comes first, then the one the model is surest of.
+    """
     settled = accepted(report)
-    return (_example(report, finding, settled.get(finding.id, ""), shown_units) for finding in report.findings)
+
+    def place(finding: Finding) -> tuple[int, float, float, float]:
+        typical = finding.atypicality
+        kind = 0 if finding.memorized and finding.id not in settled else 1 if finding.memorized else 2
+        p, score = (typical.p_value, typical.score) if typical else (1.0, 0.0)
+        return kind + (not finding.fitted), p, -score, -finding.before.confidence
+
+    return sorted(report.findings, key=place)
+
+
+def example_rows(
+    report: Report, findings: Iterable[Finding], shown_units: frozenset[str] = frozenset()
+) -> Iterator[ExampleRow]:
+    """One row for each of `findings`; units link to those in `shown_units` (anchors)."""
+    settled = accepted(report)
+    return (_example(report, finding, settled.get(finding.id, ""), shown_units) for finding in findings)
+
+
+def folds(report: Report, findings: Sequence[Finding], shown_units: frozenset[str] = frozenset()) -> Iterator[Fold]:
+    """`findings` by outcome, the memorized ones first; the order within each stays."""
+    order = list(OUTCOMES)
+
+    def kind(finding: Finding) -> tuple[bool, int]:
+        return not finding.memorized, order.index(finding.outcome)
+
+    counts = Counter(map(kind, findings))
+    for (harmless, place), group in groupby(sorted(findings, key=kind), key=kind):
+        outcome = order[place]
+        name = f"{SYMBOLS[outcome]} {OUTCOMES[outcome][0]}"
+        if not harmless or outcome is not Outcome.NOT_FITTED:
+            name += ", not memorized" if harmless else ", memorized"
+        anchor = f"fold-{outcome.value}{'' if harmless else '-memorized'}"
+        yield Fold(anchor, name, counts[harmless, place], example_rows(report, group, shown_units))
 
 
 def _example(report: Report, finding: Finding, settled: str, shown: frozenset[str]) -> ExampleRow:
@@ -113,7 +170,8 @@ def _example(report: Report, finding: Finding, settled: str, shown: frozenset[st
         accepted=settled,
         reason=clean(report.gate.reasons.get(finding.id, ""), MAX_MESSAGE),
         atypicality=typical.score if typical else None,
-        p_value=f"p {typical.p_value:.3f}" if typical else "",
+        p_value=p_value(report, typical.p_value) if typical else "",
+        nearest=[Near(n.id, named(n), label(report, n.label), n.label == example.label) for n in finding.nearest],
         before=label(report, finding.before.prediction),
         after=label(report, after.prediction) if after else "",
         margins=f"{percent(finding.before.confidence)} → {percent(after.confidence)}"
@@ -137,7 +195,7 @@ def _cost(finding: Finding) -> tuple[float | None, str, str]:
     if accuracy is None:
         return None, MISSING, ""
     change = f"{points(accuracy.before, accuracy.after)} pts"
-    detail = f"{percent(accuracy.after)} ({interval(accuracy.low, accuracy.high)})"
+    detail = f"{points(accuracy.before, accuracy.low)} to {points(accuracy.before, accuracy.high)}"
     return accuracy.after - accuracy.before, change, detail
 
 
@@ -157,6 +215,7 @@ def _controls(finding: Finding) -> list[tuple[str, str]]:
 def neuron_rows(report: Report, limit: int) -> list[NeuronRow]:
     """The first `limit` neurons, most shared first as the report lists them."""
     known = {finding.id for finding in report.findings}
+    intact = next((f.reference_accuracy.before for f in report.findings if f.reference_accuracy), None)
     return [
         NeuronRow(
             anchor=unit_anchor(neuron),
@@ -164,10 +223,15 @@ def neuron_rows(report: Report, limit: int) -> list[NeuronRow]:
             name=clean(f"{neuron.layer}:{neuron.index}"),
             kind=neuron.kind,
             erases=[Link(short(i), example_anchor(i) if i in known else "") for i in neuron.erases],
-            reference=percent(neuron.reference_accuracy_after),
+            reference=_alone(intact, neuron.reference_accuracy_after),
         )
         for neuron in report.neurons[:limit]
     ]
+
+
+def _alone(intact: float | None, after: float | None) -> str:
+    """What one unit costs alone: both accuracies are of the examples set aside for costs."""
+    return MISSING if intact is None or after is None else f"{points(intact, after)} pts"
 
 
 def layer_rows(report: Report) -> list[LayerRow]:

@@ -100,16 +100,13 @@ def _where(report: Report) -> str:
         return "No small set of units was found that suppresses the label and spares the reference."
     units = sorted(len(f.units) for f in found)
     middle = (units[(len(units) - 1) // 2] + units[len(units) // 2]) / 2
-    kept = [f.reference_accuracy.retained for f in found if f.reference_accuracy]
-    rates = [rate for rate in kept if rate is not None]
-    cost = f", and the reference keeps {percent(sum(rates) / len(rates))} of its right answers" if rates else ""
     if len(found) < report.summary.memorized:
         who = "1 of them sits" if len(found) == 1 else f"{len(found):,} of them sit"
     else:
         who = "It sits" if len(found) == 1 else "All of them sit"
     median = "" if len(found) == 1 else "a median of "
     what = "1 unit: cutting it" if middle == 1 else f"{number(middle)} units: cutting them"
-    return f"{who} in {median}{what} suppresses the label{cost}."
+    return f"{who} in {median}{what} suppresses the label."
 
 
 def accepted(report: Report) -> str:
@@ -121,6 +118,12 @@ def accepted(report: Report) -> str:
     parts += [f"{known:,} known from the baseline {baseline}".rstrip()] if known else []
     left = report.summary.memorized - waived - known
     return f"Of the memorized examples, {' and '.join(parts)}; {left:,} left." if parts else ""
+
+
+def active(report: Report) -> int:
+    """Memorized examples that nobody has accepted."""
+    settled = words.accepted(report)
+    return sum(f.memorized and f.id not in settled for f in report.findings)
 
 
 def rules(report: Report) -> list[Rule]:
@@ -259,9 +262,15 @@ def matched(report: Report) -> str:
     return "".join(parts)
 
 
+def kinds(report: Report) -> str:
+    """What the units are: channels, neurons or attention heads where all are of one kind."""
+    found = {unit.kind for unit in report.neurons}
+    return {"head": "attention heads"}.get(kind := found.pop(), f"{kind}s") if len(found) == 1 else "units"
+
+
 def beside(report: Report) -> list[str]:
-    """What stands beside the figures: clean examples, true labels, known units, other seeds, and what it cost."""
-    found = (matched(report), _true_labels(report), known(report), _stability(report), _effort(report))
+    """What stands beside the figures: clean examples, true labels, known units, other seeds."""
+    found = (matched(report), _true_labels(report), known(report), _stability(report))
     return [text for text in found if text]
 
 
@@ -283,7 +292,8 @@ def _stability(report: Report) -> str:
     return f"With {runs} the search finds sets whose mean Jaccard index with these is {found.jaccard:.2f} ({ci})."
 
 
-def _effort(report: Report) -> str:
+def effort(report: Report) -> str:
+    """How many passes the localization took; for an appendix."""
     effort = report.effort
     if effort is None or effort.ratio is None:
         return ""

@@ -149,7 +149,10 @@ def learning(report: Report, quote: Callable[[object], str] = clean) -> str:
     text += f"; nine tenths of the final reference accuracy is reached by {quote(early.checkpoint)}."
     if report.summary.learning_auroc is not None:
         share = percent(report.summary.learning_auroc)
-        text += f" A flagged example is learned later than a reference example in {share} of pairs."
+        who = "A fitted flagged example", "a fitted reference example"
+        if not report.summary.learning_reference:  # a report of an older version, which compared all of them
+            who = "A flagged example", "a reference example"
+        text += f" {who[0]} is learned later than {who[1]} in {share} of pairs."
     return text
 
 

@@ -8,7 +8,7 @@ from memaudit.findings import Outcome
 from memaudit.text import MAX_LENGTH, clean
 
 if TYPE_CHECKING:
-    from memaudit.findings import Example
+    from memaudit.findings import Example, Neighbour
     from memaudit.report.document import Report
 
 # Ids are long hashes; ten characters tell a thousand findings apart and the full id is one click or column away.
@@ -50,10 +50,22 @@ def accepted(report: Report) -> dict[str, str]:
     return dict.fromkeys(report.gate.known, "known") | dict.fromkeys(report.gate.waived, "waived")
 
 
-def named(example: Example) -> str:
+def named(example: Example | Neighbour) -> str:
     """Where an example came from, and the id its owner gave it: `train/7.png`, `row 7 (id p-17)`."""
     where = clean(example.source) if example.source != "array" else f"row {example.index}"
     return f"{where} (id {clean(example.declared_id)})" if example.declared_id else where
+
+
+# Reference examples that a p-value is a share of, at most (`audits.atypicality.CALIBRATION`).
+CALIBRATION = 2000
+
+
+def p_value(report: Report, p: float) -> str:
+    """`p 0.012`, or `p < 0.001`: below what the reference can show, or three digits, only the bound is said."""
+    reference = report.data.reference.count
+    seen = reference // max(1, -(-reference // CALIBRATION))
+    floor = max(0.001, -(-1000 // max(1, seen)) / 1000)
+    return f"p < {floor:.3f}" if p < floor else f"p {p:.3f}"
 
 
 def short(identity: str) -> str:

@@ -68,11 +68,11 @@ def replace_with(path: Path, write: Callable[[BinaryIO], object]) -> Path:
     return path
 
 
-def replace_all(files: Sequence[tuple[Path, Iterable[str]]]) -> list[Path]:
-    """Put each text, as UTF-8, at its path: all written beside them and synced, then renamed over them, the first last.
+def replace_all(files: Sequence[tuple[Path, Iterable[str | bytes]]]) -> list[Path]:
+    """Put each content at its path: all written beside them and synced, then renamed over them, the first last.
 
     Args:
-        files: each path with the pieces of its text, which are asked for as they are written.
+        files: each path with the pieces of its content, text as UTF-8, which are asked for as they are written.
 
     Raises:
         UsageError: if a place refuses new files.
@@ -125,10 +125,10 @@ def _writable(path: Path) -> bool:
     return os.access(path, os.W_OK) and bool(path.stat().st_mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH))
 
 
-def _pieces(content: Iterable[str]) -> Callable[[BinaryIO], object]:
+def _pieces(content: Iterable[str | bytes]) -> Callable[[BinaryIO], object]:
     def write(file: BinaryIO) -> None:
         for number, piece in enumerate(content):
-            file.write(piece.encode("utf-8"))
+            file.write(piece.encode("utf-8") if isinstance(piece, str) else piece)
             if not number:
                 file.flush()
                 failpoint("publish.half")

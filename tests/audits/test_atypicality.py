@@ -29,7 +29,7 @@ from memaudit.data import Preprocess, from_tensors
 from memaudit.engine.evaluator import Evaluator
 from memaudit.network.units import Site, UnitSpace
 from tests.conftest import Trained
-from tests.reference import auroc, support
+from tests.reference import auroc, nearest, support
 
 
 def clusters(count: int, layers: int, classes: int, seed: int) -> tuple[list[Tensor], Tensor]:
@@ -58,6 +58,15 @@ def test_support_is_that_of_brute_force(reference: int, classes: int, k: int) ->
     assert calibration.tolist() == pytest.approx([1 - s for s in loo], abs=1e-6)
     p = [sum(1 - c >= 1 - s - 1e-6 for c in loo) / reference for s in own]
     assert found.p_value.tolist() == pytest.approx(p, abs=1e-6)
+
+
+def test_the_nearest_are_those_of_brute_force() -> None:
+    base, base_labels = clusters(40, 3, 4, seed=1)
+    query, labels = clusters(15, 3, 4, seed=2)
+    found = atypicality(query, labels, base, base_labels, torch.zeros(1))
+    expected = nearest([q.tolist() for q in query], [b.tolist() for b in base])
+    assert found.nearest.tolist() == [rows[:3] for rows in expected]
+    assert bool((found.similarity[:, :-1] >= found.similarity[:, 1:]).all())
 
 
 def test_neighbours_are_at_most_ten_and_half_a_class() -> None:

@@ -279,6 +279,14 @@ def test_lateness_counts_the_reference_at_least_as_late() -> None:
     assert learning.Course(torch.tensor([[0.0], [1.0]]), torch.ones(2, 1).bool()).lateness.tolist() == [0.5]
 
 
+def test_only_fitted_examples_count_as_late() -> None:
+    """What the final model misses was never learned: beside it every fitted example would look early."""
+    course = learning.Course(torch.tensor([[0.0, 0.2], [1.0, 0.2]]), torch.tensor([[False, False], [True, False]]))
+    assert course.lateness_of_fitted.tolist() == [0.5]
+    never = learning.Course(course.confidence, torch.zeros(2, 2).bool())
+    assert never.lateness_of_fitted.tolist() == never.lateness.tolist()
+
+
 # ---- verdicts -------------------------------------------------------------------------------------------------------
 
 

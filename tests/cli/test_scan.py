@@ -148,7 +148,17 @@ def test_thumbnails_are_on_the_page_when_asked_for(cli: Command, work: Path) -> 
     plain = (work / "report/report.html").read_text("utf-8")
     cli(*SCAN, "--out", "report", "--images", "thumbs")
     assert "data:image/png" not in plain
-    assert (work / "report/report.html").read_text("utf-8").count("data:image/png") == FLAGGED
+    page = (work / "report/report.html").read_text("utf-8")
+    assert page.count('width="44"') == FLAGGED
+    assert page.count('alt="clean example ') >= 3 * min(10, FLAGGED)
+    again = cli("render", "report/report.json", "-o", "again.html")
+    assert (again.code, (work / "again.html").read_text("utf-8")) == (0, page)
+    (work / "report/report.html").rename(work / "kept.html")
+    lost = cli("render", "report/report.json", "-o", "again.html")
+    assert "the page has no pictures" in lost.err
+    assert "--images PAGE" in lost.err
+    cli("render", "report/report.json", "-o", "again.html", "--images", "kept.html")
+    assert (work / "again.html").read_text("utf-8") == page
 
 
 def test_the_report_names_the_command_but_no_place_on_this_machine(cli: Command, work: Path) -> None:
@@ -379,11 +389,11 @@ REFUSED: list[tuple[str, Change, tuple[str, ...], int, str]] = [
         3,
         "(return self.nothing): AttributeError: 'Odd' object",
     ),
-    ("forward exits", forward("raise SystemExit(0)"), BAD_CODE, 3, "the network fails on a batch (1, 1, 8, 8) on cpu"),
-    ("one batch size", forward("return super().forward(x.view(1, 1, 8, 8))"), BAD_CODE, 3, "batch (8, 1, 8, 8) on cpu"),
-    ("no tensor", forward("return {'logits': super().forward(x)}"), BAD_CODE, 3, "returned dict, not logits"),
-    ("one number", forward("return super().forward(x).sum()"), BAD_CODE, 3, "returned Tensor, not logits"),
-    ("other input size", nothing, (*MODEL[:-1], "1,16,16", *NPZ), 3, "batch (1, 1, 16, 16) on cpu, network.py line"),
+    ("forward exits", forward("raise SystemExit(0)"), BAD_CODE, 3, "the network fails on a batch (2, 1, 8, 8) on cpu"),
+    ("one batch size", forward("return super().forward(x.view(1, 1, 8, 8))"), BAD_CODE, 3, "batch (2, 1, 8, 8) on cpu"),
+    ("no logits", forward("return {'a': super().forward(x), 'b': x}"), BAD_CODE, 3, "dict with a, b, not logits"),
+    ("one number", forward("return super().forward(x).sum()"), BAD_CODE, 3, "returned shape () (float32) for"),
+    ("other input size", nothing, (*MODEL[:-1], "1,16,16", *NPZ), 3, "batch (2, 1, 16, 16) on cpu, network.py line"),
     ("device that is not there", nothing, (*MODEL, *NPZ, "--device", "cuda:99"), 5, "this machine has no device"),
     ("buffers change", source(COUNTS), BAD_CODE, 70, "changed the buffer calls"),
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -197,7 +198,7 @@ def test_a_unit_is_matched_whole_and_an_id_in_full(open_page: Open, query: str, 
 
 def test_show_all_lists_exactly_the_examples_of_a_unit(open_page: Open) -> None:
     page = open_page(samples.large(300))
-    first = page.locator("#neurons-list tr").first
+    first = page.locator("#units-list tr").first
     serves = int(first.locator("b").inner_text())
     first.get_by_text("show all").click()
     until(page, "document.getElementById('q').value !== ''")
@@ -222,7 +223,7 @@ def test_a_deep_link_shows_its_row(open_page: Open) -> None:
 
 def test_a_deep_link_to_a_filtered_row_clears_the_filter(open_page: Open) -> None:
     page = open_page(samples.small(), "#outcome=diffuse")
-    page.locator("#neurons-list a[href^='#ex-']").first.click()
+    page.locator("#units-list a[href^='#ex-']").first.click()
     until(page, f"document.querySelectorAll({ROWS!r}).length === 4")
     assert page.locator("#outcome").input_value() == ""
 
@@ -238,7 +239,7 @@ def test_everything_is_readable_without_javascript(open_page: Open) -> None:
     assert page.locator(ROWS).count() == 4
     for dead in page.locator("button, input, select").all():
         assert not dead.is_visible()
-    page.locator("#neurons-list a[href^='#ex-']").first.click()
+    page.locator("#units-list a[href^='#ex-']").first.click()
     assert page.url.endswith(f"#ex-{samples.identity('a')}")
 
 
@@ -306,7 +307,7 @@ def test_a_notebook_frame_filters_and_follows_links(open_page: Open) -> None:
     frame = page.frame_locator("iframe")
     frame.get_by_label("Filter").fill("airplane")
     assert frame.locator("#shown").inner_text() == "1 of 4 examples"
-    frame.locator("#neurons-list a[href^='#ex-']").first.click()
+    frame.locator("#units-list a[href^='#ex-']").first.click()
     frame.locator(".here").wait_for()
     assert frame.locator("#shown").inner_text() == "4 examples"
 
@@ -322,7 +323,7 @@ def axe() -> str:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("sample", ["over_time", "settled"])
+@pytest.mark.parametrize("sample", ["over_time", "settled", "whole"])
 def test_axe_finds_nothing_serious(open_page: Open, axe: str, sample: str, width: int, scheme: str) -> None:
     page = open_page(getattr(samples, sample)(), width=width, color_scheme=scheme)
     page.evaluate(axe)
@@ -375,6 +376,56 @@ def test_print_hides_the_controls(open_page: Open) -> None:
     page.emulate_media(media="print")
     assert not page.locator("#q").is_visible()
     assert page.locator(ROWS).count() == 4
+
+
+A4 = {"width": 718, "height": 1046}  # of paper less its margins, in CSS pixels
+
+
+def test_two_hundred_findings_fit_twelve_pages(open_page: Open) -> None:
+    sample = samples.whole(200)
+    pictures = {f.example.id: samples.PICTURE for f in sample.findings}
+    page = open_page(report.render(sample, ".html", pictures))
+    printed = page.pdf(format="A4", print_background=True)
+    assert len(re.findall(rb"/Type\s*/Page\b(?!s)", printed)) <= 12
+
+
+def test_paper_shows_every_row_laid_out(open_page: Open) -> None:
+    """A column as narrow as a letter makes rows as high as a word is long."""
+    page = open_page(samples.whole(60))
+    page.set_viewport_size(A4)  # type: ignore[arg-type]
+    page.emulate_media(media="print")
+    rows = page.locator("#examples tbody tr")
+    sizes = rows.evaluate_all("rows => rows.map((r) => [r.offsetHeight, ...[...r.cells].map((c) => c.offsetWidth)])")
+    assert len(sizes) == 60
+    assert max(height for height, *_ in sizes) < 60
+    assert min(width for _, *widths in sizes for width in widths) > 40
+    assert _width(page) <= A4["width"]
+
+
+def test_the_ten_worst_stand_open_and_a_fold_opens_for_its_row(open_page: Open) -> None:
+    sample = samples.large(60)
+    page = open_page(sample)
+    assert page.locator(ROWS).count() == 10
+    assert page.locator("details.fold:not([open])").count() == page.locator("details.fold").count() > 2
+    last = page.locator("details.fold tr[id]").last
+    page.goto(f"{page.url.split('#')[0]}#{last.get_attribute('id')}")
+    last.wait_for(state="visible")
+
+
+def test_a_filter_is_over_the_folded_rows_too(open_page: Open) -> None:
+    page = open_page(samples.large(60))
+    page.locator("#outcome").select_option("not_fitted")
+    unfitted = sum(not f.fitted for f in samples.large(60).findings)
+    assert page.locator(ROWS).count() == unfitted > 0
+    page.locator("#outcome").select_option("")
+    assert page.locator(ROWS).count() == 10
+    assert page.locator("#examples tbody tr").count() == 60
+
+
+def test_without_javascript_a_fold_opens_by_its_summary(open_page: Open) -> None:
+    page = open_page(samples.large(60), java_script_enabled=False)
+    page.locator("details.fold summary").first.click()
+    assert page.locator("details.fold").first.locator("tbody tr").first.is_visible()
 
 
 SKIPPED = f"""() => [...document.querySelectorAll({ROWS!r})].filter(

@@ -61,7 +61,7 @@ def test_the_page_names_no_address_outside_itself() -> None:
     assert not re.search(r"<(link|iframe|object|embed|base)\b|@import|url\(", page)
 
 
-@pytest.mark.parametrize(("findings", "limit"), [(8, 75_000), (200, 300_000), (2000, 2_000_000)])
+@pytest.mark.parametrize(("findings", "limit"), [(8, 85_000), (200, 300_000), (2000, 2_000_000)])
 def test_the_page_stays_small(findings: int, limit: int) -> None:
     assert len(page_of(samples.large(findings)).encode()) < limit
 
@@ -69,7 +69,7 @@ def test_the_page_stays_small(findings: int, limit: int) -> None:
 def test_pictures_stay_within_the_pages_budget() -> None:
     sample = samples.large(1000)
     page = report.render(sample, ".html", {f.example.id: PNG + bytes(3000) for f in sample.findings})
-    shown = page.count("<img ")
+    shown = page.count("<img ") - 3  # the worst three are there large as well
     assert 100 < shown < 900
     assert 1_900_000 < len(page.encode()) < 2_000_000
     assert f"{1000 - shown} pictures left out to keep the page small" in page
@@ -108,7 +108,7 @@ def test_what_was_not_run_is_said() -> None:
 
 def test_sections_without_data_are_left_out() -> None:
     page = page_of(samples.small(groups=Groups(), neurons=[]))
-    for gone in ('id="curve"', 'id="neurons"', 'href="#neurons"', "The same search on"):
+    for gone in ('id="curve"', 'id="units"', 'href="#units"', "The same search on"):
         assert gone not in page
         assert gone in page_of(samples.small())
 
@@ -132,7 +132,7 @@ def test_settings_read_as_a_person_writes_them() -> None:
     page = page_of(samples.small())
     assert re.search(r"audit</th><td>localize <small", page)
     assert re.search(r"exit-zero</th><td>no <small", page)
-    assert re.search(r"time-limit</th><td>not set <small", page)
+    assert re.search(r"Not set: time-limit\.", page)
 
 
 def test_a_notebook_shows_the_page() -> None:

@@ -19,7 +19,9 @@ from tests import report_samples as samples
 CONSOLE = """\
 ✗ Policy not met  model.safetensors
 2 of the 4 flagged examples are memorized. 1 of them sits in 2 units: cutting them suppresses the
-label, and the reference keeps 98.1% of its right answers.
+label.
+With the units of one example cut, the model keeps 97.1% (96.1–98.3%) of its right answers on the
+reference. Cutting the 4 most shared units together changes the accuracy by −16.1 points.
   ✗ max memorized: 0 (not met: 2 of 4 flagged examples are memorized)
   ✓ min reference accuracy: 90% (met)
 
@@ -32,12 +34,12 @@ outcome        examples   share   meaning
 ○ diffuse             1   25.0%   not suppressed within the allowed number of units
 · not fitted          1   25.0%   the model does not predict the flagged label
 
-top units          kind      examples   reference without it
-────────────────────────────────────────────────────────────
-layer4.0.bn1:200   channel          2                  90.8%
-layer3.0.bn2:17    channel          1                  91.0%
-layer4.0.bn2:7     channel          1                  88.8%
-conv1.bn:3         channel          1                      –
+top units          kind      examples   accuracy without it
+───────────────────────────────────────────────────────────
+layer4.0.bn1:200   channel          2              −0.4 pts
+layer3.0.bn2:17    channel          1              −0.2 pts
+layer4.0.bn2:7     channel          1              −2.4 pts
+conv1.bn:3         channel          1                     –
 
 Not run: gradient accounting; layer rewinding; layer retraining; accuracy on held-out test data.
 
@@ -47,8 +49,30 @@ wrote reports/model/report.html
 MARKDOWN_START = """\
 # ❌ Policy not met: `model.safetensors`
 
-2 of the 4 flagged examples are memorized. 1 of them sits in 2 units: cutting them suppresses the label, and the \
-reference keeps 98.1% of its right answers.
+**Asked.** Which of 4 flagged examples (`flagged.csv`) has the model memorized with the label it was trained with, and \
+in which units does each sit?
+
+**Found.** 2 of the 4 flagged examples are memorized. 1 of them sits in 2 units: cutting them suppresses the label. \
+The worst: `train/a.png`, trained as `cat`. 1 more is fitted, but clean examples like it support the label; the model \
+does not predict the label of 1.
+
+**How sure.** The score behind the word memorized is higher for a flagged than for a clean example in 91.0% of pairs. \
+As many random units, cut instead, suppress the label in 3.3% (0.6–16.7%) of draws. All of it is inferred from how the \
+model behaves; it is no proof of what was in the training data.
+
+**What it costs.** With the units of one example cut, the model keeps 97.1% (96.1–98.3%) of its right answers on the \
+reference. Cutting the 4 most shared units together changes the accuracy by −16.1 points.
+
+**What to do next.** Look at the worst examples below. Then train again without them and compare (memaudit diff), edit \
+a copy of the checkpoint (memaudit erase), or accept them by name in a waiver file.
+
+|  |  |
+| --- | --- |
+| Date | `2026-01-05 10:00:00 UTC` |
+| Model | `model.safetensors: resnet18, 11,173,962 parameters` |
+| Accuracy, intact model | `91.2% of all 2,000 reference examples; no test data given` |
+| Data | `flagged.csv (flagged), val (reference)` |
+| Flagged examples | `4: 3 fitted, 2 memorized, 1 localized` |
 
 - ❌ `max memorized: 0` not met: `2 of 4 flagged examples are memorized`
 - ✅ `min reference accuracy: 90%` met
@@ -69,7 +93,7 @@ examples need 2.5. A clean example needs more units than a flagged one in 87.0% 
 | example | source | label | outcome | before → after | units | reference | controls |
 | --- | --- | --- | --- | --- | --- | --- | --- |
 | `ca978112ca` | `train/a.png` | `cat` | localized, memorized | `cat` → `dog` | \
-`layer3.0.bn2:17`, `layer4.0.bn1:200` | −0.4 pts 90.8% (89.6–91.7%) | random 0/10, copies 7/8, others 1/2 |
+`layer3.0.bn2:17`, `layer4.0.bn1:200` | −0.4 pts −1.6 to +0.5 | random 0/10, copies 7/8, others 1/2 |
 """
 
 JUNIT = """\
@@ -96,7 +120,7 @@ allowed number of units.</failure>
 
 GITHUB = """\
 ::error title=memaudit%3A Policy not met::2 of the 4 flagged examples are memorized. 1 of them sits in 2 units: \
-cutting them suppresses the label, and the reference keeps 98.1%25 of its right answers.
+cutting them suppresses the label.
 ::error file=flagged.csv,line=2,title=memaudit%3A memorized example::train/a.png is memorized with label cat (localized)
 ::error file=flagged.csv,line=4,title=memaudit%3A memorized example::train/c.png is memorized with label airplane \
 (diffuse)

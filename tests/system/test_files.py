@@ -74,14 +74,14 @@ def test_json_steers_no_terminal() -> None:
 @pytest.mark.parametrize("suffix", report.SUFFIXES)
 def test_every_suffix_writes_a_file_in_a_new_folder(tmp_path: Path, suffix: str) -> None:
     path = report.write(samples.small(), tmp_path / "new" / f"report{suffix.upper()}")
-    assert path.read_text("utf-8").endswith("\n")
+    assert path.read_bytes().endswith(b"PAR1" if suffix == ".parquet" else b"\n")
     assert os.listdir(path.parent) == [path.name]
 
 
 def test_an_unknown_suffix_names_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no report format '.htm'; closest: '.html'") as caught:
         report.write(samples.small(), tmp_path / "report.htm")
-    assert caught.value.hint == "Choose the format by suffix: .json, .html, .md, .sarif, .xml"
+    assert caught.value.hint == "Choose the format by suffix: .json, .html, .md, .sarif, .xml, .csv, .parquet"
 
 
 def _link(path: Path) -> None:

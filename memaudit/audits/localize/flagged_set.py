@@ -70,14 +70,15 @@ def trade_off(shared: Sequence[Neuron], judge: Judge, flagged: ExampleSet, fitte
     rows = list(fitted[:: max(1, -(-len(fitted) // CURVE_ROWS))])
     panel = list(judge.panel[:CURVE_ROWS])
     intact = _share(judge.population.margins[: len(panel)])
-    points = [CurvePoint(units=0, flagged_fitted=1.0, reference_accuracy=intact)]
+    counts = {"flagged_examples": len(rows), "reference_examples": len(panel)}
+    points = [CurvePoint(units=0, flagged_fitted=1.0, reference_accuracy=intact, **counts)]
     for size in sizes:
         cut = [numbers[:size]]
         still = margin(judge.evaluator.logits(flagged, rows, cut, judge.space, judge.fill), flagged.labels[rows])
         right = margin(
             judge.evaluator.logits(judge.reference, panel, cut, judge.space, judge.fill), judge.reference.labels[panel]
         )
-        points.append(CurvePoint(units=size, flagged_fitted=_share(still), reference_accuracy=_share(right)))
+        points.append(CurvePoint(units=size, flagged_fitted=_share(still), reference_accuracy=_share(right), **counts))
     return points
 
 
