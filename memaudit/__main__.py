@@ -23,6 +23,7 @@ from memaudit.text import MAX_LENGTH, clean
 DETAILS_SHOWN = 20
 # What check, diff and render do without.
 AUDIT_NEEDS = frozenset({"torch", "timm", "numpy", "PIL", "safetensors", "sklearn", "filelock"})
+USER_MODULE = "memaudit_user_"  # how the modules that `--adapter file.py:name` makes are called
 ERROR_JSON = "--error-json"
 # What a full disk or a reader that has gone says when standard output is written.
 _OUTPUT_LOST = frozenset({errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO})
@@ -117,7 +118,22 @@ def _failure(error: Exception) -> Failure:
         # A reader that closes its end (`| head`) has seen what it wanted: nothing is said.
         said = "" if error.errno == errno.EPIPE else f"cannot write to standard output: {os.strerror(error.errno or 0)}"
         return Failure(ExitCode.ENVIRONMENT, "EnvironmentFault", said)
-    return _bug(error)
+    return _in_user_code(error) or _bug(error)
+
+
+def _in_user_code(error: Exception) -> Failure | None:
+    """The error of a file that `--adapter` named, where its line raised it and not ours below it."""
+    frames = [
+        (frame.f_globals.get("__name__", ""), frame, line) for frame, line in traceback.walk_tb(error.__traceback__)
+    ]
+    own = [n for n, (name, _, _) in enumerate(frames) if name.startswith(USER_MODULE)]
+    ours = [n for n, (name, _, _) in enumerate(frames) if name.split(".")[0] == "memaudit"]
+    if not own or (ours and ours[-1] > own[-1]):
+        return None
+    _, frame, line = frames[own[-1]]
+    where = f"{Path(frame.f_code.co_filename).name} line {line}"
+    message = f"{where} raised {type(error).__name__}: {clean(error)}"
+    return Failure(ExitCode.REJECTED, "ModelRejected", message, "fix it and run again", tuple(_notes(error)))
 
 
 def _stopped(how: str, error: BaseException, code: ExitCode) -> Failure:

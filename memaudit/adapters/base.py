@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -39,6 +39,7 @@ class Adapter:
             one asks the caller to choose by reference accuracy.
         presets: ways of preparing images that this network is known with, where nobody says which it was trained
             with; `preprocess` is the first until the reference tells them apart. Empty: there is no doubt.
+        renamed: from the names that this model's checkpoints have to those of `module`; reading took prefixes off.
         variants: whether the alternatives have the same modules and differ only in settings that no module shows.
         multi_label: an example may have several labels at once; classes are pairs (`heads`).
         folders: `write` makes folders as well, of models that came as one.
@@ -61,6 +62,7 @@ class Adapter:
         reason: str = "",
         alternatives: tuple[str, ...] = (),
     ) -> None:
+        self.renamed: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = dict
         self.module = module.eval().requires_grad_(False)
         self.architecture = architecture
         self.preprocess = preprocess
@@ -164,7 +166,12 @@ class Adapter:
             ModelRejected: they are not this network's.
             PremiseBroken: a weight is NaN or infinite.
         """
-        return fitted(self.module, checkpoint.tensors, stripped_prefix=checkpoint.stripped_prefix)
+        return fitted(
+            self.module,
+            self.renamed(checkpoint.tensors),
+            stripped_prefix=checkpoint.stripped_prefix,
+            beside=checkpoint.beside,
+        )
 
     def write(self, state: Mapping[str, Tensor], target: Path) -> None:
         """Save `state`, by the names of the module, as a checkpoint that this adapter loads; whole or not at all.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import metadata
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,8 @@ from memaudit.text import clean, closest
 from memaudit.version import __version__
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from memaudit.adapters.base import Adapter, ModelOptions
 
 GROUP = "memaudit.adapters"
@@ -82,10 +86,15 @@ def choose(checkpoint: Checkpoint, options: ModelOptions, name: str | None = Non
     checkpoint = replace(checkpoint, tensors=tensors)
     if not (spec or options.arch or checkpoint.facts.architecture) and checkpoint.facts.model_type:
         spec = _companion(checkpoint)
+    architecture = options.arch or checkpoint.facts.architecture
+    renamed = _renamed(architecture) if architecture and spec in (None, "timm") else None
+    if renamed is not None:
+        checkpoint = replace(checkpoint, tensors=renamed(checkpoint.tensors))
     try:
         loaded = load_class(spec).load(checkpoint, options) if spec else _load_named(checkpoint, options)
         restore(loaded.module, rules)
         loaded.multi_label = options.multi_label
+        loaded.renamed = renamed or loaded.renamed
         return loaded
     except MemauditError:
         raise
@@ -95,6 +104,12 @@ def choose(checkpoint: Checkpoint, options: ModelOptions, name: str | None = Non
             f"{type(error).__name__}: {clean(error)}",
             hint=f"try it alone: memaudit adapters test {clean(spec or 'timm')}",
         ) from error
+
+
+def _renamed(architecture: str) -> Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]:
+    from memaudit.adapters.renamed import in_current_names
+
+    return partial(in_current_names, architecture)
 
 
 def _load_named(checkpoint: Checkpoint, options: ModelOptions) -> Adapter:

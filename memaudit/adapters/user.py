@@ -7,18 +7,20 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from memaudit.adapters.base import Adapter, ModelOptions
 from memaudit.adapters.preprocessing import resolve
 from memaudit.checkpoints import Checkpoint
-from memaudit.checkpoints.load import load_strict
+from memaudit.checkpoints.load import load_strict, with_prefix
 from memaudit.checkpoints.source import opened
 from memaudit.data.images.preprocess import Preprocess
 from memaudit.errors import MemauditError, ModelRejected, UsageError
@@ -83,9 +85,13 @@ class UserAdapter(Adapter):
         network, transform = _call(factory, options, path)
         plain, rules = split_rules(checkpoint.tensors)
         tensors = checkpoint.tensors if layers_of(network) else plain
-        load_strict(network, tensors, stripped_prefix=checkpoint.stripped_prefix)
-        if tensors is plain:  # the factory builds the network without the dropout
-            restore(network, rules)
+        try:
+            _materialise(network, tensors, checkpoint)
+            load_strict(network, tensors, stripped_prefix=checkpoint.stripped_prefix, beside=checkpoint.beside)
+            if tensors is plain:  # the factory builds the network without the dropout
+                restore(network, rules)
+        except Exception as error:  # a network may do anything where its state is asked for or set
+            raise _blame(error, path) from error
         config = getattr(network, "pretrained_cfg", None) or getattr(network, "default_cfg", None)
         defaults = config if isinstance(config, dict) else {}
         if transform is not None:
@@ -97,13 +103,16 @@ class UserAdapter(Adapter):
             defaults = {k: v for k, v in defaults.items() if k not in ("mean", "std")}
         preprocess = resolve(options, {} if transform else checkpoint.facts.preprocess, defaults, "adapter")
         preprocess = _as_arrays(preprocess, network, transform, options)
-        return cls(
-            network,
-            architecture=_title(network, code),
-            preprocess=preprocess,
-            code=code,
-            transform=transform,
-        )
+        try:
+            return cls(
+                network,
+                architecture=_title(network, code),
+                preprocess=preprocess,
+                code=code,
+                transform=transform,
+            )
+        except Exception as error:  # its eval() or requires_grad_() is its own
+            raise _blame(error, path) from error
 
     def inputs(self, batch: Tensor) -> tuple[Tensor, ...]:
         """What the module is called with: what the user's transform makes of the batch, where there is one."""
@@ -175,9 +184,35 @@ def _call(factory: Callable[..., object], options: ModelOptions, path: Path) -> 
             f"the factory in {clean(path.name)} returned {clean(found)}",
             hint="return an nn.Module, or a pair of an nn.Module and a function on batches (N, C, H, W) in [0, 1]",
         )
-    if any(t.is_meta for t in network.state_dict().values()):
+    try:
+        state = network.state_dict()
+    except Exception as error:  # its own state_dict
+        raise _blame(error, path) from error
+    if any(isinstance(m, torch.jit.ScriptModule) for m in network.modules()):
+        raise ModelRejected(
+            f"the factory in {clean(path.name)} returned TorchScript, whose layers cannot be followed",
+            hint="return the Python module that torch.jit.script or torch.jit.trace was given",
+        )
+    if any(t.is_meta for t in state.values()):
         raise ModelRejected(f"the factory in {clean(path.name)} built the module on `meta`", hint="build it on the CPU")
     return network, transform
+
+
+def _materialise(network: nn.Module, tensors: Mapping[str, Tensor], checkpoint: Checkpoint) -> None:
+    """Give lazy parameters the shapes that the checkpoint has for them; their first forward does the rest."""
+    state = network.state_dict(keep_vars=True)
+    lazy = {n: t for n, t in state.items() if isinstance(t, UninitializedParameter | UninitializedBuffer)}
+    if not lazy:
+        return
+    named = with_prefix(state, tensors, checkpoint.stripped_prefix, checkpoint.beside)
+    for name, tensor in lazy.items():
+        if name in named:
+            tensor.materialize(named[name].shape)
+    if missing := [n for n in lazy if n not in named]:
+        raise ModelRejected(
+            f"the network has lazy layers whose tensors are not in the checkpoint, first {clean(missing[0])!r}",
+            hint="in the factory, run it once on an image before returning it: its names then say what differs",
+        )
 
 
 def _title(network: nn.Module, code: UserCode) -> str:

@@ -20,6 +20,7 @@ WEIGHTS = (
     *("model.safetensors", "model.safetensors.index.json"),
     *("pytorch_model.bin", "pytorch_model.bin.index.json"),
 )
+CONFIG = "config.json"  # speaks of the weights of these names beside it, whether they or their folder are named
 RUN = ("model_best.pth.tar", "last.pth.tar")  # timm's training script writes these beside args.yaml
 LAST = "last.ckpt"  # Lightning's copy of the newest
 STEP_FOLDER = re.compile(r"checkpoint-(\d{1,12})")  # Hugging Face's Trainer
@@ -52,15 +53,21 @@ def lay_out(path: Path) -> Layout:
         ModelRejected: no checkpoint in it, adapters only, one process's shards, or an unsound index.
         UsageError: several checkpoints and nothing that says which.
     """
-    if not path.is_dir():
-        return _indexed(path, Facts()) if path.name.endswith(".index.json") else Layout(path, (path,), {}, Facts())
-    path = _innermost(path)
-    facts = Facts()
-    if (path / "config.json").exists():
-        with opened(path / "config.json") as source:
-            facts = from_config(source)
-    weights = _weights(path)
+    weights = path
+    if path.is_dir():
+        path = _innermost(path)
+        weights = _weights(path)
+    facts = _facts(weights) if path.is_dir() or weights.name in WEIGHTS else Facts()
     return _indexed(weights, facts) if weights.name.endswith(".json") else Layout(weights, (weights,), {}, facts)
+
+
+def _facts(weights: Path) -> Facts:
+    """What the `config.json` beside the weights says; nothing without one."""
+    config = weights.parent / CONFIG
+    if not config.exists():
+        return Facts()
+    with opened(config) as source:
+        return from_config(source)
 
 
 def _innermost(folder: Path) -> Path:

@@ -4,63 +4,121 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from math import prod
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
+from memaudit.checkpoints.beside import AVERAGED, lead
+from memaudit.checkpoints.misfit import diagnose
 from memaudit.errors import ModelRejected, PremiseBroken
 from memaudit.text import clean
 
 SHOWN = 5  # names per list in a message
-# BatchNorm's counter of batches, unused in eval mode: absent before torch 0.4.1, and halved along with the weights by
-# those who write `{k: v.half() for ...}`.
-OPTIONAL = "num_batches_tracked"
+# Counters unused in eval mode. BatchNorm's is absent before torch 0.4.1, and halved along with the weights by those who
+# write `{k: v.half() for ...}`; AveragedModel's stands in its own checkpoints alone.
+OPTIONAL = ("num_batches_tracked", AVERAGED)
+ALIGNMENT = 64  # bytes: torch's own allocator
 
 
-def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], *, stripped_prefix: str = "") -> None:
-    """Copy `tensors` into `module`, which ends in float32 with every parameter and buffer taken from them.
+def load_strict(
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    *,
+    stripped_prefix: str = "",
+    beside: Mapping[str, Tensor] = MappingProxyType({}),
+) -> None:
+    """Copy `tensors` into `module`, which ends in float32, in memory of its own, with every tensor taken from them.
 
     Args:
         module: with real (not `meta`) tensors; any floating type.
         tensors: by name. Half, bfloat16 and double become float32; an alias of a tied tensor may be left out, as
             safetensors' `save_model` does.
         stripped_prefix: what reading took off the names; put back where the module's own names begin with it.
+        beside: what reading set aside; taken where the module has such names.
 
     Raises:
         ModelRejected: names missing or left over, other shapes, or another kind of number.
         PremiseBroken: a weight is NaN or infinite, or leaves the range of float32.
     """
-    check_fit(module, with_prefix(module.state_dict(keep_vars=True), tensors, stripped_prefix))
+    check_fit(module, with_prefix(module.state_dict(keep_vars=True), tensors, stripped_prefix, beside))
     module.float()
-    state = fitted(module, tensors, stripped_prefix=stripped_prefix)
+    state = fitted(module, tensors, stripped_prefix=stripped_prefix, beside=beside)
     wanted = module.state_dict(keep_vars=True)
     with torch.no_grad():
         module.load_state_dict({n: state.get(n, wanted[n]) for n in wanted}, strict=True)
+        for tensor in wanted.values():
+            tensor.data = aligned(tensor.data)
 
 
-def fitted(module: nn.Module, tensors: Mapping[str, Tensor], *, stripped_prefix: str = "") -> dict[str, Tensor]:
+def fitted(
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    *,
+    stripped_prefix: str = "",
+    beside: Mapping[str, Tensor] = MappingProxyType({}),
+) -> dict[str, Tensor]:
     """`tensors` by the module's own names and in its types, as strictly as `load_strict`; the module stays as it is.
 
     Raises:
         ModelRejected: as `load_strict`.
         PremiseBroken: a weight is NaN or infinite.
     """
-    tensors = with_prefix(module.state_dict(keep_vars=True), tensors, stripped_prefix)
-    check_fit(module, tensors)
     wanted = module.state_dict(keep_vars=True)
+    tensors = with_prefix(wanted, tensors, stripped_prefix, beside)
+    check_fit(module, tensors)
     state = {name: tensors[source].to(wanted[name].dtype) for name, source in _sources(wanted, tensors).items()}
     check_finite(state)
     return state
 
 
-def with_prefix(wanted: Iterable[str], tensors: Mapping[str, Tensor], prefix: str) -> Mapping[str, Tensor]:
-    """`tensors`, with the end of `prefix` put back on every name that makes them the module's names."""
-    names, tokens = set(wanted), [p + "." for p in prefix.split(".")[:-1]]
-    for start in range(len(tokens) + 1):
-        restored = "".join(tokens[start:])
-        if names == {restored + n for n in tensors}:
-            return {restored + n: t for n, t in tensors.items()}
-    return tensors
+def aligned(tensor: Tensor) -> Tensor:
+    """`tensor`, copied where it does not start as memory of torch's own does.
+
+    Kernels are chosen by alignment and differ in the last bits: the same numbers must lie alike to compute alike.
+    """
+    return tensor.clone() if tensor.numel() and tensor.data_ptr() % ALIGNMENT else tensor
+
+
+def with_prefix(
+    wanted: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    prefix: str,
+    beside: Mapping[str, Tensor] = MappingProxyType({}),
+) -> Mapping[str, Tensor]:
+    """`tensors` by the module's names, where the two differ in a prefix that all names have; else as near as it goes.
+
+    Args:
+        wanted: the module's tensors.
+        prefix: taken off when the file was read; its end is put back where that gives the module's names.
+        beside: further tensors of the file by full names; those that the module has are added.
+    """
+    added = {n: t for n, t in beside.items() if n in wanted}
+    tokens = [p + "." for p in prefix.split(".")[:-1]]
+    outer = lead(n for n, t in wanted.items() if not n.endswith(OPTIONAL) and ("." in n or isinstance(t, nn.Parameter)))
+    inner = lead(n for n in tensors if not n.endswith(OPTIONAL))
+    renamings = [(0, "".join(tokens[start:])) for start in range(len(tokens) + 1)]
+    renamings += [
+        (len("".join(p + "." for p in inner[:off])), "".join(p + "." for p in outer[:on]))
+        for off in range(len(inner) + 1)
+        for on in range(len(outer) + 1)
+    ]
+    nearest: dict[str, Tensor] = {**tensors, **added}
+    for cut, put in renamings:
+        renamed = {put + n[cut:]: t for n, t in tensors.items()} | added
+        if _same_names(wanted, renamed):
+            return renamed
+        if len(wanted.keys() & renamed.keys()) > len(wanted.keys() & nearest.keys()):
+            nearest = renamed
+    return nearest
+
+
+def _same_names(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> bool:
+    """Whether `tensors` are those of the module, but for what may be left out."""
+    filled = _sources(wanted, tensors)
+    return all(n in wanted or n.endswith(OPTIONAL) for n in tensors) and all(
+        n in filled or n.endswith(OPTIONAL) for n in wanted
+    )
 
 
 def check_fit(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -74,11 +132,9 @@ def check_fit(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     missing = [n for n in wanted if n not in sources and not n.endswith(OPTIONAL)]
     unexpected = [n for n in tensors if n not in wanted]
     if missing or unexpected:
-        faults = [_list("missing", missing), _list("unexpected", unexpected)]
-        raise ModelRejected(
-            "the checkpoint's tensors are not this model's: " + ", ".join(f for f in faults if f),
-            hint="the architecture is another one; name it with --arch, or give a factory with --adapter file.py:name",
-        )
+        faults = ", ".join(f for f in (_list("missing", missing), _list("unexpected", unexpected)) if f)
+        cause, hint = diagnose(wanted, tensors, missing, unexpected)
+        raise ModelRejected(f"the checkpoint's tensors are not this model's: {faults}{cause}", hint=hint)
     shapes = [n for n in tensors if tensors[n].shape != wanted[n].shape]
     if shapes:
         shown = [f"{clean(n)!r} {list(tensors[n].shape)}, model {list(wanted[n].shape)}" for n in shapes[:SHOWN]]

@@ -29,6 +29,19 @@ LARGEST = 1 << 40
 _EPOCH = re.compile(r"(?:^|[^a-z])(?:epochs?|ep)[-_=. ]?(\d{1,12})", re.IGNORECASE)
 _STEP = re.compile(r"(?:^|[^a-z])(?:global[-_]?steps?|steps?|iter(?:ation)?s?)[-_=. ]?(\d{1,12})", re.IGNORECASE)
 _SAVED = re.compile(r"(?:^|[^a-z])(?:checkpoint|ckpt|chkpt|snapshot|recovery)[-_=. ]?(\d{1,12})", re.IGNORECASE)
+# A word and the number that belongs to it; a bare number has an empty word.
+_NUMBER = re.compile(
+    r"((?:acc|top|f|m?ap)\d{1,2}(?=[-_=]\d)|[A-Za-z]*)([-_=. ]?)(\d+(?:\.\d+)?(?:e-?\d+)?)", re.IGNORECASE
+)
+_TIME = re.compile(
+    r"e|ep|epochs?|global|steps?|it|iter(?:ation)?s?|checkpoint|ckpt|chkpt|snapshot|recovery", re.IGNORECASE
+)
+# What is measured at a moment changes with it, as in `epoch=3-val_acc=0.71`.
+_METRIC = re.compile(
+    r".*(?:acc|loss|f|auc|map|ap|top|score|err|iou|metric|precision|recall|val|valid)\d{0,2}", re.IGNORECASE
+)
+# Numbers that tell one run from another.
+_APART = re.compile(r"fold|folds|k|seed|s|lr|wd|v|version|ver|run|trial|exp|rank|split|part|bs|d|w", re.IGNORECASE)
 _RECOVERY = re.compile(r"^recovery-(\d{1,12})-(\d{1,12})$")
 
 
@@ -85,6 +98,27 @@ def stem_of(name: str) -> str:
         if lower.endswith(suffix):
             return name[: -len(suffix)]
     return name
+
+
+def timeless(name: str, mark: Mark) -> str:
+    """`name` with `#` for each number that changes with time: what is left is the same for checkpoints of one run.
+
+    Args:
+        mark: when it was saved; where no word says which number is the time, it is the one that is the mark's own.
+    """
+    stem = stem_of(name)
+    said = any(_TIME.fullmatch(match[1]) for match in _NUMBER.finditer(stem))
+    moments = {n for n in (mark.epoch, mark.step, mark.batch, mark.number) if n is not None}
+    moments |= {mark.epoch + 1} if mark.epoch is not None else set()  # stored from 0, named from 1
+
+    def replace(match: re.Match[str]) -> str:
+        word, separator, number = match.groups()
+        timed = bool(_TIME.fullmatch(word) or _METRIC.fullmatch(word))
+        if not timed and not said and not _APART.fullmatch(word) and "e" not in number.lower():
+            timed = float(number) in moments
+        return f"{word}{separator}#" if timed else match[0]
+
+    return _NUMBER.sub(replace, stem)
 
 
 def _stored(path: Path) -> tuple[float | None, int | None]:

@@ -15,6 +15,7 @@ from memaudit.text import clean
 # A tensor takes about 40 instructions: 50,000 tensors, which is a large model with its optimizer and average.
 MAX_OPCODES = 2_000_000
 MAX_STRING = 1 << 20
+PICKLES = 5  # at the start of a file of torch before 1.6
 
 _OPCODES = (
     "APPEND APPENDS BINFLOAT BINGET BININT BININT1 BININT2 BINPERSID BINPUT BINUNICODE BUILD EMPTY_DICT EMPTY_LIST "
@@ -51,6 +52,13 @@ GLOBALS = INERT | {
     *(f"torch.{n}Storage" for n in _STORAGES.split()),
     *(f"torch.{n}" for n in _DTYPES.split()),
 }
+# Where the classes of whole networks come from, and what their pickles call beside them: see `looks_honest`.
+HONEST = (
+    *("torch.nn.", "timm.models.", "timm.layers.", "torchvision.models.", "torchvision.ops.", "transformers.models."),
+    *("ultralytics.nn.", "functools.partial", "collections.defaultdict"),
+)
+_BUILT_IN = ("set", "frozenset", "dict", "list", "tuple", "int", "float", "bool", "str", "slice", "range", "object")
+BUILT_IN = frozenset(f"{module}.{name}" for module in ("__builtin__", "builtins") for name in _BUILT_IN)
 _QUANTISED = ("torch._utils._rebuild_qtensor", "torch.ao.", "torch.QInt", "torch.QUInt", "torch.per_", "torchao.")
 _SHARDED = ("torch.distributed.",)
 
@@ -71,7 +79,35 @@ def scan(pickle: bytes, name: str) -> int:
 def scan_legacy(head: bytes, name: str) -> int:
     """Check the five pickles that start a file of torch before 1.6 (number, version, system, object, storage keys)."""
     stream = io.BytesIO(head)
-    return sum(_scan(stream, name) for _ in range(5))
+    return sum(_scan(stream, name) for _ in range(PICKLES))
+
+
+def looks_honest(pickles: bytes, count: int = 1) -> bool:
+    """Whether what is refused is a network saved whole, or weights in a newer pickle protocol: nothing else is called.
+
+    A guess that decides on the words of a hint alone. A class of the script that saved it is not among it: it could
+    not be found again.
+
+    Args:
+        count: how many pickles follow each other.
+    """
+    stream, names, texts = io.BytesIO(pickles), list[str](), list[str]()
+    try:
+        for _ in range(count):
+            for number, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+                if number > MAX_OPCODES:
+                    return False
+                if opcode.name == "GLOBAL":
+                    names.append(str(argument).replace(" ", ".", 1))
+                elif opcode.name in ("SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"):
+                    texts.append(str(argument))
+                elif opcode.name == "STACK_GLOBAL":  # its two texts may have been said earlier
+                    names.append(".".join(texts[-2:]))
+                elif opcode.name in ("INST", "EXT1", "EXT2", "EXT4"):
+                    return False
+    except (ValueError, IndexError, OverflowError):
+        return False
+    return bool(names) and all(n in GLOBALS or n in BUILT_IN or n.startswith(HONEST) for n in names)
 
 
 def _scan(stream: io.BytesIO, name: str) -> int:

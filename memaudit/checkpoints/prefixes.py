@@ -1,19 +1,21 @@
-"""Prefixes that wrappers leave on every name (`module.` of DataParallel, `_orig_mod.` of compile, Lightning's own)."""
+"""Prefixes that wrappers leave on every name: `module.` of DataParallel, `_orig_mod.` of compile, an attribute's name.
+
+A network whose own names all begin alike loses that beginning too; `load.with_prefix` puts it back.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from memaudit.checkpoints.beside import lead
 from memaudit.errors import ModelRejected
 from memaudit.text import clean
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-WRAPPERS = ("module.", "_orig_mod.")
-ATTRIBUTES = ("model.", "net.", "timm_model.")  # of Lightning modules, and of the transformers wrapper around timm
-AVERAGED = "n_averaged"  # the counter torch's AveragedModel keeps beside `module.`
+WRAPPERS = ("module.", "_orig_mod.")  # those under which two copies of one network may hide
 
 
 def strip(tensors: Mapping[str, Tensor], where: str) -> tuple[dict[str, Tensor], str]:
@@ -22,23 +24,11 @@ def strip(tensors: Mapping[str, Tensor], where: str) -> tuple[dict[str, Tensor],
     Raises:
         ModelRejected: two names would become one.
     """
-    rest = dict(tensors)
-    if AVERAGED in rest and all(n.startswith("module.") for n in rest if n != AVERAGED):
-        del rest[AVERAGED]
-    _refuse_collisions(rest, where)
-    prefix = ""
-    while token := _shared(rest):
-        rest = {name[len(token) :]: tensor for name, tensor in rest.items()}
-        prefix += token
-    return rest, prefix
-
-
-def _shared(names: Mapping[str, object]) -> str:
-    """The prefix that every name has, or an empty string; a name that is nothing but the prefix does not count."""
-    for token in WRAPPERS + ATTRIBUTES:
-        if names and all(n.startswith(token) and len(n) > len(token) for n in names):
-            return token
-    return ""
+    _refuse_collisions(tensors, where)
+    prefix = "".join(part + "." for part in lead(tensors))
+    if not all(name[len(prefix) :] for name in tensors):
+        return dict(tensors), ""
+    return {name[len(prefix) :]: tensor for name, tensor in tensors.items()}, prefix
 
 
 def _refuse_collisions(names: Mapping[str, object], where: str) -> None:

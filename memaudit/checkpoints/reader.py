@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from memaudit.checkpoints.beside import set_aside
 from memaudit.checkpoints.digests import Digests
 from memaudit.checkpoints.directory import Layout, lay_out
 from memaudit.checkpoints.facts import from_training
@@ -43,7 +44,8 @@ def read(path: str | os.PathLike[str], *, weights: Weights | None = None) -> Che
     parts = {shard.name: _read_file(shard, weights) for shard in layout.shards}
     first = next(iter(parts.values()))
     refuse_partial((name for part in parts.values() for name in part.tensors), where)
-    tensors, prefix = strip(_merge(parts, layout), where)
+    own, beside = set_aside(_merge(parts, layout))
+    tensors, prefix = strip(own, where)
     said_by_config = layout.facts != Facts()
     return Checkpoint(
         path=layout.path,
@@ -52,6 +54,7 @@ def read(path: str | os.PathLike[str], *, weights: Weights | None = None) -> Che
         facts=layout.facts if said_by_config else first.facts,
         weights=first.weights,
         stripped_prefix=prefix,
+        beside=beside,
         digest=_digest({name: part.digests for name, part in parts.items()}, layout),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import tempfile
@@ -11,8 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from memaudit.checkpoints.archive import MAX_PICKLE, read_pickle
-from memaudit.checkpoints.opcodes import scan, scan_legacy
-from memaudit.checkpoints.sniff import Kind
+from memaudit.checkpoints.opcodes import PICKLES, looks_honest, scan, scan_legacy
+from memaudit.checkpoints.sniff import SAVE_AGAIN, TORCH_SUFFIXES, Kind
 from memaudit.checkpoints.source import Source
 from memaudit.checkpoints.types import Weights
 from memaudit.errors import EnvironmentFault, MemauditError, ModelRejected, UsageError
@@ -54,10 +55,13 @@ def open_pickle(source: Source, kind: Kind, weights: Weights | None) -> Opened:
         UsageError: raw and averaged weights are both there and differ, or the chosen ones are not there.
         EnvironmentFault: the child cannot be started, or its output not be written.
     """
-    if kind == "torch-zip":
-        count = scan(read_pickle(source), source.name)
-    else:
-        count = scan_legacy(source.read(0, MAX_PICKLE), source.name)
+    pickle = read_pickle(source) if kind == "torch-zip" else source.read(0, MAX_PICKLE)
+    try:
+        count = scan(pickle, source.name) if kind == "torch-zip" else scan_legacy(pickle, source.name)
+    except ModelRejected as error:
+        if error.hint == SAVE_AGAIN and looks_honest(pickle, 1 if kind == "torch-zip" else PICKLES):
+            raise ModelRejected(error.message, hint=_converting(source)) from error
+        raise
     request: dict[str, object] = {
         "name": source.name,
         "weights": weights,
@@ -65,6 +69,17 @@ def open_pickle(source: Source, kind: Kind, weights: Weights | None) -> Opened:
         "cpu": CPU_BASE + CPU_PER_BYTE * source.size + CPU_PER_OPCODE * count,
     }
     return _open_in_child(source, request)
+
+
+def _converting(source: Source) -> str:
+    """How to open a pickle that its user vouches for; the digest is that of the file as it is."""
+    stem = next((source.path.name[: -len(s)] for s in TORCH_SUFFIXES if source.path.name.lower().endswith(s)), "model")
+    target = source.path.with_name(f"{stem}.safetensors")
+    paths = " ".join(shlex.quote(clean(p)) for p in (source.path, target))
+    return (
+        f"if you know who made it, and that the digest is theirs: memaudit convert --trust-pickle "
+        f"--sha256 {source.sha256()} {paths}; otherwise {SAVE_AGAIN}"
+    )
 
 
 def open_trusted(source: Source, sha256: str, weights: Weights | None) -> Opened:

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from memaudit.checkpoints.directory import lay_out
-from memaudit.checkpoints.marks import Mark, mark_of, named_mark, stem_of
+from memaudit.checkpoints.directory import LAST, lay_out
+from memaudit.checkpoints.marks import Mark, mark_of, named_mark, stem_of, timeless
 from memaudit.checkpoints.reader import fingerprint
 from memaudit.checkpoints.sniff import is_checkpoint_name
 from memaudit.errors import MemauditError, UsageError
@@ -24,6 +24,7 @@ STEP_FOLDER = re.compile(r"^checkpoint-\d+$")  # Hugging Face's Trainer
 TIMM = re.compile(r"^(?:checkpoint-\d+|recovery-\d+-\d+|last|model_best)\.pth\.tar$")
 # A folder with more files than this is no training run's; looking into each would take minutes.
 MAX_FILES = 2000
+NAME_THEM = "name the model's own with --checkpoints"
 
 
 @dataclass(frozen=True)
@@ -101,29 +102,56 @@ def _beside(model: Path, weights: Path) -> tuple[list[Point], list[str]]:
     home = model if model.is_dir() else weights.parent
     if STEP_FOLDER.match(home.name):
         home = home.parent
-    everything = [*_in_folder(home), *_in_folder(home / FOLDER)]
-    kinds: dict[str, list[Point]] = {}
-    for point in everything:
-        if point.mark != Mark() or TIMM.match(point.name):
-            kinds.setdefault(_kind(point), []).append(point)
-    own = _kind(_point_at(weights, weights.name))
-    if own in kinds and len(kinds[own]) > 1:
-        return kinds[own], []
+    kinds = _kinds([*_in_folder(home), *_in_folder(home / FOLDER)])
+    own = next((kind for kind, points in kinds.items() if any(p.path == weights for p in points)), None)
+    if own is not None and _tells_time(weights) and len(kinds[own]) < 2:
+        return [], []  # named as one of a series that has no other: its neighbours are other runs
+    if own is not None and len(kinds[own]) > 1:
+        return _moments(kinds[own])
     several = {kind: points for kind, points in kinds.items() if len(points) > 1}
     if len(several) > 1:
         shown = ", ".join(sorted(clean(points[0].name) for points in several.values())[:4])
-        return [], [f"several series lie beside the model ({shown}, ...); none was taken: name one with --checkpoints"]
-    return [p for points in several.values() for p in points], []
+        return [], [f"several series lie beside the model ({shown}, ...); none was taken: {NAME_THEM}"]
+    return _moments([p for points in several.values() for p in points])
+
+
+def _tells_time(weights: Path) -> bool:
+    return named_mark(weights.name) != Mark()
+
+
+def _moments(points: list[Point]) -> tuple[list[Point], list[str]]:
+    """`points`, if no two of them claim the same moment: a run has each of its moments once."""
+    seen: dict[tuple[object, ...], Point] = {}
+    for point in _distinct(points):
+        mark = point.mark
+        moment = (mark.epoch, mark.step, mark.batch, mark.number)
+        if mark != Mark() and moment in seen and point.name != LAST != seen[moment].name:
+            shown = f"{clean(seen[moment].name)} and {clean(point.name)} are both of {mark.label}"
+            return [], [f"the checkpoints beside the model are of several runs ({shown}); none was taken: {NAME_THEM}"]
+        seen[moment] = point
+    return points, []
 
 
 def _kind(point: Point) -> str:
-    """Files of one series have names that differ in their numbers alone."""
+    """Files of one series lie in one folder and have names that differ in moments and metrics alone."""
     if TIMM.match(point.name):
-        return "timm"
-    if point.name in ("last.ckpt", "last-v1.ckpt") or point.path.suffix == ".ckpt":
-        return f"{_folder(point)}/*.ckpt"
-    # Where metrics stand in the name ("epoch=3-val_acc=0.71"), the number of numbers may differ.
-    return f"{_folder(point)}/{re.sub(r'[0-9.]+', '#', stem_of(point.name))}"
+        return f"{_folder(point)}/timm"
+    return f"{_folder(point)}/{timeless(point.name, point.mark)}"
+
+
+def _kinds(points: Iterable[Point]) -> dict[str, list[Point]]:
+    """Points by kind; Lightning's `last.ckpt` belongs to the only other kind of its folder."""
+    kinds: dict[str, list[Point]] = {}
+    lasts = []
+    for point in points:
+        if point.name == LAST:
+            lasts.append(point)
+        elif point.mark != Mark() or TIMM.match(point.name):
+            kinds.setdefault(_kind(point), []).append(point)
+    for last in lasts:
+        others = [k for k, of in kinds.items() if _folder(of[0]) == _folder(last) and of[0].name.endswith(".ckpt")]
+        kinds.setdefault(others[0] if len(others) == 1 else _kind(last), []).append(last)
+    return kinds
 
 
 def _folder(point: Point) -> str:
@@ -161,19 +189,15 @@ def _distinct(points: Iterable[Point]) -> list[Point]:
         key = (status.st_dev, status.st_ino)
         if key not in by_file or _says(point) > _says(by_file[key]):
             by_file[key] = point
-    by_step: dict[tuple[object, ...], Point] = {}
-    for point in by_file.values():
-        # Lightning writes last.ckpt anew: other bytes, the same moment of the same run.
-        exact = point.mark.origin == "contents" and None not in (point.mark.epoch, point.mark.step)
-        moment = (point.mark.epoch, point.mark.step, point.path.parent) if exact else (str(point.path),)
-        if moment not in by_step or _says(point) > _says(by_step[moment]):
-            by_step[moment] = point
+    # Lightning writes last.ckpt anew: other bytes, the same moment of the same run.
+    saved = {_moment(point) for point in by_file.values() if point.name != LAST} - {None}
+    once = [point for point in by_file.values() if point.name != LAST or _moment(point) not in saved]
     by_content: dict[tuple[object, ...], Point] = {}
     alike: dict[tuple[object, ...], int] = {}
-    sizes = {point.path: point.path.stat().st_size for point in by_step.values()}
-    for point in by_step.values():
+    sizes = {point.path: point.path.stat().st_size for point in once}
+    for point in once:
         alike[_alike(point, sizes)] = alike.get(_alike(point, sizes), 0) + 1
-    for point in by_step.values():
+    for point in once:
         same = _alike(point, sizes)
         # Only files of one size and one mark can be copies; only those are hashed.
         content = (fingerprint(point.path),) if alike[same] > 1 else (str(point.path),)
@@ -181,6 +205,13 @@ def _distinct(points: Iterable[Point]) -> list[Point]:
         if key2 not in by_content or _says(point) > _says(by_content[key2]):
             by_content[key2] = point
     return list(by_content.values())
+
+
+def _moment(point: Point) -> tuple[object, ...] | None:
+    """Epoch, step and folder, where the contents say both."""
+    mark = point.mark
+    exact = mark.origin == "contents" and None not in (mark.epoch, mark.step)
+    return (mark.epoch, mark.step, point.path.parent) if exact else None
 
 
 def _alike(point: Point, sizes: dict[Path, int]) -> tuple[object, ...]:

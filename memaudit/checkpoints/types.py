@@ -44,6 +44,7 @@ class Checkpoint:
         path: the weights file itself (inside the directory, where a directory was named).
         tensors: by name after unwrapping and prefix stripping; CPU, dense, never NaN-checked here.
         stripped_prefix: what was taken off every name, for the report.
+        beside: what the file holds beside the network's own tensors (a loss's weights, counters), by full names.
         digest: gives `sha256` and `md5`; both may still be on their way.
     """
 
@@ -53,6 +54,7 @@ class Checkpoint:
     facts: Facts = Facts()
     weights: Weights = "raw"
     stripped_prefix: str = ""
+    beside: Mapping[str, Tensor] = field(default_factory=dict)
     digest: Callable[[], tuple[str, str]] = lambda: ("", "")
 
     @property

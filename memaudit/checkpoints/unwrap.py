@@ -21,6 +21,8 @@ from memaudit.text import clean
 
 RAW = ("state_dict", "model", "model_state_dict", "model_state", "module", "net", "network", "weights", "params")
 EMA = ("state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "ema_model", "ema", "params_ema")
+SHADOW = "shadow_params"  # torch_ema
+UNTRAINED = ("running_mean", "running_var", "num_batches_tracked")  # BatchNorm's, which are no parameters
 OPTIMIZERS = ("param_groups", "optimizer", "optimizers", "optimizer_states", "optimizer_state_dict")
 MAX_DEPTH = 3  # wrappers around wrappers
 # `about` of timm's training arguments: what shapes the model or its input. The rest stays behind.
@@ -58,23 +60,28 @@ def unwrap(content: object, weights: Weights | None, where: str) -> Found:
             hint=SAVE_AGAIN,
         )
     raw, ema = _pick(table, RAW, where), _pick(table, EMA, where)
+    raw = raw if raw is not None or ema is not None else _only_network(table, where)
     if raw is None and ema is None:
         if weights == "ema":
             raise _absent("ema", where)
         return Found(_tensors(table, where), "raw", {})
-    about = _about(table)
     raw_tensors = None if raw is None else _innermost(raw, where)
-    ema_tensors = None if ema is None else _innermost(ema, where)
-    if weights is None and raw_tensors is not None and ema_tensors is not None and not _equal(raw_tensors, ema_tensors):
+    ema_tensors = None if ema is None else _averaged(ema, raw_tensors, where)
+    if weights is None and raw_tensors is not None and ema is not None and not _equal(raw_tensors, ema_tensors):
         raise UsageError(
             f"{where} holds raw and averaged (EMA) weights, and they differ",
             hint="choose the ones you deploy: --weights raw or --weights ema",
         )
     chosen: Weights = weights or ("raw" if raw_tensors is not None else "ema")
+    if chosen == "ema" and ema is not None and ema_tensors is None:
+        raise ModelRejected(
+            f"{where} holds its averaged weights as a list without names ({SHADOW}), which does not fit its network",
+            hint="where it was trained: ema.copy_to(model.parameters()), then save model.state_dict() alone",
+        )
     tensors = raw_tensors if chosen == "raw" else ema_tensors
     if tensors is None:
         raise _absent(chosen, where)
-    return Found(tensors, chosen, about)
+    return Found(tensors, chosen, _about(table))
 
 
 def _table(content: object, where: str) -> dict[Any, Any]:
@@ -87,13 +94,59 @@ def _table(content: object, where: str) -> dict[Any, Any]:
 
 
 def _pick(table: dict[Any, Any], keys: Iterable[str], where: str) -> object:
-    """The one table under any of `keys`, or `None`; two of them would be a guess."""
-    found = {k: table[k] for k in keys if type(table.get(k)) in (dict, OrderedDict)}
+    """The one network under any of `keys`, or `None`; two of them would be a guess."""
+    return _one({k: table[k] for k in keys if k in table and _holds_weights(table[k])}, where)
+
+
+def _only_network(table: dict[Any, Any], where: str) -> object:
+    """The one network under whatever name, or `None` where the table itself is one, with a table among its tensors."""
+    found = {k: v for k, v in dict.items(table) if type(k) is str and _holds_weights(v)}
+    own = sum(isinstance(v, Tensor) for v in dict.values(table))
+    return _one({k: v for k, v in found.items() if dict.__len__(v) > own}, where)
+
+
+def _one(found: Mapping[str, object], where: str) -> object:
     if len(found) > 1:
         raise ModelRejected(
-            f"{where} holds several networks ({', '.join(found)})", hint="save the one to audit in a file of its own"
+            f"{where} holds several networks ({', '.join(clean(k, 40) for k in found)})",
+            hint="save the one to audit in a file of its own",
         )
     return next(iter(found.values()), None)
+
+
+def _holds_weights(value: object, depth: int = 1) -> bool:
+    """Whether `value` is a table of tensors, one around such a table, or an average's list of them.
+
+    Settings and an optimizer's state are none.
+    """
+    if type(value) not in (dict, OrderedDict):
+        return False
+    table: dict[Any, Any] = value  # type: ignore[assignment]
+    if any(k in OPTIMIZERS for k in dict.keys(table) if type(k) is str):
+        return False
+    if any(isinstance(v, Tensor) for v in dict.values(table)) or SHADOW in dict.keys(table):
+        return True
+    inner = [dict.get(table, key) for key in RAW]
+    return depth < MAX_DEPTH and any(_holds_weights(v, depth + 1) for v in inner)
+
+
+def _averaged(content: object, raw: Mapping[str, Tensor] | None, where: str) -> Mapping[str, Tensor] | None:
+    """The averaged weights by name; `None` where they are a list that does not fit the raw ones.
+
+    torch_ema keeps the averages of `model.parameters()` in order, without names; statistics are not averaged.
+    """
+    table = _table(content, where)
+    values: Any = dict.get(table, SHADOW)
+    if type(values) not in (list, tuple):
+        return _innermost(table, where)
+    if raw is None:
+        return None
+    names = [n for n in raw if not n.endswith(UNTRAINED)]
+    if len(names) != len(values) or not all(isinstance(v, Tensor) for v in values):
+        return None
+    if any(raw[n].shape != v.shape for n, v in zip(names, values, strict=True)):
+        return None
+    return {**raw, **dict(zip(names, values, strict=True))}
 
 
 def _innermost(content: object, where: str, depth: int = 1) -> dict[str, Tensor]:
@@ -130,9 +183,11 @@ def _tensors(table: dict[Any, Any], where: str) -> dict[str, Tensor]:
     return table
 
 
-def _equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+def _equal(first: Mapping[str, Tensor], second: Mapping[str, Tensor] | None) -> bool:
     """Whether two tables hold the same values under the same names."""
-    return dict.keys(first) == dict.keys(second) and all(torch.equal(first[k], second[k]) for k in dict.keys(first))
+    if second is None or first.keys() != second.keys():
+        return False
+    return all(torch.equal(first[k], second[k]) for k in first)
 
 
 def _instantiator(table: dict[Any, Any]) -> object:

@@ -49,14 +49,24 @@ def inspect(
     import torch  # not before: a pickle's child imports it at the same time as this process
 
     from memaudit.adapters.registry import choose
+    from memaudit.data import from_tensors
     from memaudit.data.paths import display
+    from memaudit.engine.device import exact_arithmetic
+    from memaudit.engine.evaluator import Evaluator
     from memaudit.network.units import select
+    from memaudit.pipeline.premises import check_network, uncuttable
 
     chosen = choose(checkpoint, options, network.adapter)
     several = len(chosen.alternatives) > 1
     generator = torch.Generator().manual_seed(0)
-    sites = chosen.sites(chosen.noise(3, generator))
-    searched = select(sites, unit, layers).sites if sites else ()
+    images = chosen.noise(3, generator)
+    sites = chosen.sites(images)
+    with exact_arithmetic():
+        few = from_tensors(images, torch.zeros(3).long(), preprocess=chosen.preprocess, num_classes=None)
+        check_network(Evaluator(chosen, len(few)), few)
+    if not sites:
+        raise uncuttable(chosen.architecture)
+    searched = select(sites, unit, layers).sites
     info = ModelInfo(
         path=display(checkpoint.path),
         sha256=checkpoint.sha256,
@@ -196,11 +206,8 @@ def _lines(adapter: Any, info: Any, units: Any, sites: Any) -> list[str]:
             lines.append("variants       the same modules with other settings; scan decides, or --arch does:")
             lines += [f"                 {clean(c)}" for c in info.candidates]
     size, mean, std = "x".join(map(str, p.input_size)), listed(p.mean), listed(p.std)
-    if units.by_layer:
-        found = ", ".join(f"{n:,} of kind {k}" for k, n in kinds.items())
-        searched = f"{found}; searched: {units.total:,} {units.by_layer[0].kind}s in {len(units.by_layer)} layers"
-    else:
-        searched = "none that can be cut so that a weight edit does the same; scan would refuse this network"
+    found = ", ".join(f"{n:,} of kind {k}" for k, n in kinds.items())
+    searched = f"{found}; searched: {units.total:,} {units.by_layer[0].kind}s in {len(units.by_layer)} layers"
     geometry = f"{size}, crop {p.crop_pct:g}, {p.interpolation}" if p.image else f"({size}) as it is"
     lines += [
         f"classes        {info.num_classes}",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from memaudit.errors import EnvironmentFault, ExitCode, MemauditError
+from memaudit.errors import EnvironmentFault, ExitCode, MemauditError, UsageError
 from memaudit.text import clean
 
 if TYPE_CHECKING:
@@ -49,6 +49,31 @@ def check(paths: Sequence[Path]) -> None:
         reports.renderer(path.suffix)
     for path in paths:
         check_target(path)
+
+
+def check_model(folder: Path, model: Path, sha256: str) -> None:
+    """Raise where the report in `folder` is another model's: two files of one name would write one report.
+
+    A file that was trained anew where it lies is the same model.
+
+    Raises:
+        UsageError: names the other model and a folder of its own for this one.
+    """
+    from memaudit import report as reports
+    from memaudit.data.paths import display
+
+    try:
+        found = reports.read(folder / "report.json").model
+    except MemauditError:
+        return
+    path = display(model)
+    if found.sha256 == sha256 or (found.path == path and Path(path).exists()):
+        return
+    own = f"{default_folder(model)}-{sha256[:8]}"
+    raise UsageError(
+        f"{clean(folder)} holds the report of another model, {clean(found.path)} ({clean(found.sha256[:8])})",
+        hint=f"give this one ({sha256[:8]}) a folder of its own: --out {clean(own)}",
+    )
 
 
 @contextmanager

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from memaudit.checkpoints.beside import AVERAGED
 from memaudit.cli.config import ORIGINS
 from memaudit.cli.values import listed
 from memaudit.text import clean
 
 if TYPE_CHECKING:
     from memaudit.adapters.base import Adapter
+    from memaudit.checkpoints import Checkpoint
     from memaudit.cli.loaded import Loaded
     from memaudit.cli.options import Network
     from memaudit.cli.sources import Sources
@@ -65,6 +67,18 @@ def provenance(
         class_order=class_order,
         warnings=warnings,
     )
+
+
+def beside_warning(checkpoint: Checkpoint) -> tuple[ReportWarning, ...]:
+    """Which of the file's tensors were left out, being no part of the network."""
+    from memaudit.findings import ReportWarning
+
+    names = [n for n in checkpoint.beside if not n.endswith(AVERAGED)]
+    if not names:
+        return ()
+    shown = ", ".join(clean(n, 60) for n in names[:3]) + (", ..." if len(names) > 3 else "")
+    message = f"{len(names)} tensors of the file are no part of the network and were left out: {shown}"
+    return (ReportWarning(code="MEM908", message=message),)
 
 
 def size_warning(adapter: Adapter) -> tuple[ReportWarning, ...]:

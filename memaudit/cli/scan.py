@@ -57,15 +57,15 @@ def scan(
     with Stages(run.quiet) as progress, nullcontext() if run.dry_run else outputs.locked(folder):
         sources = Sources.of(model, places)
         loaded = load(model, network, sources, compute.device, progress)
+        if destination.out is None:
+            outputs.check_model(folder, loaded.checkpoint.path, loaded.checkpoint.sha256)
         states, notes = _series(model, audit.checkpoints, loaded, settings, progress)
-        if run.dry_run:
-            typer.echo(_plan(loaded, settings, len(states)))
-            return int(ExitCode.OK)
-        from memaudit.cli.provenance import provenance, size_warning
+        from memaudit.cli.provenance import beside_warning, provenance, size_warning
         from memaudit.pipeline.auditor import Auditor
 
         settled = loaded.settled
-        warnings = (*sources.warnings, *settled.warnings, *size_warning(settled.adapter), *notes)
+        warnings = (*sources.warnings, *settled.warnings, *size_warning(settled.adapter))
+        warnings += (*beside_warning(loaded.checkpoint), *notes)
         auditor = Auditor(
             settled.adapter,
             loaded.flagged,
@@ -77,6 +77,9 @@ def scan(
             test=loaded.test,
             states=states,
         )
+        if run.dry_run:
+            typer.echo(_plan(auditor, len(states)))
+            return int(ExitCode.OK)
         outputs.rehearse(auditor.skeleton(), targets)
         with auditor.journalled(folder, fresh=run.fresh) as journal:
             if journal.recorded:
@@ -136,16 +139,22 @@ def _series(
     return states, tuple(ReportWarning(code="MEM106", message=note) for note in notes)
 
 
-def _plan(loaded: Loaded, settings: Settings, states: int) -> str:
-    from memaudit.engine.device import automatic_batch_size, resolve_device
+def _plan(auditor: Auditor, states: int) -> str:
+    """What the audit would do, after the checks that it makes first."""
+    from memaudit.engine.device import automatic_batch_size, exact_arithmetic, resolve_device
     from memaudit.engine.evaluator import Evaluator
     from memaudit.pipeline.plan import plan
+    from memaudit.pipeline.premises import check_labels, check_network
 
-    adapter, reference = loaded.settled.adapter, loaded.settled.reference
+    adapter, settings, sets = auditor.adapter, auditor.settings, auditor.admitted
     device = resolve_device(settings.device)
     adapter.module.to(device)
-    batch = settings.batch_size or automatic_batch_size(reference.pixels[:1], device)
-    return plan(Evaluator(adapter, batch), loaded.flagged, reference, settings, states)
+    evaluator = Evaluator(adapter, settings.batch_size or automatic_batch_size(sets.reference.pixels[:1], device))
+    with exact_arithmetic():
+        check_network(evaluator, sets.reference)
+    check_labels(sets.flagged, sets.reference, adapter.num_classes)
+    lines = [f"incomplete {reason}" for reason in sets.incomplete]
+    return "\n".join([plan(evaluator, sets.flagged, sets.reference, settings, states), *lines])
 
 
 def _thumbnails(images: str | None, report: Report, auditor: Auditor) -> dict[str, bytes]:

@@ -99,5 +99,5 @@ def check_memory(count: int, bytes_per_image: int, source: str) -> None:
         size, budget = count * bytes_per_image / 2**30, MEMORY_BUDGET / 2**30
         raise DataRejected(
             f"{source}: {count} images need {size:.1f} GiB at the network's input size, the limit is {budget:.1f} GiB",
-            hint=f"name a smaller set, or take at most {MEMORY_BUDGET // bytes_per_image} of it with --limit",
+            hint=f"list at most {MEMORY_BUDGET // bytes_per_image} of its rows in a file, and name the set with --data",
         )

@@ -19,7 +19,7 @@ from memaudit.engine.answers import prediction
 from memaudit.engine.device import automatic_batch_size, exact_arithmetic, resolve_device
 from memaudit.engine.evaluator import Evaluator, Panel
 from memaudit.engine.journal import Journal, journalled
-from memaudit.errors import PremiseBroken
+from memaudit.errors import MemauditError, ModelRejected, PremiseBroken
 from memaudit.findings import AUDITS, OVER_TIME, Atypicality, Finding, Outcome, ReportWarning, interned
 from memaudit.network.states import State
 from memaudit.numbers import tidy
@@ -181,7 +181,7 @@ class Auditor:
     def _merged(self, audit: Audit) -> Iterator[int]:
         """Run `audit` and merge what it yields; the rows whose outcome lands, once each.
 
-        An audit over time whose premise breaks is left out with a word; what the others measured stays.
+        An audit whose premise breaks is left out with a word; what the others measured stays.
         """
         landed: set[int] = set()
         try:
@@ -190,17 +190,20 @@ class Auditor:
                 if isinstance(piece, ForExample) and "outcome" in piece.values and piece.row not in landed:
                     landed.add(piece.row)
                     yield piece.row
-        except PremiseBroken as broken:
-            if audit.name not in OVER_TIME:
-                raise
+        except (PremiseBroken, ModelRejected) as broken:
             self._left_out(audit.name, broken)
+            if audit.name == "localize":
+                for row in set(self.observed.context.fitted) - landed:
+                    self._merge(ForExample(row, {"outcome": Outcome.NOT_SEARCHED}))
+                    yield row
 
-    def _left_out(self, name: str, broken: PremiseBroken) -> None:
-        said = f"{AUDITS[name].title} was left out: {broken.message}"
+    def _left_out(self, name: str, broken: MemauditError) -> None:
+        title = AUDITS[name].title if name in AUDITS else name
+        said = f"{title} was left out: {broken.message}"
         self.warn("MEM107", said)
         for fields in self.layers:
             fields.pop(name, None)
-        if name in (self.settings.audits or ()):
+        if name not in OVER_TIME or name in (self.settings.audits or ()):
             self.incomplete.append(said)
 
     def _merge(self, piece: Piece) -> None:

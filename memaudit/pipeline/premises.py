@@ -20,6 +20,14 @@ ABOVE_CHANCE = 0.2
 BATCH_TOLERANCE = 1e-3
 
 
+def uncuttable(architecture: str) -> PremiseBroken:
+    """The error for a network without a unit that can be searched."""
+    return PremiseBroken(
+        f"no layer of {architecture} can be cut so that a weight edit does the same",
+        hint="memaudit follows convolutions, linear layers and attention that run as modules of their own.",
+    )
+
+
 def check_network(evaluator: Evaluator, examples: ExampleSet) -> None:
     """Every figure rests on these: eval mode, finite weights, repeatable logits, examples independent of batch-mates.
 

@@ -15,14 +15,14 @@ from memaudit.data import ExampleSet
 from memaudit.engine.answers import margin, predicted
 from memaudit.engine.evaluator import Evaluator
 from memaudit.engine.journal import Journal
-from memaudit.errors import Incomplete, PremiseBroken
+from memaudit.errors import Incomplete
 from memaudit.findings import Neighbour, ReportWarning
 from memaudit.network.states import State
 from memaudit.network.units import UnitSpace, select
 from memaudit.numbers import tidy
 from memaudit.pipeline.admit import Admitted
 from memaudit.pipeline.labelwise import check_labelwise
-from memaudit.pipeline.premises import check_accuracy, check_labels, check_network
+from memaudit.pipeline.premises import check_accuracy, check_labels, check_network, uncuttable
 from memaudit.settings import Progress, Settings
 
 
@@ -129,10 +129,7 @@ def _space(evaluator: Evaluator, reference: ExampleSet, settings: Settings) -> U
     adapter = evaluator.adapter
     sites = adapter.sites(reference.batch(_sound_rows(evaluator, reference, 3), evaluator.device))
     if not sites:
-        raise PremiseBroken(
-            f"no layer of {adapter.architecture} can be cut so that a weight edit does the same",
-            hint="memaudit follows convolutions, linear layers and attention that run as modules of their own.",
-        )
+        raise uncuttable(adapter.architecture)
     return select(sites, settings.unit, settings.layers)
 
 

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from memaudit.adapters.base import Adapter
 from memaudit.checkpoints import Series, Weights, find_series, read
-from memaudit.checkpoints.load import fitted
+from memaudit.checkpoints.load import aligned, fitted
+from memaudit.checkpoints.series import NAME_THEM
 from memaudit.errors import MemauditError, ModelRejected, UsageError
 from memaudit.network.states import State, canonical
+from memaudit.pipeline.lineage import stray
 from memaudit.text import clean
 
 T = TypeVar("T")
@@ -71,14 +73,19 @@ def read_states(
                 ) from None
             strangers.append(f"{clean(point.name)} ({error.message})")
             continue
-        own = canonical(adapter.module, tensors)
+        own = {name: aligned(tensor) for name, tensor in canonical(adapter.module, tensors).items()}
         mark = point.mark
         same = _equal(own, final)
         states.append(State(point.label, own, mark.epoch, mark.step, checkpoint.sha256, clean(point.name), same))
         tick(1)
     if strangers:
         notes.append(f"{len(strangers)} checkpoints beside the model were left out: {strangers[0]}")
-    return ended(states, final), notes
+    whole = ended(states, final)
+    if reason := stray(whole[:-1], whole[-1]):
+        shown = f"the checkpoints {'named' if series.named else 'beside the model'} do not lead to it: {reason}"
+        notes.append(shown if series.named else f"{shown}; none was taken: {NAME_THEM}")
+        return (whole if series.named else ended([], final)), notes
+    return whole, notes
 
 
 def from_memory(adapter: Adapter, checkpoints: object, *, most: int) -> tuple[list[State], list[str]]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from memaudit.numbers import MISSING, count, interval, percent, points
 from memaudit.report import charts, erasure, glossary, json, opening, pictures, story, timeline
 from memaudit.report.rows import LayerRow, example_rows, folds, layer_rows, neuron_rows, worst_first
-from memaudit.report.words import ACCEPTED, MAX_COMMAND, MAX_MESSAGE, OUTCOMES, SYMBOLS, accepted
+from memaudit.report.words import ACCEPTED, MAX_COMMAND, MAX_MESSAGE, OUTCOMES, SYMBOLS, accepted, checkpoint
 from memaudit.text import clean
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(percent=percent, counted=count, setting=_setting, brief=clean)
+    environment.filters.update(percent=percent, counted=count, setting=_setting, brief=clean, checkpoint=checkpoint)
     environment.filters.update(
         multiple=_multiple, signed=_signed, share=_share, change=_change, linked=glossary.Glossary().link
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from memaudit.numbers import MISSING, count, interval, percent
 from memaudit.report import erasure, opening, story, timeline
 from memaudit.report.rows import ExampleRow, example_rows, neuron_rows, worst_first
-from memaudit.report.words import ACCEPTED, MAX_COMMAND, MAX_MESSAGE, outside
+from memaudit.report.words import ACCEPTED, MAX_COMMAND, MAX_MESSAGE, checkpoint, outside
 from memaudit.text import MAX_LENGTH, clean
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ def _over_time(report: Report) -> str:
         moment = gradients.get(clean(point.checkpoint))
         rows.append(
             [
-                code(point.checkpoint),
+                code(checkpoint(point)),
                 *(percent(rate) for rate in (point.flagged, point.reference, point.matched)),
                 MISSING if moment is None or moment.ratio is None else f"{moment.ratio:.1f}×",
                 MISSING if moment is None or moment.cosine is None else f"{moment.cosine:+.2f}",

@@ -8,7 +8,7 @@ from memaudit.findings import Outcome
 from memaudit.text import MAX_LENGTH, clean
 
 if TYPE_CHECKING:
-    from memaudit.findings import Example, Neighbour
+    from memaudit.findings import Example, Neighbour, SeriesPoint
     from memaudit.report.document import Report
 
 # Ids are long hashes; ten characters tell a thousand findings apart and the full id is one click or column away.
@@ -66,6 +66,12 @@ def p_value(report: Report, p: float) -> str:
     seen = reference // max(1, -(-reference // CALIBRATION))
     floor = max(0.001, -(-1000 // max(1, seen)) / 1000)
     return f"p < {floor:.3f}" if p < floor else f"p {p:.3f}"
+
+
+def checkpoint(point: SeriesPoint) -> str:
+    """What a checkpoint is called, and the file it is, where its name does not say so: `epoch 3, ep3.pt`."""
+    name, file = clean(point.checkpoint), clean(point.file)
+    return f"{name}, {file}" if file and not file.startswith(name) else name
 
 
 def short(identity: str) -> str:

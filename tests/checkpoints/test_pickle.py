@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from memaudit.checkpoints import read
+from memaudit.checkpoints import fingerprint, read
 from memaudit.checkpoints.archive import read_pickle
 from memaudit.checkpoints.opcodes import OPCODES, scan
 from memaudit.checkpoints.source import opened
@@ -170,7 +170,7 @@ def canary(tmp_path: Path) -> Any:
     assert not path.exists()
 
 
-def refuse(path: Path, match: str) -> None:
+def refuse(path: Path, match: str, trustable: bool = False) -> None:
     started = _processor_seconds()
     with pytest.raises(ModelRejected, match=match) as caught:
         read(path)
@@ -179,7 +179,8 @@ def refuse(path: Path, match: str) -> None:
     text = f"{caught.value.message} {caught.value.hint}"
     assert text.isprintable()
     assert "weights_only" not in text
-    assert "trust-pickle" not in text
+    # Only what calls nothing but a network's classes may be opened on its user's word.
+    assert ("--trust-pickle --sha256 " + fingerprint(path) in text) == trustable
     assert caught.value.hint
     assert _processor_seconds() - started < 15
 
@@ -199,7 +200,7 @@ def test_refused_before_anything_executes(
     monkeypatch.setattr("memaudit.checkpoints.sandbox._run_child", None)
     path = tmp_path / f"x{suffix}"
     write(path, canary)
-    refuse(path, match)
+    refuse(path, match, match in ("would call 'torch.nn", "instruction"))
 
 
 @pytest.mark.filterwarnings("ignore:TypedStorage:UserWarning")

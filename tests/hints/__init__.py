@@ -1,0 +1,1 @@
+"""Hints: every one the program can print, and what follows it."""

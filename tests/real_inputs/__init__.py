@@ -1,0 +1,1 @@
+"""What people really bring: a table of situations, each built by the libraries that users have, run and compared."""
