@@ -98,13 +98,28 @@ class Adapter:
         """Logits `(N, classes)` of a batch of examples (images `(N, C, H, W)` in [0, 1]); differentiable."""
         outputs = self._outputs(images)
         if not self.multi_label and outputs.shape[-1] != 1:
-            return outputs
+            return heads.below(outputs, self.ends_in)
         if outputs.dim() == 2 and self._probabilities:
             outputs = torch.logit(outputs, heads.EDGE)
         return heads.paired(outputs) if self.multi_label else heads.two_classes(outputs)
 
     def _outputs(self, images: Tensor) -> Tensor:
         return heads.logits_of(self.module(*self.inputs(images)), len(images))
+
+    @cached_property
+    def ends_in(self) -> str:
+        """`softmax` or `sigmoid` where the module returns the probabilities of classes that exclude each other."""
+        noise = self.noise(4, torch.Generator().manual_seed(0)).to(self.device)
+        if self.multi_label:
+            return ""
+        with torch.no_grad():
+            outputs = self._outputs(noise)
+        if outputs.shape[-1] < 2 or bool((outputs < 0).any()):
+            return ""
+        if bool(((outputs.sum(1) - 1).abs() < 1e-3).all()):
+            return "softmax"
+        inside = bool((outputs < 1).all())
+        return "sigmoid" if inside and heads.ends_in_sigmoid(self.module, self._outputs, noise[:2]) else ""
 
     @cached_property
     def _probabilities(self) -> bool:

@@ -55,6 +55,13 @@ def logits_of(output: object, count: int) -> Tensor:
     return tensor
 
 
+def below(outputs: Tensor, ends_in: str) -> Tensor:
+    """The logits `(N, classes)` below a final softmax (up to a constant a row, which no figure sees) or sigmoid."""
+    if ends_in == "softmax":
+        return outputs.clamp_min(torch.finfo(outputs.dtype).tiny).log()
+    return torch.logit(outputs, EDGE) if ends_in == "sigmoid" else outputs
+
+
 def two_classes(logit: Tensor) -> Tensor:
     """`(N, 2)` of one logit `(N, 1)`: class 1 is predicted where it is above 0."""
     return torch.cat([torch.zeros_like(logit), logit], 1)

@@ -33,7 +33,7 @@ def resolve(
     Raises:
         UsageError: nothing says the input size, or mean and std do not have one positive value per channel.
     """
-    flags = {"mean": options.mean, "std": options.std, "input_size": options.input_size}
+    flags = {field: getattr(options, field) for field in FIELDS}
     arrays = {"input_size": options.arrays.shape} if options.arrays else {}
     named = {"flags": flags, "tensors": proven or {}, "checkpoint": facts, default_origin: defaults}
     sources: dict[str, Mapping[str, Any]] = {**named, "arrays": arrays}
@@ -62,6 +62,10 @@ def resolve(
         origin=", ".join(dict.fromkeys(origins.values())),
         origins=tuple(origins.items()),
         crop_mode=values.get("crop_mode", "center"),
+        exif=options.exif or "ignore",
+        bit_depth=options.bit_depth if isinstance(options.bit_depth, int) else None,
+        exact=options.crop_pct is not None,
+        bgr=options.channel_order == "bgr",
     )
 
 

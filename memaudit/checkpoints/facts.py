@@ -48,6 +48,7 @@ def from_training(about: Mapping[str, Any]) -> Facts:
         model_kwargs=kwargs,
         num_classes=_count(args.get("num_classes")),
         preprocess=_preprocess({**args, "input_size": size}),
+        class_names=_names(about.get("class_names")),
         epoch=_epoch(about.get("epoch")),
     )
 

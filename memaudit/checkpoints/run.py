@@ -35,6 +35,7 @@ class Run:
         train: image folder it was trained on; None where that is no folder on this machine.
         validation: image folder of its validation split; None where there is none.
         class_order: natural, lexical, or the file that timm's own class-map option named.
+        row_order: whose loader numbered the rows: torchvision or timm; None where that is not known.
         problem: why `train` is None, in a sentence; empty otherwise.
     """
 
@@ -42,6 +43,7 @@ class Run:
     validation: Path | None
     class_order: str = "natural"
     problem: str = ""
+    row_order: str | None = None
 
 
 def find_run(model: Path) -> Run | None:
@@ -66,7 +68,8 @@ def find_run(model: Path) -> Run | None:
         return Run(None, None, problem=f"the run's data folder {clean(Path(where).name)} is not on this machine")
     train = _split(root, _text(args, "train_split") or "train", TRAINING) or root
     validation = _split(root, _text(args, "val_split") or "validation", EVALUATION)
-    return Run(train, validation, _class_map(args, root, train) or ("lexical" if lexical else "natural"))
+    order = _class_map(args, root, train) or ("lexical" if lexical else "natural")
+    return Run(train, validation, order, row_order="torchvision" if lexical else "timm")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -24,6 +24,7 @@ EMA = ("state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", 
 SHADOW = "shadow_params"  # torch_ema
 UNTRAINED = ("running_mean", "running_var", "num_batches_tracked")  # BatchNorm's, which are no parameters
 OPTIMIZERS = ("param_groups", "optimizer", "optimizers", "optimizer_states", "optimizer_state_dict")
+MAX_NAMES = 100_000
 MAX_DEPTH = 3  # wrappers around wrappers
 # `about` of timm's training arguments: what shapes the model or its input. The rest stays behind.
 ARGUMENTS = (
@@ -205,7 +206,24 @@ def _about(table: dict[Any, Any]) -> dict[str, object]:
         "epoch": table.get("epoch"),
         "args": {k: given[k] for k in ARGUMENTS if k in given},
     }
-    return {k: kept for k, v in about.items() if (kept := _json(v)) is not None}
+    if (names := _class_names(table)) is not None:
+        about["class_names"] = names
+    return {k: kept for k, v in about.items() if (kept := v if k == "class_names" else _json(v)) is not None}
+
+
+def _class_names(table: dict[Any, Any]) -> list[str] | None:
+    """Names of the classes by label: `class_to_idx` as torchvision's data sets have it, or a list of names."""
+    for key in ("class_to_idx", "classes", "class_names"):
+        found: Any = dict.get(table, key)
+        if type(found) is dict and all(type(k) is str and type(v) is int for k, v in dict.items(found)):
+            by_label = {label: name for name, label in dict.items(found)}
+            if found and sorted(by_label) == list(range(len(found))):
+                found = [by_label[label] for label in range(len(found))]
+        if type(found) not in (list, tuple) or not 0 < len(found) <= MAX_NAMES:
+            continue
+        if all(type(name) is str and len(name) <= 200 for name in found):
+            return list(found)
+    return None
 
 
 def _json(value: object, depth: int = 0) -> Any:

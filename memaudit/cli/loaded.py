@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from memaudit.cli.progress import Stages
     from memaudit.cli.sources import Sources
     from memaudit.data import Arrays, ExampleSet
+    from memaudit.findings import ReportWarning
     from memaudit.pipeline.load import Settled
 
 
@@ -27,6 +28,7 @@ class Loaded:
     test: ExampleSet | None
     class_names: tuple[str, ...]
     class_order: str
+    warnings: tuple[ReportWarning, ...] = ()
 
 
 def load(
@@ -53,10 +55,30 @@ def load(
     def read_reference(used: Adapter, limit: int | None) -> ExampleSet:
         return read("reference", sources.reference, used, limit)
 
+    from memaudit.pipeline import pixels
+
     settled = settle(checkpoint, options, network.adapter, read_reference, device)
+    settled = pixels.settle_files(settled, options, read_reference, device)
+    settled = pixels.check_normalisation(settled, options, names, device)
     flagged = read("flagged", sources.flagged, settled.adapter)
     test = None if sources.test is None else read("test", sources.test, settled.adapter)
-    return Loaded(checkpoint, settled, flagged, test, _names(settled.adapter, names), order)
+    sets = {"flagged": flagged, "reference": settled.reference, "test": test}
+    warnings = (
+        *settled.warnings,
+        *pixels.odd_files(options, settled.adapter.preprocess, **sets),
+        *_ends(settled.adapter),
+    )
+    return Loaded(checkpoint, settled, flagged, test, _names(settled.adapter, names), order, warnings)
+
+
+def _ends(adapter: Adapter) -> tuple[ReportWarning, ...]:
+    """That the network ends in probabilities, where it does."""
+    from memaudit.findings import ReportWarning
+
+    if not adapter.ends_in:
+        return ()
+    said = f"the network ends in {adapter.ends_in}; everything is measured on the logits below it"
+    return (ReportWarning(code="MEM912", message=said),)
 
 
 def _arrays(sources: Sources) -> Arrays | None:
@@ -86,6 +108,7 @@ def _reader(sources: Sources, names: tuple[str, ...], progress: Stages) -> Calla
             num_classes=adapter.num_classes,
             class_names=_names(adapter, names),
             class_order=sources.class_order,
+            row_order=sources.row_order,
             data=sources.data,
             limit=limit,
             paired=adapter.multi_label,

@@ -45,9 +45,15 @@ class Places:
     ] = None
     test: Annotated[Path | None, typer.Option(help="Held-out examples, for final figures.")] = None
     data: Annotated[Path | None, typer.Option(help="Data set that the other options list rows of.")] = None
+    row_order: Annotated[
+        str | None, typer.Option(help="Whose numbers an image folder's rows have: torchvision or timm.")
+    ] = None
     class_order: Annotated[
         str | None, typer.Option(help="natural, lexical, or a file of class names; default: the run's, or natural.")
     ] = None
+
+    def __post_init__(self) -> None:
+        choice(self.row_order, ("torchvision", "timm"), "--row-order")
 
 
 @dataclass(frozen=True)
@@ -72,12 +78,29 @@ class Network:
     input_size: Annotated[
         str | None, typer.Option(help="Network input, C,H,W or H,W or one number; '(C,T)' for what is no image.")
     ] = None
+    crop_pct: Annotated[
+        float | None, typer.Option(min=0.01, max=2, help="Share of the resized image that the centre crop keeps.")
+    ] = None
+    crop_mode: Annotated[str | None, typer.Option(help="center, squash or border, as timm calls them.")] = None
+    interpolation: Annotated[str | None, typer.Option(help="bicubic, bilinear or nearest.")] = None
+    exif: Annotated[str | None, typer.Option(help="Photographs' orientation tag: ignore (as loaders do) or apply.")] = (
+        None
+    )
+    bit_depth: Annotated[
+        str | None, typer.Option(help="Bits of 16-bit image files (12, 16), or clip: cut at 255, as loaders do.")
+    ] = None
+    channel_order: Annotated[str | None, typer.Option(help="rgb, or bgr as OpenCV reads.")] = None
     multi_label: Annotated[
         bool | None, typer.Option("--multi-label", help="Labels do not exclude each other: one logit each.")
     ] = None
 
     def __post_init__(self) -> None:
         choice(self.weights, ("raw", "ema"), "--weights")
+        choice(self.crop_mode, ("center", "squash", "border"), "--crop-mode")
+        choice(self.interpolation, ("bicubic", "bilinear", "nearest"), "--interpolation")
+        choice(self.exif, ("ignore", "apply"), "--exif")
+        choice(self.bit_depth, ("clip", *map(str, range(9, 17))), "--bit-depth")
+        choice(self.channel_order, ("rgb", "bgr"), "--channel-order")
 
     def options(self) -> ModelOptions:
         """The flags as the library takes them.
@@ -95,6 +118,12 @@ class Network:
             std=numbers(self.std, "--std"),
             input_size=size(self.input_size),
             user_file=self.adapter if self.adapter and ":" in self.adapter else None,
+            crop_pct=self.crop_pct,
+            crop_mode=self.crop_mode,
+            interpolation=self.interpolation,
+            exif=self.exif,
+            bit_depth=int(self.bit_depth) if self.bit_depth and self.bit_depth.isdecimal() else self.bit_depth,
+            channel_order=self.channel_order,
             multi_label=bool(self.multi_label),
         )
 

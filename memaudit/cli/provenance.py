@@ -63,7 +63,12 @@ def provenance(
         model_md5=checkpoint.md5,
         weights=checkpoint.weights,
         stripped_prefix=checkpoint.stripped_prefix,
-        config={**_options(context), **order, "preprocess": _preprocess(loaded.settled.adapter)},
+        config={
+            **_options(context),
+            **order,
+            **_row_order(context, loaded, sources),
+            "preprocess": _preprocess(loaded.settled.adapter),
+        },
         class_order=class_order,
         warnings=warnings,
     )
@@ -121,6 +126,17 @@ def _options(context: typer.Context) -> dict[str, ConfigValue]:
     return values
 
 
+def _row_order(context: typer.Context, loaded: Loaded, sources: Sources) -> dict[str, ConfigValue]:
+    """Whose numbers the rows have, where no option says it: the run does, or what the lists themselves allow."""
+    from memaudit.findings import ConfigValue
+
+    if context.params.get("row_order"):
+        return {}
+    found = {loaded.flagged.row_order, loaded.settled.reference.row_order} - {None}
+    value = ", ".join(sorted(str(v) for v in found)) or None
+    return {"row_order": ConfigValue(value=value, origin="checkpoint" if sources.row_order else "measured")}
+
+
 def _preprocess(adapter: Adapter) -> ConfigValue:
     from memaudit.findings import ConfigValue
 
@@ -130,4 +146,9 @@ def _preprocess(adapter: Adapter) -> ConfigValue:
     if getattr(adapter, "transform", None) is not None:
         norm = "normalised by the adapter's own transform"
     geometry = f"{size}, crop {p.crop_pct:g}, {p.interpolation}" if p.image else f"({size}) as it is"
-    return ConfigValue(value=f"{geometry}, {norm}", origin=p.origin)
+    more = [f"crop mode {p.crop_mode}"] if p.crop_mode != "center" else []
+    more += ["orientation tags applied"] if p.exif == "apply" else []
+    more += [f"{p.bit_depth} bits"] if p.bit_depth else []
+    more += ["blue, green, red"] if p.bgr else []
+    text = ", ".join((geometry, norm, *more))
+    return ConfigValue(value=text, origin=p.origin)

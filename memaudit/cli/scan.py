@@ -64,7 +64,7 @@ def scan(
         from memaudit.pipeline.auditor import Auditor
 
         settled = loaded.settled
-        warnings = (*sources.warnings, *settled.warnings, *size_warning(settled.adapter))
+        warnings = (*sources.warnings, *loaded.warnings, *size_warning(settled.adapter))
         warnings += (*beside_warning(loaded.checkpoint), *notes)
         auditor = Auditor(
             settled.adapter,

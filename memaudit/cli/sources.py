@@ -21,6 +21,7 @@ class Sources:
 
     Attributes:
         data: the data set that the others may be lists of rows of.
+        row_order: the loader whose numbers an image folder's rows have; None: nobody says.
         said: what says the class order where no option does: checkpoint (the run's `args.yaml`) or default.
         warnings: what was taken from the run, for the report.
     """
@@ -31,6 +32,7 @@ class Sources:
     data: Path | None
     class_order: str
     said: str
+    row_order: str | None = None
     warnings: tuple[ReportWarning, ...] = ()
 
     @classmethod
@@ -46,7 +48,7 @@ class Sources:
 
         flagged, reference, test, data = places.flagged, places.reference, places.test, places.data
         class_order = places.class_order
-        run = find_run(Path(model)) if data is None or reference is None or class_order is None else None
+        run = find_run(Path(model)) if None in (data, reference, class_order, places.row_order) else None
         if flagged is None:
             raise UsageError(
                 "no flagged examples",
@@ -69,7 +71,8 @@ class Sources:
         from memaudit.findings import ReportWarning
 
         warnings = tuple(ReportWarning(code="MEM905", message=note) for note in notes)
-        return cls(flagged, reference, test, data, order, said, warnings)
+        numbering = run.row_order if run is not None and data == run.train else None
+        return cls(flagged, reference, test, data, order, said, places.row_order or numbering, warnings)
 
     def class_names(self, checkpoint: Checkpoint) -> tuple[tuple[str, ...], str]:
         """Class names by label, and what said them: a file the user named, else the checkpoint, else class folders."""
@@ -80,7 +83,9 @@ class Sources:
             return data.class_names_of(where, self.class_order), "file"
         if checkpoint.facts.class_names:
             return checkpoint.facts.class_names, "checkpoint"
-        return data.class_names_of(where, self.class_order), self.class_order if where.is_dir() else "given"
+        return data.class_names_of(
+            where, self.class_order, self.row_order
+        ), self.class_order if where.is_dir() else "given"
 
 
 def _without_reference(run: Run | None) -> str:

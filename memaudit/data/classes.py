@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from memaudit.data.images import RowError
+from memaudit.data.numbering import natural_key
 from memaudit.data.tables import read_text
 from memaudit.errors import DataRejected, UsageError
 from memaudit.text import clean, closest
@@ -27,13 +30,15 @@ class Classes:
     names: tuple[str, ...] = ()
     count: int | None = None
     _index: dict[str, int] = field(default_factory=dict, repr=False)
+    _composed: dict[str, int] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, names: Sequence[str], count: int | None) -> Classes:
         """Classes called `names`, checked against the model's `count`.
 
         Raises:
-            DataRejected: a name is empty or there twice, or there are not as many names as classes.
+            DataRejected: a name is empty or there twice, or there are more names than classes. There may be fewer: timm
+                trains 1000 outputs on ten folders. Whether the network uses the others is asked of the reference.
         """
         clear = tuple(printable(n) for n in names)
         index = {name: i for i, name in enumerate(clear)}
@@ -42,12 +47,14 @@ class Classes:
             raise DataRejected(f"class name '{twice}' is declared twice; every label needs its own name")
         if "" in index:
             raise DataRejected(f"class {index['']} has an empty name")
-        if names and count is not None and count != len(clear):
+        if count is not None and count < len(clear):
             raise DataRejected(
                 f"the data declares {len(clear)} classes, the model has {count}; a label would name the wrong class",
                 hint="list all of the model's classes, one per line in label order, in a file: --class-order FILE",
             )
-        return cls(clear, count if count is not None else (len(clear) or None), index)
+        counts = Counter(map(_composed, clear))
+        composed = {c: i for i, name in enumerate(clear) if counts[c := _composed(name)] == 1}
+        return cls(clear, count if count is not None else (len(clear) or None), index, composed)
 
     def label(self, text: str) -> int:
         """The label that `text`, a number or a declared name, means.
@@ -55,7 +62,7 @@ class Classes:
         Raises:
             RowError: it is neither, no class of the model, or both and they differ.
         """
-        named = self._index.get(printable(text))
+        named = self._find(text)
         if not _INDEX.fullmatch(text):
             if named is None:
                 raise RowError(self._unknown(text))
@@ -69,7 +76,7 @@ class Classes:
 
     def name_or_label(self, text: str) -> int:
         """As `label`, but a declared name goes first: for sources that write indices as numbers, not as text."""
-        named = self._index.get(printable(text))
+        named = self._find(text)
         return self.label(text) if named is None else named
 
     def named(self, text: str) -> int:
@@ -78,7 +85,7 @@ class Classes:
         Raises:
             RowError: no class is called that.
         """
-        named = self._index.get(printable(text))
+        named = self._find(text)
         if named is None:
             raise RowError(f"no class is called '{clean(text)}'{closest(text, self.names)}")
         return named
@@ -93,6 +100,11 @@ class Classes:
             highest = "" if self.count is None else f"; the model's labels are 0 to {self.count - 1}"
             raise RowError(f"label {label} is no class{highest}")
         return label
+
+    def _find(self, text: str) -> int | None:
+        """The label of the class called `text`, accents written in either way as long as one class can be meant."""
+        exact = self._index.get(printable(text))
+        return self._composed.get(_composed(text)) if exact is None else exact
 
     def _at(self, index: int) -> str:
         return self.names[index] if index < len(self.names) else "?"
@@ -109,10 +121,9 @@ def printable(name: str) -> str:
     return clean(clean(name))
 
 
-def natural_key(name: str) -> tuple[list[int | str], str]:
-    """Sorts `img2` before `img10`, case folded, as timm orders class folders; equal names by their characters."""
-    parts = re.split(r"([0-9]+)", name.lower())
-    return [int(p) if i % 2 else p for i, p in enumerate(parts)], name
+def _composed(name: str) -> str:
+    """`name` with each accented letter as one character, as Linux writes it; macOS may write two."""
+    return unicodedata.normalize("NFC", printable(name))
 
 
 def in_order(folders: Sequence[str], class_order: str) -> tuple[str, ...]:

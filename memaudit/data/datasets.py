@@ -95,7 +95,9 @@ def _image(item: Any, preprocess: Preprocess, source: str) -> tuple[Tensor, str]
         raise RowError(f"a {type(item).__name__}, not (image, label)")
     image = item[0]
     if isinstance(image, Image.Image):
-        upright = to_channels(ImageOps.exif_transpose(image), preprocess.input_size[0])
+        upright = to_channels(
+            ImageOps.exif_transpose(image) if preprocess.exif == "apply" else image, preprocess.input_size[0]
+        )
         values = np.array(as_array(fit(upright, preprocess)))
         return torch.from_numpy(values), tensor_id(torch.from_numpy(np.array(upright)))
     if isinstance(image, np.ndarray):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from memaudit.data.examples import content_id
 from memaudit.data.images import RowError, Unreadable
+from memaudit.data.images.decoding import Odd
 from memaudit.data.images.geometry import check_preprocess
 from memaudit.data.images.preprocess import Preprocess
 from memaudit.data.images.workers import Workers
@@ -34,12 +35,20 @@ MEMORY_BUDGET = 8 * 2**30
 
 
 def decode_all(
-    files: Sequence[Path], preprocess: Preprocess, source: str, progress: Progress | None = None
-) -> tuple[Tensor, list[str | Unreadable | RowError]]:
+    files: Sequence[Path],
+    preprocess: Preprocess,
+    source: str,
+    progress: Progress | None = None,
+    suffixes: Sequence[str] | None = None,
+) -> tuple[Tensor, list[str | Unreadable | RowError], list[Odd]]:
     """Decode `files` in order.
 
+    Args:
+        suffixes: what the files' names end in, where they are links to files that are called otherwise.
+
     Returns:
-        uint8 `(N, C, H, W)` and, for each file, its content id or why it has none (its row is then undefined).
+        uint8 `(N, C, H, W)` (float32 with a stated bit depth); for each file, its content id or why it has none (its
+        row is then undefined); and what is odd about each.
 
     Raises:
         DataRejected: the tensor would exceed the memory budget.
@@ -49,21 +58,23 @@ def decode_all(
     channels, height, width = preprocess.input_size
     if channels not in (1, 3):
         raise UsageError(f"the network takes {channels} channels, image files have 1 or 3; give arrays (.npz)")
-    check_memory(len(files), channels * height * width, source)
-    pixels = torch.empty((len(files), channels, height, width), dtype=torch.uint8)
-    rows = pixels.numpy()
+    dtype = torch.uint8 if preprocess.bit_depth is None else torch.float32
+    check_memory(len(files), channels * height * width * dtype.itemsize, source)
+    pixels = torch.empty((len(files), channels, height, width), dtype=dtype)
+    rows, odd = pixels.numpy(), [Odd(0)] * len(files)
 
     with Workers(preprocess) as workers:
 
         def decode_one(index: int) -> str | Unreadable | RowError:
             try:
                 content = _read(files[index])
-                rows[index] = workers.decode(content, files[index].suffix)
+                suffix = files[index].suffix if suffixes is None else suffixes[index]
+                rows[index], odd[index] = workers.decode(content, suffix)
             except (Unreadable, RowError) as reason:
                 return reason
             return content_id(content)
 
-        return pixels, in_threads(decode_one, len(files), progress)
+        return pixels, in_threads(decode_one, len(files), progress), odd
 
 
 def _read(path: Path) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -34,6 +34,9 @@ class ExampleSet:
         duplicates: rows whose content was already in the set, in words: left out when the label was the same too, kept
             when it was another (the image then has two findings).
         omitted: rows that were not read because of a limit.
+        row_order: whose numbers the rows have: `torchvision`, `timm`, `either` where both number them alike; None where
+            the question does not arise.
+        seen: how many files had what pipelines treat in their own ways, by the names of `Odd`, and `linked`.
     """
 
     examples: tuple[Example, ...]
@@ -43,6 +46,8 @@ class ExampleSet:
     unreadable: tuple[str, ...] = field(default=())
     duplicates: tuple[str, ...] = field(default=())
     omitted: int = 0
+    row_order: str | None = None
+    seen: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.examples) != len(self.pixels):

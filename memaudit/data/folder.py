@@ -1,24 +1,26 @@
-"""An image folder: one sub-folder per class, the images directly inside it."""
+"""An image folder: one sub-folder per class, the images inside it; numbered as a loader does, where one is named."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
-from memaudit.data.classes import Classes, in_order, natural_key
+from memaudit.data.classes import Classes, in_order
 from memaudit.data.images import RowError
 from memaudit.data.images.decoding import SUFFIXES
 from memaudit.data.listing import FileListing, Row
+from memaudit.data.numbering import natural_key, numbered
 from memaudit.data.paths import display, regular
 from memaudit.data.rejections import Rejections
 from memaudit.errors import DataRejected
 from memaudit.text import clean
 
 # Images all the same: ignoring them would shrink the audit silently, so they are listed and come out unreadable.
-_OTHER_IMAGES = frozenset(
-    {".gif", ".avif", ".heic", ".jp2", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".ico", ".svg", ".jxl"}
-)
+_OTHER_IMAGES = frozenset({".gif", ".avif", ".heic", ".jp2", ".tga", ".ico", ".svg", ".jxl"})
+
+
+# What to say where images lie deeper than one folder.
+NESTED = "--row-order torchvision takes the outer folder for the class, --row-order timm the inner one, as they do"
 
 
 def class_folders(root: Path) -> list[str]:
@@ -62,68 +64,106 @@ def class_folders(root: Path) -> list[str]:
     return list(folders.values())
 
 
-def list_folder(root: Path, classes: Classes, class_order: str) -> FileListing:
-    """Every image of `root`, class by class in label order, naturally sorted within.
+def class_names(root: Path, class_order: str, row_order: str | None = None) -> tuple[str, ...]:
+    """The classes of `root` by label; for timm those folders that hold images themselves, at whatever depth.
+
+    Raises:
+        DataRejected: as `class_folders`.
+    """
+    folders = class_folders(root)
+    if row_order == "timm":
+        rejections = Rejections(display(root), "entries")
+        names = [name for folder in folders for name in _images(root, folder, row_order, rejections)]
+        rejections.check(len(folders))
+        folders = list(dict.fromkeys(_class_of(name, row_order) for name in names)) or folders
+    return Classes.of(in_order(folders, class_order), None).names
+
+
+def list_folder(root: Path, classes: Classes, class_order: str, row_order: str | None = None) -> FileListing:
+    """Every image of `root`, class by class in label order, naturally sorted within; or as `row_order` numbers them.
 
     Args:
         classes: declared names, looked up by folder name; without them the folders themselves are the classes.
         class_order: `natural`, `lexical` or a file, used only when no names are declared.
+        row_order: `torchvision` or `timm`: its numbers, the files that it lists, and of nested folders the one that it
+            takes for the class (the outermost, the innermost).
 
     Raises:
         DataRejected: a folder is no class, entries are not what they should be, or there is no image.
     """
     folders = class_folders(root)
     if not classes.names:
-        classes = Classes.of(in_order(folders, class_order), classes.count)
+        classes = Classes.of(class_names(root, class_order, row_order), classes.count)
     rejections = Rejections(display(root), "entries")
-    labelled = []
+    labelled: list[tuple[int, str]] = []
     for folder in folders:
-        try:
-            labelled.append((classes.named(folder), folder))
-        except RowError as reason:
-            rejections.add(clean(folder), reason)
-    rejections.check(len(folders), hint="name the model's classes, one per line in label order: --class-order FILE")
+        names = _images(root, folder, row_order, rejections)
+        for owner in dict.fromkeys(_class_of(name, row_order) for name in names) if names else (folder,):
+            try:
+                label = classes.named(owner)
+                labelled += [(label, name) for name in names if _class_of(name, row_order) == owner]
+            except RowError as reason:
+                rejections.add(clean(owner), reason)
+    unknown = "name the model's classes, one per line in label order: --class-order FILE"
+    rejections.check(max(len(folders), len(rejections.reasons)), hint=NESTED if _nested(rejections) else unknown)
+    labelled.sort(key=lambda found: found[0])
+    if row_order is not None:
+        labelled = [labelled[i] for i in numbered([name for _, name in labelled], row_order)]
     real_root = Path(os.path.realpath(root))
-    files = [(label, folder, name) for label, folder in sorted(labelled) for name in _images(root / folder, rejections)]
     rows: list[Row] = []
-    resolved = []
-    for label, folder, name in files:
-        path = f"{folder}/{name}"
+    files: list[Path] = []
+    linked = 0
+    for label, name in labelled:
         try:
-            resolved.append(regular(real_root, root / path, path))
-            rows.append(Row(path, label, len(rows)))
+            files.append(regular(real_root, root / name, name, linked=True))
+            linked += not files[-1].is_relative_to(real_root)
+            rows.append(Row(name, label, len(rows)))
         except RowError as reason:
-            rejections.add(clean(path), reason)
-    rejections.check(max(len(files), len(rejections.reasons)))
+            rejections.add(clean(name), reason)
+    rejections.check(max(len(labelled), len(rejections.reasons)))
     if not rows:
         suffixes = ", ".join(SUFFIXES)
         raise DataRejected(
             f"{display(root)} holds no image in its {len(folders)} class folders", hint=f"known: {suffixes}"
         )
-    return FileListing(display(root), tuple(rows), classes.names, tuple(resolved))
+    return FileListing(display(root), tuple(rows), classes.names, tuple(files), row_order, root=root, linked=linked)
 
 
-def _images(folder: Path, rejections: Rejections) -> Sequence[str]:
-    """Names of the images directly in `folder`, of the arrays where there is no image.
+def _class_of(name: str, row_order: str | None) -> str:
+    """The folder of `name` that is its class."""
+    folders = name.split("/")[:-1]
+    return folders[-1] if row_order == "timm" else folders[0]
 
-    Sub-folders with images are ambiguous, so they are rejected.
+
+def _nested(rejections: Rejections) -> bool:
+    return any("nested folder" in reason for reason in rejections.reasons)
+
+
+def _images(root: Path, folder: str, row_order: str | None, rejections: Rejections) -> list[str]:
+    """Names of the images in `folder`, sorted, of the arrays where there is no image.
+
+    Nested ones too where `row_order` says whose class they are; else they are ambiguous, so they are rejected.
     """
     names, arrays = [], []
-    for entry in _entries(folder):
+    for entry in _entries(root / folder):
+        where = f"{folder}/{entry.name}"
         if os.path.isdir(entry.path):  # not entry.is_dir(), which raises for a link to itself
             linked_back = entry.is_symlink()  # to a folder of its own, counted there; one that leaves is caught below
-            inside = Path(os.path.realpath(entry.path)).is_relative_to(os.path.realpath(folder.parent))
-            where = clean(f"{folder.name}/{entry.name}")
+            inside = Path(os.path.realpath(entry.path)).is_relative_to(os.path.realpath(root))
             if not inside:
-                rejections.add(where, "a symbolic link that leaves the folder; copy the images into it")
+                rejections.add(clean(where), "a symbolic link that leaves the folder; copy the images into it")
             elif entry.name.startswith("."):
-                rejections.add(where, "a dot-folder; move it out of the data")
-            elif not linked_back and _holds_images(Path(entry.path)):
-                rejections.add(where, "images in a nested folder: is the inner name the class, or the outer?")
+                rejections.add(clean(where), "a dot-folder; move it out of the data")
+            elif linked_back:
+                continue
+            elif row_order is not None:
+                names += _images(root, where, row_order, rejections)
+            elif _holds_images(Path(entry.path)):
+                rejections.add(clean(where), "images in a nested folder: is the inner name the class, or the outer?")
         elif _is_image(entry.name):
-            names.append(entry.name)
+            names.append(where)
         elif entry.name.lower().endswith(".npy"):
-            arrays.append(entry.name)
+            arrays.append(where)
     return sorted(names or arrays, key=natural_key)  # arrays beside images are somebody's notes about them
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Self
 
 from memaudit.data.decode import Progress, decode_all
 from memaudit.data.examples import ExampleSet, distinct
 from memaudit.data.images import RowError, Unreadable
+from memaudit.data.images.decoding import Odd
 from memaudit.data.images.preprocess import Preprocess
+from memaudit.data.numbering import numbered
 from memaudit.data.rejections import Rejections
 from memaudit.findings import Example
 from memaudit.text import clean
@@ -86,14 +88,31 @@ class Listing:
 
 @dataclass(frozen=True)
 class FileListing(Listing):
-    """Rows whose images are files: `files[row.index]`, resolved and regular when they were listed."""
+    """Rows whose images are files: `files[row.index]`, resolved and regular when they were listed.
+
+    Attributes:
+        row_order: the loader whose numbers the rows have; None: memaudit's own.
+        root: the image folder they were found in, whose loaders number its rows; None: a manifest's own rows.
+        linked: files that lie elsewhere and are links in the folder.
+    """
 
     files: tuple[Path, ...]
+    row_order: str | None = None
+    root: Path | None = None
+    linked: int = 0
+
+    def numbered_by(self, order: str) -> FileListing:
+        """The files that the loader `order` lists, with its numbers."""
+        places = numbered([row.name for row in self.rows], order)
+        rows = tuple(replace(self.rows[place], index=index) for index, place in enumerate(places))
+        files = tuple(self.files[self.rows[place].index] for place in places)
+        return replace(self, rows=rows, files=files, row_order=order)
 
     def load(self, preprocess: Preprocess, limit: int | None = None, progress: Progress | None = None) -> ExampleSet:
         """Decode the files; what cannot be decoded is listed in `unreadable`."""
         rows = self.chosen(limit)
-        pixels, outcomes = decode_all([self.files[r.index] for r in rows], preprocess, self.source, progress)
+        files, suffixes = [self.files[r.index] for r in rows], [PurePath(r.name).suffix for r in rows]
+        pixels, outcomes, odd = decode_all(files, preprocess, self.source, progress, suffixes)
         rejections, unreadable = Rejections(self.source, "images"), []
         examples, read = [], []
         for position, (row, outcome) in enumerate(zip(rows, outcomes, strict=True)):
@@ -118,4 +137,12 @@ class FileListing(Listing):
             unreadable=tuple(unreadable),
             duplicates=duplicates,
             omitted=len(self.rows) - len(rows),
+            row_order=self.row_order,
+            seen=_counted(odd, self.linked),
         )
+
+
+def _counted(odd: Sequence[Odd], linked: int) -> dict[str, int]:
+    """How many files have each oddity, by its name in small letters; those that none has are left out."""
+    counts = {str(kind.name).lower(): sum(bool(o & kind) for o in odd) for kind in Odd} | {"linked": linked}
+    return {name: count for name, count in counts.items() if count}

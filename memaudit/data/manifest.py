@@ -18,6 +18,8 @@ from memaudit.text import clean, closest
 SUFFIXES = frozenset({".csv", ".tsv", ".jsonl"})
 _REQUIRED = ("path", "label")
 _COLUMNS = (*_REQUIRED, "id", "true_label", "note")
+# What pandas calls an index it wrote as the first column.
+PANDAS_INDEX = ("", "Unnamed: 0")
 
 
 def list_manifest(path: Path, classes: Classes) -> FileListing:
@@ -54,9 +56,9 @@ def list_manifest(path: Path, classes: Classes) -> FileListing:
 
 
 def is_manifest(path: Path) -> bool:
-    """Whether the first line of the `.csv` `path` has both required columns."""
+    """Whether the first line of the `.csv` `path` has both required columns, and no index into a data set."""
     _, header = next(csv_records(read_text(path), ",", display(path)), (1, []))
-    return set(_REQUIRED) <= set(header)
+    return set(_REQUIRED) <= set(header) and "index" not in header
 
 
 def _row(cells: Mapping[str, object], line: int, index: int, label: Callable[[object], int]) -> Row:
@@ -102,12 +104,13 @@ def _csv_rows(text: str, path: Path, name: str) -> Iterator[tuple[int, dict[str,
     _, header = next(records, (1, []))
     if not header:
         return
-    check_header(header, name)
+    skipped = header[0] in PANDAS_INDEX and len(header) > 1  # the number pandas gives each line of a table
+    check_header(header[skipped:], name)
     for line, cells in records:
         if len(cells) != len(header):
             yield line, f"{len(cells)} cells, the header has {len(header)}"
         else:
-            yield line, dict(zip(header, cells, strict=True))
+            yield line, dict(zip(header[skipped:], cells[skipped:], strict=True))
 
 
 def check_header(header: list[str], name: str) -> None:

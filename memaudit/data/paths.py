@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+import unicodedata
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import BinaryIO
 
@@ -31,11 +33,22 @@ def inside(root: Path, given: str) -> Path:
         raise RowError(f"path '{clean(given)}' is absolute; write it relative to the manifest's folder")
     if ".." in PurePosixPath(given).parts or ".." in PureWindowsPath(given).parts:
         raise RowError(f"path '{clean(given)}' climbs with '..'; put the images below the manifest's folder")
-    return regular(root, root / given, given)
+    return regular(root, root / next((s for s in _spellings(given) if os.path.lexists(root / s)), given), given)
 
 
-def regular(root: Path, path: Path, name: str) -> Path:
+def _spellings(given: str) -> Iterator[str]:
+    """`given`, and what another system may have written for it: backslashes, accents in one character or in two."""
+    for path in (given, PureWindowsPath(given).as_posix()):
+        yield path
+        for form in ("NFC", "NFD"):
+            yield unicodedata.normalize(form, path)
+
+
+def regular(root: Path, path: Path, name: str, *, linked: bool = False) -> Path:
     """`path`, resolved: a readable regular file in the resolved folder `root`; `name` is what messages call it.
+
+    Args:
+        linked: it may lead outside through a link, as images do that a cache keeps elsewhere (hub, DVC, git-annex).
 
     Raises:
         RowError: it is not.
@@ -44,10 +57,11 @@ def regular(root: Path, path: Path, name: str) -> Path:
         real = Path(os.path.realpath(path, strict=True))
         mode = real.stat().st_mode
     except FileNotFoundError:
-        raise RowError(f"'{clean(name)}' does not exist") from None
+        gone = "is a link to nothing; fetch what it stands for (git annex get, dvc pull)"
+        raise RowError(f"'{clean(name)}' {gone if os.path.islink(path) else 'does not exist'}") from None
     except (OSError, ValueError) as error:  # a loop of links, a name too long, a lone surrogate
         raise RowError(f"'{clean(name)}' cannot be reached ({_reason(error)})") from None
-    if not real.is_relative_to(root):
+    if not linked and not real.is_relative_to(root):
         raise RowError(f"'{clean(name)}' is a symbolic link that leaves the folder; copy the file into it")
     if stat.S_ISDIR(mode):
         raise RowError(f"'{clean(name)}' is a folder, not a file")

@@ -1,21 +1,29 @@
-"""Lists of rows of a data set (`.txt .csv .npy`): indices, file names or ids, a boolean mask, cleanlab's outputs."""
+"""Lists of rows of a data set (`.txt .csv .npy`): indices, file names or ids, a boolean mask, cleanlab's outputs.
+
+Indices and masks count the rows of a loader. Of an image folder there are two loaders that count differently: where
+nobody says which one it was, both are tried, and the user is asked as soon as they give other files.
+"""
 
 from __future__ import annotations
 
+import os
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePath
-from typing import TypeVar
+from pathlib import Path, PurePath, PureWindowsPath
+from typing import Generic, TypeVar
 
 from memaudit.data.classes import Classes
 from memaudit.data.images import RowError
 from memaudit.data.listing import FileListing, Listing, Row
+from memaudit.data.manifest import PANDAS_INDEX
 from memaudit.data.npz import read_npy
+from memaudit.data.numbering import ORDERS, undecided
 from memaudit.data.paths import display
 from memaudit.data.rejections import Rejections
 from memaudit.data.tables import csv_records, read_text
-from memaudit.errors import DataRejected
+from memaudit.errors import DataRejected, UsageError
 from memaudit.text import clean
 
 SUFFIXES = frozenset({".txt", ".csv", ".npy"})
@@ -24,23 +32,41 @@ _INDEX = re.compile(r"[0-9]{1,9}")
 # How numpy.savetxt writes the integer it was given, by default.
 _SAVETXT = re.compile(r"([0-9]\.[0-9]{18}e[+]0[0-8])|(0\.0{18}e[+]00)")
 _FLAGS = {"true": True, "false": False, "1": True, "0": False}
-_KEYS = ("index", "path", "id")
-_EXTRAS = ("true_label", "note")
-# What pandas calls an index it wrote as the first column.
-_PANDAS_INDEX = ("", "index", "Unnamed: 0")
+# What columns that name a row are called, and what they hold.
+_KEYS = {
+    "index": "index",
+    "id": "id",
+    **dict.fromkeys(("path", "file", "filename", "file_name", "filepath", "image", "image_path"), "path"),
+}
+_EXTRAS = ("true_label", "note", "label")
 
 L = TypeVar("L", bound=Listing)
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """What one line (or element) of a list names, as text, and what else it says of that row."""
+    """What one line (or element) of a list names, as text, and what else it says of that row.
+
+    Attributes:
+        also: what further columns name, by their key: it must be the same row.
+        label: the label that the list says it has.
+    """
 
     where: str
     text: str
     line: int | None = None
     key: str = "any"
     extras: Mapping[str, str] = field(default_factory=dict)
+    also: Mapping[str, str] = field(default_factory=dict)
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class _Picked(Generic[L]):
+    """The rows that a list selects, and whether any of them was named by a number."""
+
+    listing: L
+    by_index: bool
 
 
 def select(path: Path, listing: L, classes: Classes) -> L:
@@ -48,7 +74,46 @@ def select(path: Path, listing: L, classes: Classes) -> L:
 
     Raises:
         DataRejected: an entry names no row, several, or one that is already named; or nothing is selected.
+        UsageError: the list counts an image folder's rows, and torchvision and timm count them differently.
     """
+    if isinstance(listing, FileListing) and listing.root is not None and listing.row_order is None:
+        return _settled(path, listing, classes)  # type: ignore[return-value]  # a FileListing is what it was given
+    return _pick(path, listing, classes).listing
+
+
+def _settled(path: Path, listing: FileListing, classes: Classes) -> FileListing:
+    """Rows of an image folder: by names, or by numbers where all loaders agree or one alone can have written them."""
+    own = _tried(path, listing, classes)
+    if isinstance(own, _Picked) and not own.by_index:
+        return own.listing
+    tried = {order: _tried(path, listing.numbered_by(order), classes) for order in ORDERS}
+    possible = {order: found.listing for order, found in tried.items() if isinstance(found, _Picked)}
+    if not possible:
+        raise next(error for error in (own, *tried.values()) if isinstance(error, DataRejected))
+    first, *others = possible.values()
+    for number, row in enumerate(first.rows):
+        for other in others:
+            if other.rows[number].name != row.name:
+                raise _ask(display(path), row, other.rows[number])
+    return replace(first, row_order="either") if others else first
+
+
+def _ask(name: str, torchvision: Row, timm: Row) -> UsageError:
+    return UsageError(
+        f"{name} counts rows, and loaders count them differently: {torchvision.index} is "
+        f"{clean(torchvision.name)} to torchvision's ImageFolder and {clean(timm.name)} to timm's reader",
+        hint="say whose numbers these are: --row-order torchvision or --row-order timm; or list the files' names",
+    )
+
+
+def _tried(path: Path, listing: FileListing, classes: Classes) -> _Picked[FileListing] | DataRejected:
+    try:
+        return _pick(path, listing, classes)
+    except DataRejected as error:
+        return error
+
+
+def _pick(path: Path, listing: L, classes: Classes) -> _Picked[L]:
     name = display(path)
     rejections = Rejections(name, "entries")
     finder = _Finder(listing)
@@ -64,6 +129,8 @@ def select(path: Path, listing: L, classes: Classes) -> L:
                     f"{len(listing.rows)} rows"
                 )
             seen[row.index] = entry.where
+            if entry.label and _disagrees(entry.label, row, classes):
+                raise RowError(_other_label(entry.label, row))
             true_label, note = entry.extras.get("true_label"), entry.extras.get("note")
             rows.append(
                 replace(
@@ -78,43 +145,90 @@ def select(path: Path, listing: L, classes: Classes) -> L:
     rejections.check(len(entries) or len(rejections.reasons), hint="indices count the rows of --data from 0")
     if not rows:
         raise DataRejected(f"{name} selects none of the {len(listing.rows)} rows of {listing.source}; nothing to audit")
-    return listing.pick(rows, name)
+    return _Picked(listing.pick(rows, name), finder.by_index)
 
 
 class _Finder:
-    """Finds the row that an entry names: by index, by id, or by its path or an unmistakable end of it."""
+    """Finds the row that an entry names: by index, by id, or by its path or an unmistakable end of it.
+
+    Attributes:
+        by_index: whether a row was found by its number so far.
+    """
 
     def __init__(self, listing: Listing) -> None:
         self.rows = listing.rows
-        self.files = listing.files if isinstance(listing, FileListing) else ()
+        self.by_index = False
+        files = listing if isinstance(listing, FileListing) else None
+        self.files = files.files if files else ()
+        self.root = Path(os.path.abspath(files.root)) if files and files.root else None
+        self.undecided = undecided([r.name for r in self.rows], files.row_order or "") if files else frozenset()
         self.ids = {row.id: row for row in self.rows if row.id is not None}
         self.names = {row.name: row for row in self.rows} if self.files else {}
         self.bases: dict[str, list[Row]] = {}
         for row in self.rows if self.files else ():
-            self.bases.setdefault(PurePath(row.name).name, []).append(row)
+            self.bases.setdefault(_composed(PurePath(row.name).name), []).append(row)
 
     def find(self, entry: _Entry) -> Row:
-        """The one row that `entry` names; raises `RowError` for none or several."""
-        text, found = entry.text, dict[int, Row]()
-        if entry.key in ("any", "index") and _INDEX.fullmatch(text) and int(text) < len(self.rows):
+        """The one row that `entry` names; raises `RowError` for none or several, or where its columns disagree."""
+        row = self._one(entry.key, entry.text)
+        for key, text in entry.also.items():
+            other = self._one(key, text)
+            if other.index != row.index:
+                raise RowError(
+                    f"'{clean(entry.text)}' is row {row.index} ({clean(row.name)}), but its {key} '{clean(text)}' is "
+                    f"row {other.index} ({clean(other.name)})"
+                )
+        return row
+
+    def _one(self, key: str, text: str) -> Row:
+        found = dict[int, Row]()
+        if key in ("any", "index") and _INDEX.fullmatch(text) and int(text) < len(self.rows):
             found[int(text)] = self.rows[int(text)]
-        if entry.key in ("any", "id") and text in self.ids:
+            self.by_index = True
+        if key in ("any", "id") and text in self.ids:
             found[self.ids[text].index] = self.ids[text]
-        if entry.key in ("any", "path"):
+        if key in ("any", "path"):
             found.update((row.index, row) for row in self._by_path(text))
-        if len(found) == 1:
-            return next(iter(found.values()))
         if not found:
             raise RowError(f"'{clean(text)}' is no index from 0 to {len(self.rows) - 1}, id or file of the data")
-        which = ", ".join(f"row {row.index} ({clean(row.name)})" for row in list(found.values())[:3])
-        raise RowError(f"'{clean(text)}' could be {which}; use a .csv whose column is called index, path or id")
+        if len(found) > 1:
+            which = ", ".join(f"row {row.index} ({clean(row.name)})" for row in list(found.values())[:3])
+            raise RowError(f"'{clean(text)}' could be {which}; use a .csv whose column is called index, path or id")
+        row = next(iter(found.values()))
+        if key in ("any", "index") and text.isdecimal() and row.name in self.undecided:
+            raise RowError(
+                f"'{clean(text)}' is {clean(row.name)} or another name that sorts alike, in an order that timm leaves "
+                "to the file system; name the file instead"
+            )
+        return row
 
     def _by_path(self, text: str) -> Sequence[Row]:
-        path = PurePath(text)
-        if str(path) in self.names:
-            return (self.names[str(path)],)
-        size = len(path.parts)
-        return [row for row in self.bases.get(path.name, ()) if self.files[row.index].parts[-size:] == path.parts]
+        for path in (PurePath(text), PurePath(PureWindowsPath(text).as_posix())):
+            if str(path) in self.names:
+                return (self.names[str(path)],)
+            parts = _parts(path)
+            found = [row for row in self.bases.get(parts[-1] if parts else "", ()) if self._is(row, parts)]
+            if found:
+                return found
+        return ()
+
+    def _is(self, row: Row, parts: tuple[str, ...]) -> bool:
+        """Whether a path, as another machine may have written it, ends as this row's does, its root's name included."""
+        own = [_parts(self.files[row.index])]
+        if self.root is not None:
+            own.append(_parts(self.root / row.name))
+            named = (_composed(self.root.name), *_parts(PurePath(row.name)))
+            if parts[-len(named) :] == named and ".." not in parts:
+                return True
+        return any(whole[-len(parts) :] == parts for whole in own)
+
+
+def _parts(path: PurePath) -> tuple[str, ...]:
+    return tuple(_composed(part) for part in path.parts)
+
+
+def _composed(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
 
 
 def _entries(path: Path, name: str, rows: Sequence[Row], classes: Classes, rejections: Rejections) -> Sequence[_Entry]:
@@ -128,13 +242,18 @@ def _entries(path: Path, name: str, rows: Sequence[Row], classes: Classes, rejec
     header = records[0][1] if records else []
     if "is_label_issue" in header:
         return _from_cleanlab(header, records[1:], name, rows, classes, rejections)
+    if header[:1] and header[0] in PANDAS_INDEX and len(header) > 1:  # a table's own numbers, which count nothing here
+        header, records = header[1:], [(line, cells[1:]) for line, cells in records]
     keys = [column for column in header if column in _KEYS]
     if not keys and all(len(cells) == 1 for _, cells in records):
         return _from_lines([(line, cells[0].strip()) for line, cells in records], name, len(rows))
-    if len(keys) != 1 or len(set(header)) != len(header) or not set(header) <= {*keys, *_EXTRAS}:
+    meanings = [_KEYS[column] for column in keys]
+    known = len(set(header)) == len(header) and len(set(meanings)) == len(meanings)
+    if not keys or not known or not set(header) <= {*keys, *_EXTRAS}:
         raise DataRejected(
             f"{name} line 1: columns {clean(', '.join(header))} say neither rows nor examples",
-            hint="rows: index, path or id, optionally true_label, note; or cleanlab's is_label_issue; or path,label",
+            hint="rows: index, path or id, optionally label, true_label, note; or cleanlab's is_label_issue; or "
+            "path,label",
         )
     entries = []
     for line, values in records[1:]:
@@ -142,12 +261,17 @@ def _entries(path: Path, name: str, rows: Sequence[Row], classes: Classes, rejec
             rejections.add(f"line {line}", f"{len(values)} cells, the header has {len(header)}")
             continue
         cells = dict(zip(header, values, strict=True))
-        entries.append(_Entry(f"line {line}", cells[keys[0]], line, keys[0], cells))
+        named = {_KEYS[column]: cells[column] for column in keys if cells[column]}
+        key = next((k for k in ("path", "id", "index") if k in named), meanings[0])
+        also = {k: v for k, v in named.items() if k != key}
+        entries.append(_Entry(f"line {line}", named.get(key, ""), line, key, cells, also, cells.get("label")))
     return entries
 
 
 def _from_array(path: Path, name: str, count: int) -> list[_Entry]:
     array = read_npy(path)
+    if array.ndim == 2 and 1 in array.shape:  # np.argwhere, and np.where saved whole
+        array = array.reshape(-1)
     if array.ndim != 1:
         raise DataRejected(f"{name} has shape {array.shape}; a list of rows has one dimension")
     if array.dtype.kind == "b":
@@ -186,8 +310,9 @@ def _from_cleanlab(
     rejections: Rejections,
 ) -> list[_Entry]:
     """`CleanLearning.find_label_issues` or `Datalab.get_issues`, saved with or without the index, whole or filtered."""
-    indexed = header[0] in _PANDAS_INDEX
-    if not indexed and len(records) != len(rows):
+    named = next((column for column in header if _KEYS.get(column) == "path"), None)
+    indexed = header[0] in (*PANDAS_INDEX, "index")
+    if not indexed and named is None and len(records) != len(rows):
         raise DataRejected(
             f"{name} has {len(records)} lines for {len(rows)} rows and no index column",
             hint="save it with its index: issues.to_csv(path)",
@@ -200,24 +325,32 @@ def _from_cleanlab(
         if flag is None or len(values) != len(header):
             rejections.add(where, "no true or false in is_label_issue" if flag is None else f"{len(values)} cells")
             continue
+        given = cells.get("given_label", "")
         index = values[0] if indexed else str(position)
-        if _INDEX.fullmatch(index) and int(index) < len(rows) and _disagrees(cells, rows[int(index)], classes):
-            given, own = clean(cells["given_label"]), rows[int(index)].label
-            rejections.add(where, f"given_label '{given}', but row {index} has label {own}: other rows, or class order")
+        row = rows[int(index)] if named is None and _INDEX.fullmatch(index) and int(index) < len(rows) else None
+        if row is not None and _disagrees(given, row, classes):
+            rejections.add(where, _other_label(given, row))
         elif flag:
-            entries.append(_Entry(where, index, line, "index", {"note": _cleanlab_note(cells)}))
+            text, key = (index, "index") if named is None else (cells[named], "path")
+            also = {"index": cells["index"]} if named is not None and cells.get("index") else {}
+            entries.append(_Entry(where, text, line, key, {"note": _cleanlab_note(cells)}, also, given))
     return entries
 
 
-def _disagrees(cells: Mapping[str, str], row: Row, classes: Classes) -> bool:
-    """Whether cleanlab saw another label than the data has; unknown names cannot be compared."""
+def _disagrees(given: str, row: Row, classes: Classes) -> bool:
+    """Whether the list saw another label than the data has; unknown names cannot be compared."""
     meanings = set()
     for meaning in (classes.label, classes.named):
         try:
-            meanings.add(meaning(cells.get("given_label", "")))
+            meanings.add(meaning(given))
         except RowError:
             continue
     return bool(meanings) and row.label not in meanings
+
+
+def _other_label(given: str, row: Row) -> str:
+    where = clean(row.name) if row.name != "array" else "it"
+    return f"label '{clean(given)}', but row {row.index} ({where}) has label {row.label}: other rows, or class order"
 
 
 def _cleanlab_note(cells: Mapping[str, str]) -> str:

@@ -15,7 +15,7 @@ from memaudit.data.arrays import list_arrays
 from memaudit.data.classes import Classes, in_order
 from memaudit.data.decode import Progress
 from memaudit.data.examples import ExampleSet
-from memaudit.data.folder import class_folders, list_folder
+from memaudit.data.folder import class_names, list_folder
 from memaudit.data.images.preprocess import Preprocess
 from memaudit.data.listing import Listing
 from memaudit.data.manifest import SUFFIXES as MANIFESTS
@@ -36,6 +36,7 @@ def read(
     num_classes: int | None,
     class_names: Sequence[str] = (),
     class_order: str = "natural",
+    row_order: str | None = None,
     data: str | Path | None = None,
     limit: int | None = None,
     progress: Progress | None = None,
@@ -50,6 +51,8 @@ def read(
         num_classes: of the model; labels are validated against it.
         class_names: by label, for sources that write names; by default those of `data` or of `source` itself.
         class_order: `natural`, `lexical` or a file of names, for folders when `class_names` is not given.
+        row_order: `torchvision` or `timm`: the loader whose numbers the rows of an image folder have; by default they
+            are named or counted alike by both, or the caller is asked.
         data: folder, manifest or arrays whose rows `source` lists.
         limit: read at most so many rows, evenly spaced; the others are counted in `omitted`.
         progress: called with (done, total) after each image.
@@ -60,18 +63,18 @@ def read(
         UsageError: an option contradicts the source.
     """
     path = _issues(Path(source))
-    names = class_names or (() if paired else class_names_of(path if data is None else data, class_order))
+    names = class_names or (() if paired else class_names_of(path if data is None else data, class_order, row_order))
     classes = Classes.of(names, num_classes)
     if _is_row_list(path, data):
         if data is None:
             raise UsageError(f"{display(path)} is a list of rows; of what?", hint="name the data set: --data DIR|npz")
-        listing = select(path, _list(Path(data), classes, class_order, paired), classes)
+        listing = select(path, _list(Path(data), classes, class_order, row_order, paired), classes)
     else:
-        listing = _list(path, classes, class_order, paired)
+        listing = _list(path, classes, class_order, row_order, paired)
     return listing.load(preprocess, limit, progress)
 
 
-def class_names_of(source: str | Path, class_order: str = "natural") -> tuple[str, ...]:
+def class_names_of(source: str | Path, class_order: str = "natural", row_order: str | None = None) -> tuple[str, ...]:
     """The class names by label that `source` declares: a folder's sub-folders, or those in the file `class_order`.
 
     Raises:
@@ -81,7 +84,7 @@ def class_names_of(source: str | Path, class_order: str = "natural") -> tuple[st
     path = Path(source)
     if class_order not in ("natural", "lexical"):
         return in_order((), class_order)
-    return Classes.of(in_order(class_folders(path), class_order), None).names if path.is_dir() else ()
+    return class_names(path, class_order, row_order) if path.is_dir() else ()
 
 
 def remove_overlap(reference: ExampleSet, flagged: ExampleSet) -> tuple[ExampleSet, int]:
@@ -114,9 +117,9 @@ def described(source: str | Path) -> Arrays | None:
     return described_files(path) if path.exists() else None
 
 
-def _list(path: Path, classes: Classes, class_order: str, paired: bool) -> Listing:
+def _list(path: Path, classes: Classes, class_order: str, row_order: str | None, paired: bool) -> Listing:
     if path.is_dir():
-        return StackedListing.of(list_folder(path, classes, class_order))
+        return StackedListing.of(list_folder(path, classes, class_order, row_order))
     if path.suffix.lower() in MANIFESTS:
         return replace(StackedListing.of(list_manifest(path, classes)), paired=paired)
     if path.suffix.lower() in ARRAYS:

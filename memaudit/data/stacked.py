@@ -41,7 +41,8 @@ class StackedListing(FileListing):
                 f"{listing.source}: {len(arrays)} .npy files among {len(listing.files)}",
                 hint="a set holds images or arrays, not both",
             )
-        return cls(**{f.name: getattr(listing, f.name) for f in fields(listing)})
+        own = {f.name: getattr(listing, f.name) for f in fields(listing)}
+        return cls(**{**own, "root": None})  # no image loader numbers them
 
     def load(self, preprocess: Preprocess, limit: int | None = None, progress: Progress | None = None) -> ExampleSet:
         """Read and stack the files; all must have the first one's shape and type."""

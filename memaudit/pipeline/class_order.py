@@ -27,6 +27,7 @@ def check_class_order(names: Sequence[str], predicted: Tensor, labels: Tensor) -
     """
     given = tuple(names)
     if len(set(given)) != len(given) or int(labels.max()) >= len(given):
+        _check_mapping(predicted, labels)
         return
     right = predicted == labels
     for order in ("natural", "lexical"):
@@ -43,3 +44,28 @@ def check_class_order(names: Sequence[str], predicted: Tensor, labels: Tensor) -
                 f"{float(fits.float().mean()):.3f} with the classes in {order} order",
                 hint=f"Give the order the network was trained with: --class-order {order}, or a file of class names.",
             )
+    _check_mapping(predicted, labels)
+
+
+def _check_mapping(predicted: Tensor, labels: Tensor) -> None:
+    """Raise where every label stands for another class of the network: found on half of the rows, tested on the other.
+
+    Raises:
+        PremiseBroken: with the accuracy of both.
+    """
+    half, rest = slice(None, None, 2), slice(1, None, 2)
+    mapping = {label: int(predicted[half][labels[half] == label].mode().values) for label in set(labels[half].tolist())}
+    if len(set(mapping.values())) < len(mapping) or all(a == b for a, b in mapping.items()):
+        return
+    moved = labels.clone()
+    for label, other in mapping.items():
+        moved[labels == label] = other
+    right, fits = (predicted == labels)[rest], (predicted == moved)[rest]
+    wins, losses = int((fits & ~right).sum()), int((right & ~fits).sum())
+    if wins > losses and mcnemar(wins, losses) < CHANCE:
+        shown = ", ".join(f"{a} is {b}" for a, b in sorted(mapping.items()) if a != b)
+        raise PremiseBroken(
+            f"the class order is wrong (MEM902): reference accuracy is {float(right.float().mean()):.3f}, and "
+            f"{float(fits.float().mean()):.3f} with other labels for the same classes ({shown})",
+            hint="Give the classes in the order the network was trained with, one per line: --class-order FILE.",
+        )

@@ -65,11 +65,11 @@ def settle(
         if geometry not in sets:
             sets[geometry] = read_reference(adapter, None)
         reference = sets[geometry]
-        tried.append((architecture, adapter, reference, _right(adapter, reference, device)))
+        tried.append((architecture, adapter, reference, right(adapter, reference, device)))
     tried.sort(key=lambda t: -float(t[3].float().mean()))
     shown = [f"{clean(a)}: reference accuracy {float(r.float().mean()):.3f}" for a, _, _, r in tried]
     best = tried[0]
-    rivals = [t for t in tried[1:] if not _better(best[3], t[3])]
+    rivals = [t for t in tried[1:] if not better(best[3], t[3])]
     if rivals:
         raise UsageError(
             f"{clean(checkpoint.path.name)} fits {len(tried)} architectures that compute differently, "
@@ -101,10 +101,10 @@ def _prepare(
     for preset in adapter.presets:
         adapter.preprocess = preset
         reference = read_reference(adapter, PRESET_IMAGES)
-        tried.append((preset, _right(adapter, reference, device, PRESET_IMAGES)))
+        tried.append((preset, right(adapter, reference, device, PRESET_IMAGES)))
     adapter.preprocess = guess
     best = max(tried, key=lambda t: float(t[1].float().mean()))
-    if best[0] is tried[0][0] or not _better(best[1], tried[0][1]):
+    if best[0] is tried[0][0] or not better(best[1], tried[0][1]):
         return ()
     shown = "; ".join(f"{clean(p.origin)}: {float(r.float().mean()):.3f}" for p, r in tried)
     adapter.preprocess = replace(best[0], origin=f"{best[0].origin}, which fits the reference best")
@@ -112,7 +112,7 @@ def _prepare(
     return (ReportWarning(code="MEM907", message=message),)
 
 
-def _right(adapter: Adapter, reference: ExampleSet, device: str, most: int = TWIN_IMAGES) -> Tensor:
+def right(adapter: Adapter, reference: ExampleSet, device: str, most: int = TWIN_IMAGES) -> Tensor:
     """`(n,)` bool: which reference images the candidate predicts correctly."""
     target = resolve_device(device)
     adapter.module.to(target)
@@ -124,7 +124,7 @@ def _right(adapter: Adapter, reference: ExampleSet, device: str, most: int = TWI
     return predicted(margin(logits, reference.labels[rows].clamp(max=logits.shape[1] - 1)))
 
 
-def _better(best: Tensor, other: Tensor) -> bool:
+def better(best: Tensor, other: Tensor) -> bool:
     """Exact one-sided McNemar test on the images only one of the two gets right."""
     wins, losses = int((best & ~other).sum()), int((~best & other).sum())
     return wins + losses > 0 and mcnemar(wins, losses) < TWIN_P

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,10 @@ from memaudit.text import clean
 
 # An accuracy is plausible when it is above chance by this share of the room above chance.
 ABOVE_CHANCE = 0.2
+# Below this share of that room, figures are refused: half of the least that a trained network should have.
+LEVEL = 0.25
+# Share of the reference that may be given to outputs that no class of the data has.
+SPARE_SHARE = 0.005
 # Kernels may sum in another order for another batch size: relative to the largest logit, float32.
 BATCH_TOLERANCE = 1e-3
 
@@ -95,16 +101,21 @@ def check_labels(flagged: ExampleSet, reference: ExampleSet, classes: int) -> li
     return [ReportWarning(code="MEM103", message=said)]
 
 
-def check_accuracy(logits: Tensor, labels: Tensor, class_names: tuple[str, ...]) -> list[ReportWarning]:
+def check_accuracy(
+    logits: Tensor, labels: Tensor, class_names: tuple[str, ...], fitted: Tensor | None = None, accepted: bool = False
+) -> list[ReportWarning]:
     """The network does on the reference what it was trained for; a warning where it does so badly.
 
     Args:
         logits: `(R, classes)` of the reference; labels: `(R,)`.
+        fitted: `(F,)` bool: which flagged labels the network gives. One that gives them is fed as it was trained.
+        accepted: the user named an accuracy that is enough, and so knows of a weak network.
 
     Raises:
-        PremiseBroken: the accuracy is near chance, or much better with the classes in another order.
+        PremiseBroken: the accuracy is near chance, below `LEVEL`, or much better with the classes in another order.
     """
     check_class_order(class_names, logits.argmax(1), labels)
+    warnings = check_spare(class_names, logits.argmax(1), logits.shape[1])
     right, count, classes = int(predicted(margin(logits, labels)).sum()), len(labels), logits.shape[1]
     by_class = labels.bincount()
     common = int(by_class.max()) / count if int((by_class > 0).sum()) > 1 else 0.0
@@ -114,7 +125,37 @@ def check_accuracy(logits: Tensor, labels: Tensor, class_names: tuple[str, ...])
             f"reference accuracy is {right / count:.3f}, near chance ({1 / classes:.3f} for {classes} classes)",
             hint="Check the class order (--class-order), preprocessing (--mean, --std, --input-size) and model.",
         )
+    level = 1 / classes + LEVEL * (1 - 1 / classes)
+    given = 0.0 if fitted is None else wilson(int(fitted.sum()), len(fitted))[0]
+    if not accepted and high < level and given < level:
+        raise PremiseBroken(
+            f"reference accuracy is {right / count:.3f}, below {level:.3f}, a quarter of the way from chance to always "
+            "right: figures of a network that is not given what it was trained on mean nothing",
+            hint="Check the class order (--class-order) and preprocessing (--mean, --std, --input-size, "
+            "--channel-order); if it is that weak, say so: "
+            f"--min-reference-accuracy {math.floor(100 * right / count) / 100:g}",
+        )
     if low >= 0.5:
-        return []
+        return warnings
     said = f"reference accuracy is only {right / count:.3f}: check class order and preprocessing"
-    return [ReportWarning(code="MEM104", message=said)]
+    return [*warnings, ReportWarning(code="MEM104", message=said)]
+
+
+def check_spare(class_names: tuple[str, ...], predictions: Tensor, classes: int) -> list[ReportWarning]:
+    """A warning where the network has more outputs than the data has classes, as timm's default of 1000 leaves it.
+
+    Raises:
+        PremiseBroken: it predicts the others as well: then the data names another selection of its classes.
+    """
+    spare = classes - len(class_names)
+    if not class_names or spare <= 0:
+        return []
+    used = int((predictions >= len(class_names)).sum())
+    if used > SPARE_SHARE * len(predictions):
+        raise PremiseBroken(
+            f"the data names {len(class_names)} classes, the network has {classes} and gives {used} of "
+            f"{len(predictions)} reference images to the others; a label would name the wrong class",
+            hint="list all of the network's classes, one per line in label order, in a file: --class-order FILE",
+        )
+    said = f"the network has {classes} outputs and the data {len(class_names)} classes; it never predicts the others"
+    return [ReportWarning(code="MEM913", message=said)]

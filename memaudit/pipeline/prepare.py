@@ -97,7 +97,9 @@ def prepare(
     if evaluator.adapter.multi_label:
         warnings += check_labelwise(reference_margins, reference.labels, names)
     else:
-        warnings += check_accuracy(reference_seen.logits, reference.labels, names)
+        fitted = predicted(margin(flagged_seen.logits, flagged.labels))
+        accepted = settings.policy.min_reference_accuracy is not None
+        warnings += check_accuracy(reference_seen.logits, reference.labels, names, fitted, accepted)
     context = Context(
         evaluator=evaluator,
         settings=settings,

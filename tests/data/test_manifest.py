@@ -236,7 +236,7 @@ def test_without_a_class_count_any_index_serves(animals: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (("cat",), "the data declares 1 classes, the model has 2"),
+        (("cat", "dog", "eel"), "the data declares 3 classes, the model has 2"),
         (("cat", "cat"), "class name 'cat' is declared twice"),
         (("cat", ""), "class 1 has an empty name"),
     ],

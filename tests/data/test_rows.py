@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from memaudit.data import read
+from memaudit import data as sources
 from memaudit.errors import DataRejected, ExitCode
 from tests.data.test_read import SMALL, animals
 
 __all__ = ["animals"]
+
+read = partial(sources.read, row_order="timm")
 
 # animals: cat/1 cat/2 cat/10 dog/1 dog/2 dog/10 are rows 0..5; wanted is always rows 4 and 1.
 WANTED = [4, 1]
@@ -37,6 +40,9 @@ def data(animals: Path) -> Path:
         ("r.csv", "index\n4\n1\n", [2, 3]),
         ("r.csv", "path,note\ndog/2.png,x\ncat/2.png,\n", [2, 3]),
         ("r.csv", "path,label\ndog/2.png,1\ncat/2.png,0\n", [2, 3]),
+        ("r.csv", "index,path,label\n4,dog/2.png,dog\n1,cat/2.png,0\n", [2, 3]),
+        ("r.csv", ",filename\n0,dog/2.png\n1,cat/2.png\n", [2, 3]),
+        ("r.txt", "C:\\data\\animals\\dog\\2.png\n/home/ann/animals/cat/2.png\n", [1, 2]),
     ],
 )
 def test_lists_of_a_folders_rows(file: str, text: str, lines: list[int], data: Path) -> None:
@@ -166,7 +172,9 @@ BAD = [
     ("empty mask", "r.txt", "False\n" * 6, "selects none of the 6 rows"),
     ("nul", "r.txt", "4\0", "NUL"),
     ("columns", "r.csv", "score,rank\n4,1\n", "columns score, rank say neither rows nor examples"),
-    ("two keys", "r.csv", "index,path\n4,dog/2.png\n", "say neither rows nor examples"),
+    ("keys of two rows", "r.csv", "index,path\n3,dog/2.png\n", "is row 4 .*, but its index '3' is row 3"),
+    ("two paths", "r.csv", "file,path\ndog/2.png,dog/2.png\n", "say neither rows nor examples"),
+    ("another label", "r.csv", "index,label\n4,cat\n", "label 'cat', but row 4 .* has label 1"),
     ("unknown extra", "r.csv", "index,score\n4,1\n", "say neither"),
     ("missing cell", "r.csv", "index,note\n4\n", "line 2: 1 cells, the header has 2"),
     ("path as index", "r.csv", "path\n4\n", "'4' is no index"),
@@ -177,7 +185,7 @@ BAD = [
         "cleanlab of other rows",
         "r.csv",
         datalab(True, [4, 1], [1, 1, 1, 0, 0, 0]),
-        "given_label '0', but row 4 has label 1",
+        r"label '0', but row 4 \(dog/2\.png\) has label 1",
     ),
     ("cleanlab beyond", "r.csv", ",is_label_issue\n9,True\n", "line 2: '9' is no index"),
     ("cleanlab flag", "r.csv", ",is_label_issue\n1,maybe\n", "line 2: no true or false in is_label_issue"),
@@ -197,7 +205,7 @@ def test_a_list_that_does_not_name_rows_is_refused(name: str, file: str, text: s
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.array([[4, 1]]), r"has shape \(1, 2\)"),
+        (np.array([[4, 1], [1, 2]]), r"has shape \(2, 2\)"),
         (np.array([4.0, 1.0]), "is float64; give integers"),
         (np.array([True, False]), "a mask of 2 values for 6 rows"),
         (np.array([-1]), "element 0: '-1' is no index"),

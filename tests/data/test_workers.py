@@ -44,14 +44,14 @@ def children() -> list[int]:
 
 def test_pixels_are_those_of_decoding_here() -> None:
     with Workers(SMALL) as workers:
-        found = workers.decode(GOOD, ".png")
+        found, _ = workers.decode(GOOD, ".png")
     assert np.array_equal(found, as_array(fit(decode(GOOD, ".png", CHANNELS), SMALL)))
 
 
 def test_every_field_of_the_geometry_reaches_the_process() -> None:
     odd = Preprocess((1, 9, 5), crop_pct=0.7, interpolation="box", crop_mode="border", mean=(0.3,), std=(1.0,))
     with Workers(odd) as workers:
-        found = workers.decode(GOOD, ".png")
+        found, _ = workers.decode(GOOD, ".png")
     assert np.array_equal(found, as_array(fit(decode(GOOD, ".png", 1), odd)))
 
 
@@ -70,8 +70,8 @@ def test_reasons_come_through_as_what_they_are() -> None:
     with Workers(SMALL) as workers:
         with pytest.raises(Unreadable, match="the file is empty"):
             workers.decode(b"", ".png")
-        with pytest.raises(Unreadable, match=r"holds PNG but is named '\.jpg\\ufffd\\u202e'|holds PNG but is named"):
-            workers.decode(GOOD, ".jpg\udcff\u202e")
+        with pytest.raises(Unreadable, match="holds GIF"):
+            workers.decode(b"GIF89a", ".jpg\udcff\u202e")
         with pytest.raises(RowError, match="100 megapixels"):
             workers.decode(png_header(10_000, 10_000), ".png")
         workers.decode(GOOD, ".png")
@@ -164,7 +164,7 @@ def test_the_largest_honest_images_pass() -> None:
     }
     with Workers(SMALL) as workers:
         for suffix, content in files.items():
-            assert workers.decode(content, suffix).shape == SMALL.input_size, suffix
+            assert workers.decode(content, suffix)[0].shape == SMALL.input_size, suffix
 
 
 def test_io_of_a_pool_is_bounded_by_what_is_asked() -> None:

@@ -28,8 +28,7 @@ from memaudit.checkpoints import child
 from memaudit.checkpoints.sandbox import REFUSED
 from memaudit.checkpoints.source import Source
 from memaudit.data.images import worker
-from memaudit.data.images.decoding import decode
-from memaudit.data.images.geometry import fit
+from memaudit.data.images.decoding import Odd
 from memaudit.data.images.preprocess import Preprocess
 from memaudit.errors import MemauditError
 from memaudit.report.document import Report
@@ -171,8 +170,8 @@ class InThisProcess:
 
     def __exit__(self, *_: object) -> None: ...
 
-    def decode(self, content: bytes, suffix: str) -> np.ndarray:
-        return worker.as_array(fit(decode(content, suffix, self._preprocess.input_size[0]), self._preprocess))
+    def decode(self, content: bytes, suffix: str) -> tuple[np.ndarray, Odd]:
+        return worker.prepared(content, suffix, self._preprocess)
 
 
 def opened_here(source: Source, request: dict[str, object], output: BinaryIO) -> int:

@@ -1,26 +1,38 @@
-"""Decode one image file safely, by written rules.
+"""Decode one image file safely, by written rules: those of torchvision's and timm's loaders, as far as they go.
 
-Format: PNG, JPEG, WEBP, BMP or TIFF by content, and the extension agrees. Size: at most 40 megapixels, known from the
-header. Frames: the first. Orientation: EXIF applied. Colour: palettes expanded, alpha dropped (the colour beneath it
-stays, as training pipelines do), 16-bit samples keep their high byte, grey becomes three equal channels for a
-three-channel network and colour becomes luma for a one-channel one.
+Format: PNG, JPEG, WEBP, BMP, TIFF or netpbm by content, whatever the extension says. Size: at most 40 megapixels, known
+from the header. Frames: the first. Orientation: as the pixels lie, or EXIF applied. Colour: palettes expanded, alpha
+dropped (the colour beneath it stays), 16-bit samples cut at 255 or scaled by a stated depth, grey becomes three equal
+channels for a three-channel network and colour becomes luma for a one-channel one.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from enum import IntFlag
 from io import BytesIO
 
 import numpy as np
-from PIL import BmpImagePlugin, Image, ImageOps, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
+from PIL import (
+    BmpImagePlugin,
+    Image,
+    ImageOps,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 
 from memaudit.data.images import RowError, Unreadable
 from memaudit.data.images.geometry import MAX_PIXELS
+from memaudit.data.images.preprocess import Preprocess
 from memaudit.text import clean
 
 # Progressive files have about 10 scans; each of hundreds costs a pass over all of a large image's coefficients.
 MAX_SCANS = 50
+ORIENTATION = 0x0112  # the EXIF tag
 
 # The plugins themselves, not Image.open: it would try other formats, and warns on stderr about sizes we judge here.
 _OPENERS: dict[str, Callable[[BytesIO], Image.Image]] = {
@@ -29,6 +41,7 @@ _OPENERS: dict[str, Callable[[BytesIO], Image.Image]] = {
     "WEBP": WebPImagePlugin.WebPImageFile,
     "BMP": BmpImagePlugin.BmpImageFile,
     "TIFF": TiffImagePlugin.TiffImageFile,
+    "PPM": PpmImagePlugin.PpmImageFile,
 }
 SUFFIXES = {
     ".png": "PNG",
@@ -41,19 +54,39 @@ SUFFIXES = {
     ".dib": "BMP",
     ".tif": "TIFF",
     ".tiff": "TIFF",
+    ".ppm": "PPM",
+    ".pgm": "PPM",
+    ".pbm": "PPM",
+    ".pnm": "PPM",
 }
 
 
+class Odd(IntFlag):
+    """What a file has that training pipelines treat in ways of their own."""
+
+    TURNED = 1  # an EXIF orientation other than upright
+    DEEP = 2  # values above 255
+    BEYOND_12_BITS = 4
+    MISNAMED = 8  # the extension names another image format
+
+
 def decode(content: bytes, suffix: str, channels: int) -> Image.Image:
-    """The image in `content`, a file whose name ends in `suffix`: upright, with 1 (`L`) or 3 (`RGB`) channels.
+    """`decoded` as a pipeline does by default: with 1 (`L`) or 3 (`RGB`) channels."""
+    return decoded(content, suffix, Preprocess((channels, 1, 1)))[0]
+
+
+def decoded(content: bytes, suffix: str, preprocess: Preprocess) -> tuple[Image.Image, Odd]:
+    """The image in `content`, a file whose name ends in `suffix`, before its geometry; and what is odd about it.
+
+    Returns:
+        With 1 (`L`) or 3 (`RGB`) channels, or floats in [0, 1] (`F`) of an image with more bits and a stated depth.
 
     Raises:
         Unreadable: it cannot be decoded.
-        RowError: it is larger than an image may be.
+        RowError: it is larger than an image may be, or has more bits than were stated.
     """
     image_format = sniff(content)
-    if SUFFIXES.get(suffix.lower()) != image_format:
-        raise Unreadable(f"holds {image_format} but is named '{clean(suffix)}'; rename it")
+    odd = Odd.MISNAMED if SUFFIXES.get(suffix.lower()) != image_format else Odd(0)
     try:
         if image_format == "WEBP":  # the only plugin that allocates the canvas before it tells the size
             _check_size(*_webp_size(content))
@@ -64,13 +97,23 @@ def decode(content: bytes, suffix: str, channels: int) -> Image.Image:
         if image_format == "BMP" and image.info.get("compression") in (1, 2):
             raise Unreadable("run-length coded BMP; save it as PNG")
         image.load()
-        return to_channels(ImageOps.exif_transpose(image), channels)
+        odd |= _odd(image)
+        upright = ImageOps.exif_transpose(image) if preprocess.exif == "apply" else image
+        return to_channels(upright, preprocess.input_size[0], preprocess.bit_depth), odd
     except (Unreadable, RowError):
         raise
     except MemoryError:
         raise Unreadable(f"decoding this {image_format} takes more memory than its size justifies") from None
     except Exception as error:  # what Pillow raises on hostile bytes is an open list: struct.error, SyntaxError, ...
         raise Unreadable(f"{image_format} cannot be decoded ({clean(error, 120)})") from None
+
+
+def _odd(image: Image.Image) -> Odd:
+    odd = Odd.TURNED if image.getexif().get(ORIENTATION, 1) in range(2, 9) else Odd(0)
+    if image.mode.startswith("I;16"):
+        highest = int(np.asarray(image).max())
+        odd |= (Odd.DEEP if highest > 255 else Odd(0)) | (Odd.BEYOND_12_BITS if highest > 4095 else Odd(0))
+    return odd
 
 
 def sniff(content: bytes) -> str:
@@ -89,18 +132,27 @@ def sniff(content: bytes) -> str:
         return "BMP"
     if content[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return "TIFF"
+    if content[:1] == b"P" and content[1:2] in b"123456" and content[2:3].isspace():
+        return "PPM"
     raise Unreadable(_not_an_image(content))
 
 
-def to_channels(image: Image.Image, channels: int) -> Image.Image:
-    """`image` with 1 or 3 channels of 8 bits.
+def to_channels(image: Image.Image, channels: int, bit_depth: int | None = None) -> Image.Image:
+    """`image` with 1 or 3 channels of 8 bits; or one of floats, where it has more bits and their depth is stated.
 
     Raises:
         Unreadable: its samples (32-bit integers, floats) have no declared range.
+        RowError: a value is beyond `bit_depth`.
     """
     mode = "L" if channels == 1 else "RGB"
     if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        values = np.asarray(image)
+        if bit_depth is not None:
+            highest, limit = int(values.max()), 2**bit_depth - 1
+            if highest > limit:
+                raise RowError(f"holds values to {highest}, more than {bit_depth} bits (--bit-depth)")
+            return Image.fromarray((values / np.float32(limit)).astype(np.float32))
+        image = Image.fromarray(np.minimum(values, 255).astype(np.uint8))
     if image.mode.startswith(("I", "F")):
         raise Unreadable(f"samples of mode '{image.mode}' have no known range; save it with 8 or 16 bits")
     if image.mode == "P" and "transparency" in image.info:

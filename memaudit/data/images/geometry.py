@@ -59,7 +59,7 @@ def fit(image: Image.Image, preprocess: Preprocess) -> Image.Image:
         RowError: it is so long and narrow that resizing it would need more than 40 megapixels.
     """
     _, height, width = preprocess.input_size
-    if image.size == (width, height):
+    if image.size == (width, height) and not preprocess.exact:
         return image
     share = preprocess.crop_pct or _DEFAULT_CROP
     target = (math.floor(height / share), math.floor(width / share))

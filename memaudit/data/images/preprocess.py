@@ -26,6 +26,11 @@ class Preprocess:
         crop_mode: timm's names: `center` keeps the aspect ratio and crops, `squash` does not keep it, `border` pads.
         tokens: inputs are whole numbers that the network looks up (token ids), never scaled nor changed.
         masked: inputs are `(2, T)`: token ids, and which of them count.
+        exif: `ignore`: the orientation tag of a photograph is left alone, as torchvision and timm do; or `apply`.
+        bit_depth: of images with more than 8 bits: their values become floats in [0, 1] of this range; None: they are
+            cut at 255, as Pillow does for torchvision and timm.
+        exact: images of the network's size are resized and cropped like all others.
+        bgr: the network takes its channels as blue, green, red.
         raw: nothing is known of the range of float images: the network takes whatever the arrays hold.
     """
 
@@ -39,6 +44,10 @@ class Preprocess:
     origins: tuple[tuple[str, str], ...] = field(default=(), compare=False)
     tokens: bool = False
     masked: bool = False
+    exif: str = "ignore"
+    bit_depth: int | None = None
+    exact: bool = False
+    bgr: bool = False
     raw: bool = False
 
     @property
@@ -51,6 +60,8 @@ class Preprocess:
 
         Mean and std are along the first axis of an input: the channels of an image or signal, the columns of a table.
         """
+        if self.bgr:
+            batch = batch.flip(1)
         if not self.mean:
             return batch
         both = to_device(batch.new_tensor([self.mean, self.std], device="cpu"), batch.device)

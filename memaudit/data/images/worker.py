@@ -17,13 +17,13 @@ import numpy as np
 from PIL import Image
 
 from memaudit.data.images import RowError, Unreadable
-from memaudit.data.images.decoding import decode
+from memaudit.data.images.decoding import Odd, decoded
 from memaudit.data.images.geometry import fit
 from memaudit.data.images.preprocess import Preprocess
 from memaudit.system import isolated
 
-# Bytes of the file name's suffix and of the content; what the answer is, and its bytes.
-REQUEST, ANSWER = struct.Struct("<IQ"), struct.Struct("<BQ")
+# Bytes of the file name's suffix and of the content; what the answer is, what is odd about the file, and its bytes.
+REQUEST, ANSWER = struct.Struct("<IQ"), struct.Struct("<BBQ")
 PIXELS, UNREADABLE, ROW_ERROR = range(3)
 
 
@@ -40,8 +40,8 @@ def main() -> None:
     while head := requests.read(REQUEST.size):
         suffix, size = REQUEST.unpack(head)
         isolated.limit_time(request["seconds"])
-        kind, body = _answer(requests.read(suffix).decode(), requests.read(size), preprocess)
-        _send(answers, kind, body)
+        kind, odd, body = _answer(requests.read(suffix).decode(), requests.read(size), preprocess)
+        _send(answers, kind, odd, body)
 
 
 def as_array(image: Image.Image) -> np.ndarray:
@@ -50,17 +50,31 @@ def as_array(image: Image.Image) -> np.ndarray:
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
 
-def _answer(suffix: str, content: bytes, preprocess: Preprocess) -> tuple[int, bytes]:
+def prepared(content: bytes, suffix: str, preprocess: Preprocess) -> tuple[np.ndarray, Odd]:
+    """The image in `content` at the network's size, and what is odd about the file.
+
+    Returns:
+        `(C, H, W)`: uint8, or float32 in [0, 1] where a bit depth is stated.
+    """
+    image, odd = decoded(content, suffix, preprocess)
+    array = as_array(fit(image, preprocess))
+    if preprocess.bit_depth is not None:
+        array = array.astype(np.float32) / 255 if array.dtype == np.uint8 else array.clip(0, 1)
+        array = np.broadcast_to(array, preprocess.input_size)
+    return array, odd
+
+
+def _answer(suffix: str, content: bytes, preprocess: Preprocess) -> tuple[int, int, bytes]:
     try:
-        image = fit(decode(content, suffix, preprocess.input_size[0]), preprocess)
+        pixels, odd = prepared(content, suffix, preprocess)
     except Unreadable as reason:
-        return UNREADABLE, str(reason).encode()
+        return UNREADABLE, 0, str(reason).encode()
     except RowError as reason:
-        return ROW_ERROR, str(reason).encode()
-    return PIXELS, as_array(image).tobytes()
+        return ROW_ERROR, 0, str(reason).encode()
+    return PIXELS, int(odd), pixels.tobytes()
 
 
-def _send(answers: BinaryIO, kind: int, body: bytes) -> None:
-    answers.write(ANSWER.pack(kind, len(body)))
+def _send(answers: BinaryIO, kind: int, odd: int, body: bytes) -> None:
+    answers.write(ANSWER.pack(kind, odd, len(body)))
     answers.write(body)
     answers.flush()

@@ -13,6 +13,7 @@ from typing import IO, Self, cast
 import numpy as np
 
 from memaudit.data.images import RowError, Unreadable
+from memaudit.data.images.decoding import Odd
 from memaudit.data.images.preprocess import Preprocess
 from memaudit.data.images.worker import ANSWER, PIXELS, REQUEST, ROW_ERROR
 from memaudit.system import isolated
@@ -39,7 +40,8 @@ class Workers:
         self, preprocess: Preprocess, memory: int = MEMORY, seconds: float = SECONDS, patience: float = PATIENCE
     ) -> None:
         self._shape = preprocess.input_size
-        fields = ("input_size", "crop_pct", "interpolation", "crop_mode", "mean")
+        self._dtype = np.uint8 if preprocess.bit_depth is None else np.float32
+        fields = ("input_size", "crop_pct", "interpolation", "crop_mode", "mean", "exif", "bit_depth", "exact")
         geometry = {k: getattr(preprocess, k) for k in fields}
         request = {"preprocess": geometry, "memory": memory, "seconds": seconds}
         self._command = isolated.command("memaudit.data.images.worker", request)
@@ -53,8 +55,8 @@ class Workers:
         while not self._idle.empty():
             self._idle.get().close()
 
-    def decode(self, content: bytes, suffix: str) -> np.ndarray:
-        """The image in `content`, of a file whose name ends in `suffix`: uint8 `(C, H, W)`.
+    def decode(self, content: bytes, suffix: str) -> tuple[np.ndarray, Odd]:
+        """The image in `content`, of a file whose name ends in `suffix`, as `worker.prepared` gives it.
 
         Raises:
             Unreadable: it cannot be decoded, or decoding it crashed, hung or took too much.
@@ -69,9 +71,9 @@ class Workers:
         if answer is None:
             raise Unreadable(worker.why(self._seconds, self._patience))
         self._idle.put(worker)
-        kind, body = answer
+        kind, odd, body = answer
         if kind == PIXELS:
-            return np.frombuffer(body, dtype=np.uint8).reshape(self._shape)
+            return np.frombuffer(body, dtype=self._dtype).reshape(self._shape), Odd(odd)
         raise (RowError if kind == ROW_ERROR else Unreadable)(clean(body.decode("utf-8", "replace"), 1000))
 
 
@@ -81,8 +83,8 @@ class _Worker:
         self.process = isolated.start(command, "decodes images", subprocess.PIPE, subprocess.PIPE)
         self.requests, self.answers = cast("IO[bytes]", self.process.stdin), cast("IO[bytes]", self.process.stdout)
 
-    def ask(self, content: bytes, suffix: str, patience: float) -> tuple[int, bytes] | None:
-        """The kind and body of the answer; None where the process ended instead."""
+    def ask(self, content: bytes, suffix: str, patience: float) -> tuple[int, int, bytes] | None:
+        """The kind, the oddities and the body of the answer; None where the process ended instead."""
         end = Timer(patience, self._end)
         end.daemon = True
         end.start()
@@ -94,10 +96,10 @@ class _Worker:
                 self.requests.flush()
             head = self.answers.read(ANSWER.size)
             if len(head) == ANSWER.size:
-                kind, size = ANSWER.unpack(head)
+                kind, odd, size = ANSWER.unpack(head)
                 body = self.answers.read(size)
                 if len(body) == size:
-                    return kind, body
+                    return kind, odd, body
         finally:
             end.cancel()
         self.close()
