@@ -33,6 +33,8 @@ class Profile:
         checkpoints: of a series that the audits over time use, evenly spread, first and last included.
         flagged_rows, reference_rows: most examples the audits over time run at each checkpoint.
         retrain_rows, retrain_epochs, retrain_seeds: reference examples a layer is trained on, and how often.
+        relearnings: ways in which the network is put back and relearned, to ask for the labels.
+        relearn_rows: reference examples that are relearned from, at most, half of them at a time.
     """
 
     search_rows: int = 1024
@@ -53,18 +55,22 @@ class Profile:
     retrain_rows: int = 1000
     retrain_epochs: int = 8
     retrain_seeds: int = 2
+    relearnings: int = 3
+    relearn_rows: int = 2000
 
 
 PROFILES: Mapping[str, Profile] = {
     "fast": Profile(
         search_rows=256, panel_rows=256, at_risk=16, at_random=4, sampled=256, others=2, neurons=16, clean=16,
         checkpoints=7, flagged_rows=128, reference_rows=512, retrain_rows=1000, retrain_epochs=5, retrain_seeds=1,
+        relearnings=0,
     ),
     "standard": Profile(),
     "deep": Profile(
         search_rows=2048, look_ahead=256, panel_rows=2048, at_risk=1024, at_random=1024, copies=4, draws=50,
         others=64, neurons=1000, clean=256, seeds=2,
         checkpoints=32, flagged_rows=2048, reference_rows=4096, retrain_rows=4096, retrain_epochs=24, retrain_seeds=5,
+        relearnings=9, relearn_rows=8000,
     ),
 }  # fmt: skip
 

@@ -69,9 +69,9 @@ class Named(nn.Module):
     def __init__(self):
         super().__init__()
         self.net = nn.Sequential(
-            nn.Conv1d(2, 32, 5, padding=2), nn.BatchNorm1d(32), nn.ReLU(), nn.MaxPool1d(2),
-            nn.Conv1d(32, 64, 5, padding=2), nn.BatchNorm1d(64), nn.ReLU(), nn.AdaptiveAvgPool1d(4), nn.Flatten(),
-            nn.Linear(256, 64), nn.ReLU())
+            nn.Conv1d(2, 16, 5, padding=2), nn.BatchNorm1d(16), nn.ReLU(), nn.MaxPool1d(2),
+            nn.Conv1d(16, 32, 5, padding=2), nn.BatchNorm1d(32), nn.ReLU(), nn.AdaptiveAvgPool1d(4), nn.Flatten(),
+            nn.Linear(128, 64), nn.ReLU())
         self.head = nn.Linear(64, 3)
 
     def forward(self, x):
@@ -87,9 +87,9 @@ class Pair(nn.Module):
     def __init__(self):
         super().__init__()
         self.net = nn.Sequential(
-            nn.Conv3d(1, 16, 3, padding=1), nn.BatchNorm3d(16), nn.ReLU(), nn.MaxPool3d(2),
-            nn.Conv3d(16, 32, 3, padding=1), nn.BatchNorm3d(32), nn.ReLU(), nn.MaxPool3d(2), nn.Flatten(),
-            nn.Linear(256, 64), nn.ReLU(), nn.Linear(64, 2))
+            nn.Conv3d(1, 8, 3, padding=1), nn.BatchNorm3d(8), nn.ReLU(), nn.MaxPool3d(2),
+            nn.Conv3d(8, 16, 3, padding=1), nn.BatchNorm3d(16), nn.ReLU(), nn.MaxPool3d(2), nn.Flatten(),
+            nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 2))
 
     def forward(self, x):
         out = self.net(x)
@@ -125,7 +125,7 @@ class Case:
     y: np.ndarray
     loss: str = "classes"
     mask: np.ndarray | None = None
-    steps: int = 300
+    steps: int = 150
 
 
 def _standard(x: np.ndarray) -> np.ndarray:
@@ -144,16 +144,16 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
 
 def _signals(draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Two channels of a tone of one of three pitches, in noise."""
-    y, t = draw.integers(0, 3, 400), np.arange(64)
-    phase = draw.uniform(0, 2 * np.pi, (400, 2, 1))
+    y, t = draw.integers(0, 3, 240), np.arange(32)
+    phase = draw.uniform(0, 2 * np.pi, (240, 2, 1))
     pitch = np.array([0.1, 0.2, 0.35])[y][:, None, None]
-    return (np.sin(2 * np.pi * pitch * t + phase) + draw.normal(0, 0.7, (400, 2, 64))).astype(np.float32), y
+    return (np.sin(2 * np.pi * pitch * t + phase) + draw.normal(0, 0.5, (240, 2, 32))).astype(np.float32), y
 
 
 def _volumes(draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """A bright block in the upper or the lower half, in noise."""
-    y, x = draw.integers(0, 2, 300), draw.normal(0, 0.5, (300, 1, 8, 8, 8))
-    for i, (depth, row, column) in enumerate(draw.integers(0, 3, (300, 3))):
+    y, x = draw.integers(0, 2, 160), draw.normal(0, 0.5, (160, 1, 8, 8, 8))
+    for i, (depth, row, column) in enumerate(draw.integers(0, 3, (160, 3))):
         depth += 4 * y[i]
         x[i, 0, depth : depth + 2, row : row + 4, column : column + 4] += 1.5
     return x.astype(np.float32), y

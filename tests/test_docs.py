@@ -20,10 +20,10 @@ from safetensors.torch import load_file
 
 from memaudit.adapters.base import Adapter
 from memaudit.audits.localize.audit import RANDOM_BUDGET, REFERENCE_BUDGET
+from memaudit.audits.memorization.verdict import LEVEL
 from memaudit.cli import program
 from memaudit.data import Preprocess
 from memaudit.errors import ExitCode
-from memaudit.pipeline.auditor import ATYPICAL_P
 from tests.cli_support import NETWORK, command, write_work
 from tests.conftest import Trained
 from tests.networks import DigitsNet
@@ -159,7 +159,7 @@ def test_the_warnings_are_those_of_the_program() -> None:
 
 def test_the_limits_are_those_of_the_program() -> None:
     page = " ".join(text().split())
-    assert f"at most {ATYPICAL_P * 100:g} % of the reference examples are as badly supported" in page
+    assert f"at most {LEVEL * 100:g} % of the reference examples are as badly supported" in page
     assert f"falls by more than {REFERENCE_BUDGET * 100:g} points" in page
     assert f"more than 1 random draw in {1 / RANDOM_BUDGET:g} does it too" in page
 

@@ -69,6 +69,23 @@ class Support:
     similarity: Tensor
 
 
+@dataclass(frozen=True)
+class Neighbours:
+    """What neighbours say of labels: larger scores are less supported.
+
+    Attributes:
+        flagged: of each flagged label.
+        rows: reference rows that were scored, each among the others: `own` for their labels `(n,)`.
+        others: other labels of the same examples, drawn; `other` `(n,)` is how they score.
+    """
+
+    flagged: Support
+    rows: Tensor
+    own: Tensor
+    others: Tensor
+    other: Tensor
+
+
 def observe(evaluator: Evaluator, examples: ExampleSet, space: UnitSpace) -> Observation:
     """Logits, neighbour features, and the range and mean of every site, in one pass."""
     voting = voting_sites(space)
@@ -173,17 +190,29 @@ def atypicality(
     return Support(score.clamp(0, 1), p_value, nearest, alike)
 
 
-def leave_one_out(features: Sequence[Tensor], labels: Tensor, paired: bool = False) -> Tensor:
-    """The scores of at most `CALIBRATION` reference examples, each among the others: what `p_value` compares with."""
-    sample = torch.arange(len(labels))[:: max(1, -(-len(labels) // CALIBRATION))]
+def sampled(count: int) -> Tensor:
+    """Which of `count` reference examples `leave_one_out` scores: at most `CALIBRATION`, evenly spread."""
+    return torch.arange(count)[:: max(1, -(-count // CALIBRATION))]
+
+
+def leave_one_out(
+    features: Sequence[Tensor], labels: Tensor, paired: bool = False, asked: Tensor | None = None
+) -> Tensor:
+    """The scores of the `sampled` reference examples, each among the others: what `p_value` compares with.
+
+    Args:
+        asked: `(R,)` labels to score in place of their own.
+    """
+    sample = sampled(len(labels))
     k, own = _neighbours(labels), torch.zeros(len(sample))
+    query = (labels if asked is None else asked)[sample]
     for base in features:
         keys = F.normalize(base - base.mean(0), dim=1)
         for start in range(0, len(sample), 1024):
             rows = sample[start : start + 1024]
             similarity = _similarity(keys[rows], labels[rows], keys, labels, paired)
             similarity[torch.arange(len(rows)), rows] = -torch.inf  # no example votes for itself
-            own[start : start + 1024] += _supporting(similarity, labels[rows], labels, k)
+            own[start : start + 1024] += _supporting(similarity, query[start : start + 1024], labels, k)
     return (1 - own / len(features)).clamp(0, 1)
 
 

@@ -10,6 +10,7 @@ from functools import cached_property
 
 from torch import Tensor
 
+from memaudit.audits.atypicality import Neighbours
 from memaudit.audits.panels import Panels, drawn_panels
 from memaudit.data import ExampleSet
 from memaudit.engine.answers import predicted
@@ -37,6 +38,7 @@ class Context:
         fill: per site what ablated units take instead of 0.
         states: checkpoints of the series, earliest first, the audited model last.
         deadline: seconds since the epoch; no further piece of work is begun after it.
+        neighbours: how far neighbours support the labels; None where nobody asked them.
     """
 
     evaluator: Evaluator
@@ -52,6 +54,7 @@ class Context:
     states: Sequence[State] = ()
     progress: Progress = field(default_factory=Silent)
     deadline: float = float("inf")
+    neighbours: Neighbours | None = None
 
     @property
     def profile(self) -> Profile:

@@ -8,6 +8,7 @@ from memaudit.audits.base import Audit
 from memaudit.audits.gradients import Gradients
 from memaudit.audits.learning import LearningOrder
 from memaudit.audits.localize.audit import Localize
+from memaudit.audits.memorization.audit import Memorized
 from memaudit.audits.retrain import Retrain
 from memaudit.audits.rewind import Rewind
 from memaudit.errors import UsageError
@@ -22,7 +23,7 @@ BY_NAME: Mapping[str, Audit] = {
 
 
 def chosen(settings: Settings, earlier: bool) -> tuple[Audit, ...]:
-    """The audits that will run, in order; learning order comes with any that needs a series.
+    """The audits that will run, in order: memorization always, learning order with any that needs a series.
 
     Args:
         earlier: there are earlier checkpoints of the model.
@@ -39,5 +40,5 @@ def chosen(settings: Settings, earlier: bool) -> tuple[Audit, ...]:
             f"{over_time[0]} needs earlier checkpoints of the model, and there are none",
             hint="Name them with --checkpoints DIR, GLOB or FILE; memaudit inspect MODEL shows what is found.",
         )
-    first: tuple[Audit, ...] = (LearningOrder(),) if over_time else ()
+    first: tuple[Audit, ...] = (Memorized(), *([LearningOrder()] if over_time else []))
     return (*first, *(BY_NAME[name] for name in AUDITS if name in names))

@@ -126,12 +126,13 @@ def _train(
     if len(order) > BATCH and len(order) % BATCH == 1:
         order.pop()  # BatchNorm cannot train on a single example
 
-    with attributes(_own_norms(evaluator.adapter.module, group), training=True):
+    with attributes(own_norms(evaluator.adapter.module, group), training=True):
         rows = [reference.rows[i] for i in order]
         evaluator.each(reference.examples, rows, Descent(optimizer), batch=BATCH, backward=1, changing=changing)
 
 
-def _own_norms(module: nn.Module, group: LayerGroup) -> list[nn.Module]:
+def own_norms(module: nn.Module, group: LayerGroup) -> list[nn.Module]:
+    """The BatchNorm modules whose statistics belong to `group`."""
     owned = set(group.names)
     return [m for p, m in module.named_modules() if isinstance(m, _BatchNorm) and f"{p}.running_mean" in owned]
 

@@ -39,7 +39,7 @@ def audits(text: str | None) -> tuple[str, ...] | None:
     return names
 
 
-def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
+def numbers(text: str | None, option: str, example: str = "0.5,0.5,0.5") -> tuple[float, ...] | None:
     """Comma-separated numbers.
 
     Raises:
@@ -52,7 +52,7 @@ def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
     except ValueError:
         values = (float("nan"),)
     if not all(abs(v) < 1e6 for v in values):
-        raise UsageError(f"{option} {clean(text)!r} is no list of numbers", hint=f"For example: {option} 0.5,0.5,0.5")
+        raise UsageError(f"{option} {clean(text)!r} is no list of numbers", hint=f"For example: {option} {example}")
     return values
 
 
@@ -92,10 +92,10 @@ def size(text: str | None) -> tuple[int, ...] | None:
         UsageError: it is none of these.
     """
     if text is not None and text.startswith("(") and text.endswith(")"):
-        exact = numbers(text[1:-1].rstrip(", "), "--input-size")
+        exact = numbers(text[1:-1].rstrip(", "), "--input-size", "3,224,224")
         if exact and all(v == int(v) and v >= 1 for v in exact):
             return tuple(int(v) for v in exact)
-    size = numbers(text, "--input-size")
+    size = numbers(text, "--input-size", "3,224,224")
     if size is None:
         return None
     if any(v != int(v) or not 1 <= v <= 8192 for v in size) or len(size) > 3:

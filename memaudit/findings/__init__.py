@@ -26,6 +26,8 @@ from memaudit.findings.erasure import TriedEdit as TriedEdit
 from memaudit.findings.finding import Atypicality as Atypicality
 from memaudit.findings.finding import AugmentedControl as AugmentedControl
 from memaudit.findings.finding import Controls as Controls
+from memaudit.findings.finding import Estimate as Estimate
+from memaudit.findings.finding import EstimatePart as EstimatePart
 from memaudit.findings.finding import Example as Example
 from memaudit.findings.finding import Finding as Finding
 from memaudit.findings.finding import FlaggedOthersControl as FlaggedOthersControl
@@ -39,6 +41,7 @@ from memaudit.findings.group import CurvePoint as CurvePoint
 from memaudit.findings.group import Groups as Groups
 from memaudit.findings.group import KnownUnits as KnownUnits
 from memaudit.findings.group import MatchedControls as MatchedControls
+from memaudit.findings.group import Memorization as Memorization
 from memaudit.findings.group import Neuron as Neuron
 from memaudit.findings.group import Share as Share
 from memaudit.findings.group import Slice as Slice

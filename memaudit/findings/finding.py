@@ -57,6 +57,23 @@ class Learning(Plain):
     confidence: list[Rate] = Field(description="softmax probability of the label at each checkpoint of the series")
 
 
+class EstimatePart(Plain):
+    """One kind of evidence that the example is memorized."""
+
+    name: str = Field(description="what was asked: neighbours, probes, relearned, along training, ...")
+    score: Rate = Field(description="1 - support for the label by what does not know it: near 1 is memorized")
+    p_value: Rate = Field(description="chance that a clean example scores as high")
+
+
+class Estimate(Plain):
+    """How much the example is memorized: what the model says less what is said without knowing the label."""
+
+    score: Rate = Field(description="the parts joined; near 1: the label is held by this example alone")
+    p_value: Rate = Field(description="chance that a clean, fitted example scores as high")
+    q_value: Rate | None = Field(default=None, description="p_value adjusted over the list (Benjamini-Hochberg)")
+    parts: list[EstimatePart] = []
+
+
 class Sampled(Plain):
     """Reference examples measured before and after a cut."""
 
@@ -124,6 +141,7 @@ class Finding(Plain):
     atypicality: Atypicality | None
     nearest: list[Neighbour] = Field(default=[], description="the three nearest reference examples, nearest first")
     learning: Learning | None = Field(default=None, description="a second view of atypicality, with a series")
+    estimate: Estimate | None = Field(default=None, description="what `memorized` is decided by")
     before: Prediction
     after: Prediction | None = None
     units: list[UnitRef] = Field(default=[], description="in the order they were cut")

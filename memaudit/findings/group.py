@@ -73,6 +73,32 @@ class Groups(Plain):
     stability: Stability | None = None
 
 
+class Memorization(Plain):
+    """How many of the list are memorized beyond chance, and how good the evidence is."""
+
+    called: int = Field(ge=0, description="fitted examples that are called memorized")
+    reached: int = Field(ge=0, description="fitted examples whose p-value is at most `level`")
+    expected: Number = Field(ge=0, description="as many would be, were the whole list clean")
+    beyond: Number = Field(ge=0, description="how many of `reached` are memorized beyond chance")
+    beyond_low: int = Field(ge=0, description="95 % interval of `beyond`")
+    beyond_high: int = Field(ge=0)
+    chance: Rate = Field(description="p-value that the whole list is clean; above 0.05 nothing is called")
+    level: Rate = 0.05
+    calibration: int = Field(ge=0, description="clean examples, predicted as labelled, that p-values compare with")
+    power: Rate = Field(description="share of changed labels of clean examples that reach `level`: at most so many")
+    power_low: Rate
+    power_high: Rate
+    false_alarms: Rate = Field(description="share of clean, predicted examples that reach `level`")
+    false_alarms_low: Rate
+    false_alarms_high: Rate
+    false_alarms_hard: Rate = Field(description="share of all clean examples that reach it, also those mispredicted")
+    parts: list[str]
+    true_label_known: int = Field(default=0, ge=0, description="examples whose true label is given")
+    true_label_lost: int = Field(
+        default=0, ge=0, description="of those, predicted as flagged although the true label is another"
+    )
+
+
 class Summary(Plain):
     """Counts and averages over the findings; every rate is derivable from `findings`."""
 
@@ -95,6 +121,10 @@ class Summary(Plain):
     true_label_high: Rate | None = None
     atypicality_auroc: Rate | None = Field(
         default=None, description="chance that a flagged example is less supported than a reference example"
+    )
+    memorization: Memorization | None = None
+    estimate_auroc: Rate | None = Field(
+        default=None, description="chance that a flagged example's estimate is above a clean example's"
     )
     learning_auroc: Rate | None = Field(
         default=None, description="chance that a fitted flagged example is learned later than a fitted reference one"

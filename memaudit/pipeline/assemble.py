@@ -29,6 +29,7 @@ from memaudit.findings import (
     Groups,
     LayerEvidence,
     LayerUnits,
+    Memorization,
     ModelInfo,
     Neuron,
     Outcome,
@@ -119,7 +120,7 @@ def assemble(evidence: Measured, findings: Sequence[Finding]) -> Report:
         known_units=whole.get("known_units"),
         series=whole.get("series", []),
         layers=evidence.layers,
-        warnings=[*incomplete, *evidence.warnings],
+        warnings=[*incomplete, *evidence.warnings, *whole.get("warnings", [])],
         gate=gate,
     )
 
@@ -268,6 +269,8 @@ def _summary(findings: Sequence[Finding], evidence: Measured) -> Summary:
     back = sum(f.after is not None and f.after.prediction == f.example.true_label for f in known)
     back_low, back_high = wilson(back, len(known))
     lateness = evidence.whole.get("lateness")
+    estimates = torch.tensor([f.estimate.score for f in findings if f.estimate and f.fitted])
+    clean: Tensor | None = evidence.whole.get("estimates")
     late = torch.tensor([f.learning.score for f in findings if f.learning and f.fitted])
     return Summary(
         flagged=len(findings),
@@ -286,10 +289,19 @@ def _summary(findings: Sequence[Finding], evidence: Measured) -> Summary:
         true_label_low=tidy(back_low) if known else None,
         true_label_high=tidy(back_high) if known else None,
         atypicality_auroc=tidy(_auroc(scores, calibration)) if len(scores) else None,
+        memorization=_memorization(findings, evidence.whole.get("memorization")),
+        estimate_auroc=tidy(_auroc(estimates, clean)) if clean is not None and len(estimates) else None,
         learning_auroc=tidy(_auroc(late, lateness)) if lateness is not None and len(late) else None,
         learning_flagged=len(late),
         learning_reference=0 if lateness is None else len(lateness),
     )
+
+
+def _memorization(findings: Sequence[Finding], found: Memorization | None) -> Memorization | None:
+    """With the count that needs no estimate: wrong labels, known as such, that the model gives all the same."""
+    known = [f for f in findings if f.example.true_label is not None]
+    lost = sum(f.fitted and f.example.true_label != f.example.label for f in known)
+    return None if found is None else found.model_copy(update={"true_label_known": len(known), "true_label_lost": lost})
 
 
 def _auroc(positive: Tensor, negative: Tensor) -> float:

@@ -31,9 +31,6 @@ from memaudit.report.document import Report
 from memaudit.settings import Progress, Provenance, Settings, Silent
 from memaudit.system.memory import keeping_freed
 
-# A label is atypical when at most this share of the reference is as unsupported.
-ATYPICAL_P = 0.05
-
 
 class Auditor:
     """One audit of one loaded model.
@@ -227,7 +224,6 @@ class Auditor:
             id=finding_id(example.id, example.label),
             example=example,
             fitted=fitted,
-            memorized=fitted and p_value <= ATYPICAL_P,
             atypicality=interned(Atypicality(score=tidy(score), p_value=tidy(p_value))),
             nearest=observed.nearest(row),
             before=prediction(observed.logits[row], example.label),

@@ -9,10 +9,21 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-from memaudit.audits.atypicality import Observation, Support, live_units, observe, observe_flagged
+from memaudit.audits.atypicality import (
+    Neighbours,
+    Observation,
+    Support,
+    leave_one_out,
+    live_units,
+    observe,
+    observe_flagged,
+    sampled,
+)
 from memaudit.audits.context import Context, stage
+from memaudit.audits.memorization.power import other_labels
 from memaudit.data import ExampleSet
 from memaudit.engine.answers import margin, predicted
+from memaudit.engine.draws import generator_for
 from memaudit.engine.evaluator import Evaluator
 from memaudit.engine.journal import Journal
 from memaudit.errors import Incomplete
@@ -94,7 +105,8 @@ def prepare(
     warnings = check_labels(flagged, reference, flagged_seen.logits.shape[1])
     reference_margins = margin(reference_seen.logits, reference.labels)
     names = class_names or reference.class_names
-    if evaluator.adapter.multi_label:
+    paired = evaluator.adapter.multi_label
+    if paired:
         warnings += check_labelwise(reference_margins, reference.labels, names)
     else:
         fitted = predicted(margin(flagged_seen.logits, flagged.labels))
@@ -114,9 +126,20 @@ def prepare(
         states=[state.to(evaluator.device) for state in states],
         progress=progress,
         deadline=deadline,
+        neighbours=_neighbours(reference, reference_seen, supports, calibration, settings.seed, paired),
     )
     accuracy = float(predicted(reference_margins).float().mean())
     return Observed(context, flagged_seen.logits, supports, calibration, accuracy, tuple(warnings), tuple(incomplete))
+
+
+def _neighbours(
+    reference: ExampleSet, seen: Observation, supports: Support, calibration: Tensor, seed: int, paired: bool
+) -> Neighbours:
+    """What neighbours say, also of other labels of the reference: how many changed labels they would find."""
+    drawn = other_labels(reference.labels, seen.logits.shape[1], generator_for(seed, "other labels", ""), paired)
+    sample = sampled(len(reference))
+    changed = leave_one_out(seen.features, reference.labels, paired, drawn)
+    return Neighbours(supports, sample, calibration, drawn[sample], changed)
 
 
 SETS = ("flagged", "reference")

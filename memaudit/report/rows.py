@@ -154,7 +154,7 @@ def folds(report: Report, findings: Sequence[Finding], shown_units: frozenset[st
 
 
 def _example(report: Report, finding: Finding, settled: str, shown: frozenset[str]) -> ExampleRow:
-    example, typical, after = finding.example, finding.atypicality, finding.after
+    example, typical, after = finding.example, finding.estimate or finding.atypicality, finding.after
     cost, cost_text, cost_detail = _cost(finding)
     return ExampleRow(
         anchor=example_anchor(finding.id),

@@ -77,7 +77,11 @@ def state(report: Report) -> State:
 
 
 def summary(report: Report) -> str:
-    """The finding of the whole audit in one or two sentences."""
+    """The finding of the whole audit in a few sentences."""
+    return " ".join(part for part in (_finding(report), evidence(report)) if part)
+
+
+def _finding(report: Report) -> str:
     total = report.summary
     if total.flagged == 0:
         return "No flagged example was audited."
@@ -92,6 +96,39 @@ def summary(report: Report) -> str:
     if one:
         return f"{whole.capitalize()} is memorized. {_where(report)}"
     return f"{total.memorized:,} of {whole} {'is' if total.memorized == 1 else 'are'} memorized. {_where(report)}"
+
+
+# What a green verdict does not say.
+SCOPE = (
+    "A rightly labelled, ordinary training image is never memorized in this sense, and it is not shown to be absent "
+    "from the training set."
+)
+
+
+def evidence(report: Report) -> str:
+    """How many are memorized beyond chance, how often clean examples are called, and what would be missed."""
+    found = report.summary.memorization
+    if found is None:
+        return ""
+    beyond = (
+        f"Beyond chance: {number(round(found.beyond, 1))} ({found.beyond_low:,} to {found.beyond_high:,}) of "
+        f"{count(found.reached, 'example')} with a p-value of at most {percent(found.level)}, which "
+        f"{number(round(found.expected, 1))} of a clean list would reach."
+    )
+    alarms = (
+        f"False alarms: {percent(found.false_alarms)} of clean examples "
+        f"({interval(found.false_alarms_low, found.false_alarms_high)}; {percent(found.false_alarms_hard)} where those "
+        "that the model mispredicts count, too)."
+    )
+    power = (
+        f"Power: this evidence finds at most {percent(found.power)} "
+        f"({interval(found.power_low, found.power_high)}) of changed labels."
+    )
+    known = (
+        f"The model gives the wrong label of {found.true_label_lost:,} of {found.true_label_known:,} examples whose "
+        "true label is known."
+    )
+    return " ".join([beyond, alarms, power, *([known] if found.true_label_known else []), SCOPE])
 
 
 def _where(report: Report) -> str:
@@ -188,7 +225,8 @@ def figures(report: Report) -> list[Figure]:
     """The figures a reader looks for first. Counts are counts of this flagged set and carry no interval."""
     total = report.summary
     localized = total.outcomes.get(Outcome.LOCALIZED, 0)
-    auroc = "" if total.atypicality_auroc is None else f" AUROC against the reference: {total.atypicality_auroc:.2f}."
+    score = total.atypicality_auroc if total.estimate_auroc is None else total.estimate_auroc
+    auroc = "" if score is None else f" AUROC against the reference: {score:.2f}."
     share = percent(total.memorized / total.flagged) if total.flagged else MISSING
     return [
         Figure(
@@ -196,7 +234,7 @@ def figures(report: Report) -> list[Figure]:
             f"{total.memorized:,}",
             f"of {total.flagged:,}",
             share,
-            f"Fitted, and the nearest reference neighbours in the model's features do not support the label.{auroc}",
+            f"Fitted, and what does not know the label does not support it, beyond what is chance.{auroc}",
         ),
         Figure(
             "Localized",

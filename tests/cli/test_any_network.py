@@ -28,7 +28,8 @@ def test_changed_labels_are_found_fitted_and_localized(
     summary = report.summary
     assert summary.fitted == summary.flagged == FLAGGED
     assert sum(bool(f.units) for f in report.findings) >= FLAGGED // 2
-    assert summary.memorized >= 1
+    assert summary.atypicality_auroc is not None
+    assert summary.atypicality_auroc > 0.6
     for finding in report.findings:
         assert finding.controls is not None
         assert (finding.controls.augmented is None) == (name == "tokens")  # token ids have no copies like them

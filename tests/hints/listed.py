@@ -13,7 +13,11 @@ ROOT = Path(memaudit.__file__).parent
 
 def hints() -> set[tuple[str, str]]:
     """`(package, text)` of every `hint=` with words of its own; one that is passed on stands where it was written."""
-    return {
+    return {*_passed(), *_returned()}
+
+
+def _passed() -> Iterator[tuple[str, str]]:
+    yield from {
         (path.relative_to(ROOT).parts[0].removesuffix(".py"), text)
         for path in sorted(ROOT.rglob("*.py"))
         for node in ast.walk(ast.parse(path.read_text("utf-8")))
@@ -21,6 +25,16 @@ def hints() -> set[tuple[str, str]]:
         for text in texts(node.value)
         if any(c.isalpha() for c in text)
     }
+
+
+def _returned() -> Iterator[tuple[str, str]]:
+    """The hints that a function gives with the words of the error: `(message, hint)`."""
+    for name in ("misfit", "sniff"):
+        tree = ast.parse((ROOT / "checkpoints" / f"{name}.py").read_text("utf-8"))
+        for function in (n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name in ("diagnose", "_refusal")):
+            for node in ast.walk(function):
+                if isinstance(node, ast.Return) and isinstance(node.value, ast.Tuple):
+                    yield from (("checkpoints", text) for text in texts(node.value.elts[1]))
 
 
 def texts(node: ast.expr) -> Iterator[str]:

@@ -18,12 +18,13 @@ import memaudit
 from memaudit import report as reports
 from memaudit.adapters.base import Adapter
 from memaudit.audits.localize.audit import RANDOM_BUDGET, REFERENCE_BUDGET
+from memaudit.audits.memorization.verdict import LEVEL
 from memaudit.data import ExampleSet, from_tensors
 from memaudit.findings import Finding, Outcome
 from memaudit.gate.policy import Limit, Policy
 from memaudit.network.hooks import hook_count
 from memaudit.network.units import UnitSpace
-from memaudit.pipeline.auditor import ATYPICAL_P, Auditor
+from memaudit.pipeline.auditor import Auditor
 from memaudit.report.document import Report
 from memaudit.settings import Settings
 from tests import reference as slow
@@ -95,8 +96,8 @@ def test_every_outcome_follows_from_what_is_written_beside_it(found: Report) -> 
         special = f.controls.random.erased <= RANDOM_BUDGET * f.controls.random.draws
         expected = Outcome.LOCALIZED if cheap and special else Outcome.ENTANGLED
         assert f.outcome is (expected if erased else Outcome.DIFFUSE)
-        assert f.atypicality is not None
-        assert f.memorized is (f.atypicality.p_value <= ATYPICAL_P)
+        assert f.estimate is not None
+        assert not f.memorized or f.estimate.p_value <= LEVEL
         assert 1 <= len(f.units) <= 3
         outcomes.add(f.outcome)
     assert Outcome.LOCALIZED in outcomes

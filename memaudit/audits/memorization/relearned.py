@@ -1,0 +1,200 @@
+"""Relearning: layers put back to random weights and learned again from other examples, then asked for the label.
+
+After Maini et al. 2023, section 3.3, as a detector: the network keeps everything but the layers that could hold the
+label. A label that other examples support comes back unseen; one that was learned by heart does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from memaudit.adapters.base import Adapter
+from memaudit.audits.retrain import BATCH, own_norms
+from memaudit.engine.evaluator import Evaluator, Panel
+from memaudit.engine.train import Descent, changes_of
+from memaudit.network.layer_groups import LayerGroup, tensors_of
+from memaudit.network.scoped import attributes, holding, needing_gradients, unchanged
+
+# AdamW without decay; five passes over 1,500 examples bring a layer of a CNN most of the way back. A few dozen examples
+# make few steps a pass, so there are never fewer steps than this.
+RATE = 2e-3
+EPOCHS = 5
+LEAST_STEPS = 40
+# The last epochs, after which the network is asked.
+ASKED = 4
+# Shifted views move by this share of the image's side.
+SHIFT = 1 / 16
+
+
+@dataclass(frozen=True)
+class Member:
+    """One way to put a network back.
+
+    Attributes:
+        depth: from which share of the layer groups to which; at least one group.
+        share: how much of each weight is random, in [0, 1].
+    """
+
+    depth: tuple[float, float]
+    share: float
+
+    def span(self, groups: Sequence[LayerGroup]) -> LayerGroup:
+        """Its layer groups, as one."""
+        return spans(groups, [self.depth])[0]
+
+
+def spans(groups: Sequence[LayerGroup], shares: Sequence[tuple[float, float]]) -> list[LayerGroup]:
+    """Runs of consecutive `groups` as one group each: those between two shares of the depth, at least one."""
+    found: dict[tuple[int, int], LayerGroup] = {}
+    for low, high in shares:
+        first = min(round(low * len(groups)), len(groups) - 1)
+        last = max(first + 1, round(high * len(groups)))
+        chosen = groups[first:last]
+        layer = chosen[0].layer if len(chosen) == 1 else f"{chosen[0].layer} to {chosen[-1].layer}"
+        names = tuple(name for group in chosen for name in group.names)
+        found[first, last] = LayerGroup(layer, names, sum(group.parameters for group in chosen))
+    return list(found.values())
+
+
+# The middle alone, everything from the middle on, and a whole network that keeps some of every weight: chosen on one
+# ResNet-10t (4,000 CIFAR-10 images) with other images than any figure that is reported.
+MEMBERS = (Member((0.5, 0.85), 1.0), Member((0.5, 1.0), 0.6), Member((0.0, 1.0), 0.6))
+
+
+@dataclass(frozen=True)
+class Views:
+    """A pass over changed copies: each place in the batch has its own shift, and every other one is a mirror image.
+
+    The order of the examples is random, so which copy an example gets is, too; and a run that goes on after a kill
+    draws the same ones.
+    """
+
+    body: Descent
+    mirror: bool
+
+    def __call__(self, network: Adapter, inputs: Tensor, labels: Tensor) -> None:
+        self.body(network, moved(inputs, self.mirror), labels)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A pass: softmax probabilities `(n, classes)` on the CPU; of the mirror images where `mirror`."""
+
+    mirror: bool = False
+
+    def __call__(self, network: Adapter, inputs: Tensor, labels: Tensor) -> Tensor:
+        with torch.no_grad():
+            return network.forward(inputs.flip(-1) if self.mirror else inputs).softmax(1).float().cpu()
+
+
+def moved(inputs: Tensor, mirror: bool) -> Tensor:
+    """Images `(n, channels, height, width)`, shifted by up to `SHIFT` of the side, edges repeated; others as given."""
+    if inputs.dim() != 4 or not inputs.is_floating_point():
+        return inputs
+    step = max(1, round(SHIFT * inputs.shape[-1]))
+    height, width = inputs.shape[-2:]
+    wide = F.pad(inputs, (step, step, step, step), mode="replicate")
+    changed = inputs.clone()
+    for place in range(9):
+        down, right = place // 3 * step, place % 3 * step
+        changed[place::9] = wide[place::9, :, down : down + height, right : right + width]
+    if mirror:
+        changed[::2] = changed[::2].flip(-1)
+    return changed
+
+
+def epochs_for(rows: int) -> int:
+    """How often `rows` examples are learned."""
+    return max(EPOCHS, -(-LEAST_STEPS // -(-rows // BATCH)))
+
+
+def relearned(
+    evaluator: Evaluator,
+    group: LayerGroup,
+    training: Panel,
+    asked: Sequence[Panel],
+    *,
+    generator: torch.Generator,
+    start: Mapping[str, Tensor] | None = None,
+    share: float = 1.0,
+    mirror: bool = False,
+    epochs: int | None = None,
+) -> list[Tensor]:
+    """What the network says of `asked` while `group` is learned again from `training`, averaged over epochs.
+
+    Args:
+        training: the only labels that are shown; none of `asked` may be among them.
+        start: values of the group to start from, by name; by default its own, made random.
+        share: how much of each own weight is random then.
+        mirror: mirror images are as good as the images: half of what is learned and asked are such.
+        epochs: by default `epochs_for` the training's size.
+
+    Returns:
+        Per panel `(len(panel), classes)`: softmax probabilities, float32.
+    """
+    module = evaluator.adapter.module
+    count = epochs_for(len(training)) if epochs is None else epochs
+    first = max(0, count - ASKED)
+
+    def measure() -> list[Tensor]:
+        values = put_back(module, group, generator, start or {}, share)
+        total: list[Tensor] = []
+        with (
+            unchanged(module, f"relearning {group.layer}"),
+            holding(module, values),
+            needing_gradients(module, group.names) as parameters,
+        ):
+            optimizer = torch.optim.AdamW(parameters.values(), lr=RATE, weight_decay=0.0)
+            changing = changes_of(values, optimizer)
+            step = Views(Descent(optimizer), mirror)
+            for epoch in range(count):
+                rows = _shuffled(training.rows, generator)
+                with attributes(own_norms(module, group), training=True):
+                    evaluator.each(training.examples, rows, step, batch=BATCH, backward=1, changing=changing)
+                if epoch >= first:
+                    ask = Asked(mirror and epoch % 2 == 1)
+                    said = [torch.cat(evaluator.each(p.examples, p.rows, ask)) for p in asked]
+                    total = [a + b for a, b in zip(total, said, strict=True)] if total else said
+        return [one / (count - first) for one in total]
+
+    name = f"relearn {group.layer} {generator.initial_seed()}"
+    return list(evaluator.once(name, measure))
+
+
+def put_back(
+    module: torch.nn.Module,
+    group: LayerGroup,
+    generator: torch.Generator,
+    start: Mapping[str, Tensor],
+    share: float = 1.0,
+) -> dict[str, Tensor]:
+    """Values to begin with: those of `start`, or the group's own mixed with themselves in random order.
+
+    A weight whose entries change places is a random one of just the scale that the other layers expect.
+    """
+    tensors, values = tensors_of(module), {}
+    for name in group.names:
+        value = tensors[name].detach().clone()
+        if name in start:
+            value = start[name].detach().clone().to(value.device, value.dtype)
+        elif value.is_floating_point():
+            order = torch.randperm(value.numel(), generator=generator).to(value.device)
+            other = value.flatten()[order].view_as(value)
+            # Weights keep their variance; of norms and biases the mean counts.
+            scale = ((1 - share) ** 2 + share**2) ** 0.5 if value.dim() > 1 else 1.0
+            value = ((1 - share) * value + share * other) / scale
+        values[name] = value.contiguous()
+    return values
+
+
+def _shuffled(rows: Sequence[int], generator: torch.Generator) -> list[int]:
+    """`rows` in a new order, without a last batch of one example: BatchNorm cannot learn from it."""
+    order: list[int] = torch.randperm(len(rows), generator=generator).tolist()
+    if len(order) > BATCH and len(order) % BATCH == 1:
+        order.pop()
+    return [rows[i] for i in order]

@@ -1,0 +1,172 @@
+"""The memorization estimate: p-values, the verdict on a list, and relearning against a plain loop."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from scipy.stats import betabinom
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from memaudit.adapters.base import Adapter
+from memaudit.audits.memorization.along_training import late
+from memaudit.audits.memorization.joint import join
+from memaudit.audits.memorization.parts import Part, conformal
+from memaudit.audits.memorization.probes import RIDGE, probed
+from memaudit.audits.memorization.relearned import ASKED, RATE, moved, put_back, relearned
+from memaudit.audits.memorization.verdict import adjusted, call, false_rate, tail
+from memaudit.audits.retrain import BATCH
+from memaudit.data import Preprocess, from_tensors
+from memaudit.engine.draws import generator_for
+from memaudit.engine.evaluator import Evaluator, Panel
+from memaudit.network.layer_groups import LayerGroup
+from memaudit.network.states import digest
+
+SHAPE = Preprocess((1, 8, 8), origin="given")
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_a_p_value_counts_the_clean_examples_that_score_as_high() -> None:
+    scores, clean = drawn(20), drawn(50, seed=1)
+    expected = [(1 + sum(float(c) >= float(s) - 1e-6 for c in clean)) / 51 for s in scores]
+    assert conformal(scores, clean).tolist() == pytest.approx(expected)
+
+
+def test_a_clean_example_is_compared_with_what_its_own_fold_says() -> None:
+    by_fold, clean, fold = drawn(2, 20), drawn(50, seed=1), torch.arange(50) % 2
+    part = Part("relearned", by_fold.mean(0), clean, by_fold, fold)
+    expected = [
+        (1 + sum(float(clean[i]) >= float(by_fold[fold[i], row]) - 1e-6 for i in range(50))) / 51 for row in range(20)
+    ]
+    assert part.p_values().tolist() == pytest.approx(expected)
+
+
+def test_parts_of_which_one_has_folds_join_fold_by_fold() -> None:
+    folded = Part("relearned", drawn(2, 5).mean(0), drawn(8), drawn(2, 5), torch.arange(8) % 2)
+    plain = Part("neighbours", drawn(5, seed=2), drawn(8, seed=3))
+    joint = join([folded, plain])
+    assert joint.by_fold is not None
+    assert torch.allclose(joint.by_fold.mean(0), joint.scores)
+    assert joint.fold is folded.fold
+
+
+def test_lists_of_clean_examples_are_rarely_called() -> None:
+    generator, red, lists = torch.Generator().manual_seed(0), 0, 400
+    for _ in range(lists):
+        scores = torch.rand(300, generator=generator)
+        red += bool(call(conformal(scores[:100], scores[100:]), 200).called.any())
+    assert red / lists <= 0.07
+
+
+def test_one_clean_example_alone_is_called_as_often_as_the_level_says() -> None:
+    assert false_rate(999) == 0.05
+    assert call(torch.tensor([0.05], dtype=torch.float64), 999).called.tolist() == [True]
+    assert call(torch.tensor([0.051], dtype=torch.float64), 999).called.tolist() == [False]
+
+
+def test_memorized_examples_among_clean_ones_are_counted_beyond_chance() -> None:
+    p_values = torch.cat([torch.full((60,), 1 / 501), drawn(140).double()])
+    found = call(p_values, 500)
+    assert found.called[:60].all()
+    assert found.called[60:].sum() <= 14
+    assert found.low <= 60 <= found.high
+    assert abs(found.beyond - 60) <= 8
+
+
+def test_one_strong_example_in_a_short_list_is_called() -> None:
+    assert call(torch.tensor([0.001, 0.5, 0.8, 0.3]), 999).called.tolist() == [True, False, False, False]
+
+
+def test_no_example_makes_no_claim() -> None:
+    found = call(torch.empty(0, dtype=torch.float64), 100)
+    assert (found.reached, found.beyond, found.chance) == (0, 0.0, 1.0)
+
+
+def test_the_tail_is_that_of_a_beta_binomial() -> None:
+    for hits, count, clean in ((3, 20, 199), (12, 100, 999), (1, 1, 19)):
+        below = (clean + 1) // 20
+        expected = betabinom.sf(hits - 1, count, below, clean + 1 - below)
+        assert tail(hits, count, clean) == pytest.approx(expected)
+
+
+def test_adjusted_p_values_are_those_of_benjamini_and_hochberg() -> None:
+    assert adjusted(torch.tensor([0.01, 0.04, 0.03, 0.5])).tolist() == pytest.approx([0.04, 0.16 / 3, 0.16 / 3, 0.5])
+
+
+def test_a_probe_leaves_each_example_out() -> None:
+    x, labels = drawn(30, 4), torch.arange(30) % 3
+    said = probed([x], labels, classes=3)[0]
+    wide = x.double()
+    scale = wide.std(0) + 1e-6 * wide.std() + 1e-12
+    z, target = (wide - wide.mean(0)) / scale, F.one_hot(labels, 3).double()
+    design = torch.cat([torch.ones(30, 1, dtype=torch.float64), z], 1)
+    ridge = torch.diag(torch.tensor([0.0] + [RIDGE * 30] * 4, dtype=torch.float64))
+    for row in range(30):
+        keep = torch.arange(30) != row
+        weights = torch.linalg.solve(design[keep].T @ design[keep] + ridge, design[keep].T @ target[keep])
+        assert torch.allclose(design[row] @ weights, said[row], atol=1e-8)
+
+
+def test_a_label_that_is_learned_late_scores_higher() -> None:
+    course = torch.tensor([[[0.8, 0.2], [0.2, 0.8]], [[0.9, 0.1], [0.9, 0.1]]])
+    early, slow = late(course, torch.tensor([0, 0])).tolist()
+    assert 0 <= early < slow <= 1
+
+
+def test_moved_images_have_each_its_own_shift_and_every_other_is_mirrored() -> None:
+    images = drawn(9, 1, 4, 4)
+    changed = moved(images, mirror=True)
+    assert torch.equal(changed[4], images[4].flip(-1))  # the place without a shift
+    assert torch.equal(changed[3, :, :, 1:], images[3, :, :, :-1])
+    assert torch.equal(moved(torch.arange(6).view(2, 3), mirror=True), torch.arange(6).view(2, 3))
+
+
+def small() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 3)
+    ).eval()
+
+
+def test_relearning_is_a_plain_loop_and_leaves_the_network_as_it_was() -> None:
+    network, images, labels = small(), drawn(150, 1, 8, 8), torch.arange(150) % 3
+    examples = from_tensors(images, labels, preprocess=SHAPE, num_classes=None, source="drawn")
+    group = LayerGroup("0 to 1", tuple(n for n in network.state_dict() if n[0] in "01"), 0)
+    evaluator = Evaluator(Adapter(network, architecture="small", preprocess=SHAPE, reason="a test"), 20)
+    training, asked, before = Panel(examples, range(100)), Panel(examples, range(100, 150)), digest(network)
+    generator = generator_for(0, "test", "")
+    found = relearned(evaluator, group, training, [asked], generator=generator, share=0.6, mirror=True, epochs=6)[0]
+    assert digest(network) == before
+    assert torch.allclose(found, plainly(network, group, images, labels, epochs=6), atol=1e-5)
+
+
+def plainly(network: nn.Sequential, group: LayerGroup, images: Tensor, labels: Tensor, epochs: int) -> Tensor:
+    """The slow twin: a copy of the network, trained by hand."""
+    generator, twin = generator_for(0, "test", ""), copy.deepcopy(network)
+    twin.load_state_dict({**twin.state_dict(), **put_back(twin, group, generator, {}, 0.6)})
+    own = [p.requires_grad_() for n, p in twin.named_parameters() if n in group.names]
+    optimizer, total = torch.optim.AdamW(own, lr=RATE, weight_decay=0.0), torch.zeros(50, 3)
+    for epoch in range(epochs):
+        twin[1].train()
+        for rows in torch.split(torch.randperm(100, generator=generator), BATCH):
+            optimizer.zero_grad()
+            F.cross_entropy(twin(moved(images[rows], mirror=True)), labels[rows]).backward()
+            optimizer.step()
+        twin.eval()
+        if epoch >= epochs - ASKED:
+            view = images[100:].flip(-1) if epoch % 2 else images[100:]
+            total += twin(view).softmax(1).detach() / ASKED
+    return total
+
+
+def test_weights_put_back_keep_their_scale_and_nothing_of_their_order() -> None:
+    network = small()
+    group = LayerGroup("5", ("5.weight",), 48)
+    value = put_back(network, group, generator_for(0, "test", ""), {})["5.weight"]
+    assert torch.equal(value.flatten().sort().values, network[5].weight.detach().flatten().sort().values)
+    assert not torch.equal(value, network[5].weight)
