@@ -14,6 +14,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+	$(BIN)/mypy -p memaudit_transformers
 
 # The sample reports; the one on CIFAR-10 too where CIFAR10 names a folder of its arrays.
 samples: $(VENV)/.installed-dev
@@ -27,7 +28,7 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	$(BIN)/python -m pip install --quiet -e '.[dev]' -e plugins/memaudit-transformers
 	touch $@ $(VENV)/.installed
 
 clean:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from memaudit.adapters import heads
 from memaudit.adapters.options import ModelOptions as ModelOptions
 from memaudit.checkpoints import Checkpoint
 from memaudit.checkpoints.load import fitted
+from memaudit.checkpoints.wrapped import spelled
 from memaudit.data.images.preprocess import Preprocess
 from memaudit.errors import EnvironmentFault, MemauditError, ModelRejected
 from memaudit.network.sites import find_sites
@@ -86,6 +87,11 @@ class Adapter:
         Optional; it must need neither files nor network.
         """
         raise NotImplementedError
+
+    @property
+    def encode(self) -> Callable[[Sequence[str]], Tensor] | None:
+        """Of a network that reads text: from texts to `(N, 2, T)` token ids and mask, by its own tokenizer."""
+        return None
 
     def inputs(self, batch: Tensor) -> tuple[Tensor, ...]:
         """What the module is called with, for a batch of examples (images in [0, 1]); differentiable."""
@@ -181,12 +187,8 @@ class Adapter:
             ModelRejected: they are not this network's.
             PremiseBroken: a weight is NaN or infinite.
         """
-        return fitted(
-            self.module,
-            self.renamed(checkpoint.tensors),
-            stripped_prefix=checkpoint.stripped_prefix,
-            beside=checkpoint.beside,
-        )
+        tensors = spelled(self.renamed(checkpoint.tensors), self.module.state_dict())
+        return fitted(self.module, tensors, stripped_prefix=checkpoint.stripped_prefix, beside=checkpoint.beside)
 
     def write(self, state: Mapping[str, Tensor], target: Path) -> None:
         """Save `state`, by the names of the module, as a checkpoint that this adapter loads; whole or not at all.

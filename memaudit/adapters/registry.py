@@ -11,6 +11,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING
 
 from memaudit.checkpoints import Checkpoint
+from memaudit.checkpoints.wrapped import plain
 from memaudit.errors import MemauditError, ModelRejected, UsageError
 from memaudit.text import clean, closest
 from memaudit.version import __version__
@@ -86,6 +87,8 @@ def choose(checkpoint: Checkpoint, options: ModelOptions, name: str | None = Non
     checkpoint = replace(checkpoint, tensors=tensors)
     if not (spec or options.arch or checkpoint.facts.architecture) and checkpoint.facts.model_type:
         spec = _companion(checkpoint)
+    if spec in (None, *OWN):
+        checkpoint = replace(checkpoint, tensors=plain(checkpoint.tensors))
     architecture = options.arch or checkpoint.facts.architecture
     renamed = _renamed(architecture) if architecture and spec in (None, "timm") else None
     if renamed is not None:

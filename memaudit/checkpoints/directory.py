@@ -9,6 +9,7 @@ from pathlib import Path
 
 from memaudit.checkpoints.facts import from_config
 from memaudit.checkpoints.header import MAX_NAME, check_name
+from memaudit.checkpoints.recognise import MERGE, ZERO
 from memaudit.checkpoints.sniff import is_checkpoint_name
 from memaudit.checkpoints.source import Source, opened
 from memaudit.checkpoints.types import Facts
@@ -100,12 +101,17 @@ def _weights(folder: Path) -> Path:
     if (folder / "adapter_config.json").exists():
         raise ModelRejected(
             f"{clean(folder)} holds only LoRA adapters (adapter_config.json)",
-            hint="merge them into the base model (peft: merge_and_unload()) and save the result",
+            hint=MERGE,
         )
-    if any(p.suffix == ".distcp" for p in present):
+    if parts := [d for d in (folder, *present) if d.is_dir() and any(d.glob("*.distcp"))]:
         raise ModelRejected(
             f"{clean(folder)} holds a distributed checkpoint (.distcp)",
-            hint="gather it first: python -m torch.distributed.checkpoint.format_utils dcp_to_torch DIR model.pt",
+            hint="gather it first: python -m torch.distributed.checkpoint.format_utils dcp_to_torch "
+            f"{clean(parts[-1])} model.pt",
+        )
+    if (folder / "zero_to_fp32.py").exists():
+        raise ModelRejected(
+            f"{clean(folder)} holds a DeepSpeed checkpoint in parts", hint=ZERO.replace("FOLDER", clean(folder))
         )
     found = [p for p in present if is_checkpoint_name(p) and p.is_file()]
     if not found:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import pickletools
 
+from memaudit.checkpoints.recognise import FULL
 from memaudit.checkpoints.sniff import SAVE_AGAIN
 from memaudit.errors import ModelRejected
 from memaudit.text import clean
@@ -61,6 +62,13 @@ _BUILT_IN = ("set", "frozenset", "dict", "list", "tuple", "int", "float", "bool"
 BUILT_IN = frozenset(f"{module}.{name}" for module in ("__builtin__", "builtins") for name in _BUILT_IN)
 _QUANTISED = ("torch._utils._rebuild_qtensor", "torch.ao.", "torch.QInt", "torch.QUInt", "torch.per_", "torchao.")
 _SHARDED = ("torch.distributed.",)
+# Toolkits that save objects of their own beside the weights, and how to save the weights without them.
+_ALONE = 'torch.save({"state_dict": model.state_dict()}, "model.pth") where it was trained'
+TOOLKITS = {
+    "fastcore.": "save it without the optimizer: learn.save(name, with_opt=False)",
+    "fastai.": f"save the weights, not the learner: {_ALONE.replace('model.state', 'learn.model.state')}",
+    "mmengine.": f"python tools/model_converters/publish_model.py of MMPretrain, or {_ALONE}",
+}
 
 
 def scan(pickle: bytes, name: str) -> int:
@@ -148,8 +156,11 @@ def _check_global(path: str, name: str) -> None:
     if path.startswith(_SHARDED):
         raise ModelRejected(
             f"{name} holds one process's share of the weights ({clean(path)})",
-            hint="gather the full state dict where the model was trained and save that",
+            hint=FULL,
         )
+    for toolkit, hint in TOOLKITS.items():
+        if path.startswith(toolkit):
+            raise ModelRejected(f"{name} holds objects of its toolkit beside the weights ({clean(path)})", hint=hint)
     raise ModelRejected(
         f"{name} is refused: opening it would call {clean(path)!r}, which weights do not need", hint=SAVE_AGAIN
     )

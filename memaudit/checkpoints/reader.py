@@ -19,6 +19,7 @@ from memaudit.checkpoints.recognise import refuse_partial
 from memaudit.checkpoints.sniff import lfs_digest, sniff
 from memaudit.checkpoints.source import Source, opened
 from memaudit.checkpoints.types import Checkpoint, Facts, Weights
+from memaudit.checkpoints.wrapped import unwrapped
 from memaudit.errors import ModelRejected, UsageError
 from memaudit.text import clean
 
@@ -44,8 +45,7 @@ def read(path: str | os.PathLike[str], *, weights: Weights | None = None) -> Che
     parts = {shard.name: _read_file(shard, weights) for shard in layout.shards}
     first = next(iter(parts.values()))
     refuse_partial((name for part in parts.values() for name in part.tensors), where)
-    own, beside = set_aside(_merge(parts, layout))
-    tensors, prefix = strip(own, where)
+    tensors, beside, prefix = bare(_merge(parts, layout), where)
     said_by_config = layout.facts != Facts()
     return Checkpoint(
         path=layout.path,
@@ -57,6 +57,18 @@ def read(path: str | os.PathLike[str], *, weights: Weights | None = None) -> Che
         beside=beside,
         digest=_digest({name: part.digests for name, part in parts.items()}, layout),
     )
+
+
+def bare(tensors: Mapping[str, Tensor], where: str) -> tuple[dict[str, Tensor], dict[str, Tensor], str]:
+    """`(tensors, beside, prefix)` by the network's own names, without what wrappers round it or its layers left.
+
+    Raises:
+        ModelRejected: two names would become one.
+    """
+    own, beside = set_aside(tensors)
+    rest, outer = strip(own, where)
+    rest, inner = strip(unwrapped(rest, where), where)
+    return rest, beside, outer + inner
 
 
 def fingerprint(path: str | os.PathLike[str]) -> str:

@@ -13,14 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from memaudit.checkpoints.header import MAX_TENSORS, check_name
-from memaudit.checkpoints.recognise import refuse_partial
+from memaudit.checkpoints.recognise import ZERO, refuse_partial
 from memaudit.checkpoints.sniff import SAVE_AGAIN
 from memaudit.checkpoints.types import Weights
 from memaudit.errors import ModelRejected, UsageError
 from memaudit.text import clean
 
 RAW = ("state_dict", "model", "model_state_dict", "model_state", "module", "net", "network", "weights", "params")
-EMA = ("state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "ema_model", "ema", "params_ema")
+EMA = (
+    *("state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "ema_model", "ema", "params_ema"),
+    *("swa", "swa_state_dict", "swa_model", "swa_model_state_dict"),
+)
 SHADOW = "shadow_params"  # torch_ema
 UNTRAINED = ("running_mean", "running_var", "num_batches_tracked")  # BatchNorm's, which are no parameters
 OPTIMIZERS = ("param_groups", "optimizer", "optimizers", "optimizer_states", "optimizer_state_dict")
@@ -60,6 +63,7 @@ def unwrap(content: object, weights: Weights | None, where: str) -> Found:
             f"{where} is refused: its hyper_parameters name code to be run (_instantiator: {clean(instantiator)!r})",
             hint=SAVE_AGAIN,
         )
+    _refuse_zero(table, where)
     raw, ema = _pick(table, RAW, where), _pick(table, EMA, where)
     raw = raw if raw is not None or ema is not None else _only_network(table, where)
     if raw is None and ema is None:
@@ -83,6 +87,17 @@ def unwrap(content: object, weights: Weights | None, where: str) -> Found:
     if tensors is None:
         raise _absent(chosen, where)
     return Found(tensors, chosen, _about(table))
+
+
+def _refuse_zero(table: dict[Any, Any], where: str) -> None:
+    """Raise where DeepSpeed's ZeRO 3 left placeholders: the values are with the optimizer, spread over processes."""
+    module = table.get("module")
+    if "param_shapes" in table and type(module) in (dict, OrderedDict):
+        empty = [k for k, v in dict.items(module) if isinstance(v, Tensor) and not v.numel()]  # type: ignore[arg-type]
+        if empty:
+            raise ModelRejected(
+                f"{where} is one process's part of a DeepSpeed checkpoint: {clean(empty[0])!r} is empty", hint=ZERO
+            )
 
 
 def _table(content: object, where: str) -> dict[Any, Any]:

@@ -112,6 +112,7 @@ def _reader(sources: Sources, names: tuple[str, ...], progress: Stages) -> Calla
             data=sources.data,
             limit=limit,
             paired=adapter.multi_label,
+            encode=adapter.encode,
         )
 
     return read

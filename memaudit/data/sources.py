@@ -26,6 +26,7 @@ from memaudit.data.paths import display
 from memaudit.data.rows import SUFFIXES as ROW_LISTS
 from memaudit.data.rows import select
 from memaudit.data.stacked import StackedListing, described_files
+from memaudit.data.texts import Encode, list_texts
 from memaudit.errors import DataRejected, UsageError
 
 
@@ -41,6 +42,7 @@ def read(
     limit: int | None = None,
     progress: Progress | None = None,
     paired: bool = False,
+    encode: Encode | None = None,
 ) -> ExampleSet:
     """The examples that `source` names.
 
@@ -56,6 +58,7 @@ def read(
         data: folder, manifest or arrays whose rows `source` lists.
         limit: read at most so many rows, evenly spaced; the others are counted in `omitted`.
         progress: called with (done, total) after each image.
+        encode: of a network that reads text: from texts to token ids; manifests then hold texts.
         paired: an example may have several labels at once; `class_names` are then those of `paired_names`.
 
     Raises:
@@ -68,9 +71,9 @@ def read(
     if _is_row_list(path, data):
         if data is None:
             raise UsageError(f"{display(path)} is a list of rows; of what?", hint="name the data set: --data DIR|npz")
-        listing = select(path, _list(Path(data), classes, class_order, row_order, paired), classes)
+        listing = select(path, _list(Path(data), classes, class_order, row_order, paired, encode), classes)
     else:
-        listing = _list(path, classes, class_order, row_order, paired)
+        listing = _list(path, classes, class_order, row_order, paired, encode)
     return listing.load(preprocess, limit, progress)
 
 
@@ -117,7 +120,16 @@ def described(source: str | Path) -> Arrays | None:
     return described_files(path) if path.exists() else None
 
 
-def _list(path: Path, classes: Classes, class_order: str, row_order: str | None, paired: bool) -> Listing:
+def _list(
+    path: Path,
+    classes: Classes,
+    class_order: str,
+    row_order: str | None,
+    paired: bool,
+    encode: Encode | None = None,
+) -> Listing:
+    if encode is not None and path.suffix.lower() in MANIFESTS:
+        return list_texts(path, classes, encode)
     if path.is_dir():
         return StackedListing.of(list_folder(path, classes, class_order, row_order))
     if path.suffix.lower() in MANIFESTS:

@@ -162,7 +162,8 @@ def run(kind: str, name: str) -> Row:
 def opened(row: Row, folder: Path) -> Adapter:
     """The adapter; where the preprocessing must be said, as the message asks for it."""
     checkpoint = read(folder)
-    free = "image_size" not in (folder / "config.json").read_text("utf-8")
+    said = (folder / "config.json").read_text("utf-8")
+    free = "image_size" not in said and "timm_wrapper" not in said
     try:  # the usual size where the network has one, else a small one
         return choose(checkpoint, ModelOptions(input_size=(3, SIDE, SIDE) if free else None))
     except MemauditError as error:

@@ -196,6 +196,31 @@ def test_options_for_other_libraries_are_usage_errors(tmp_path: Path) -> None:
         choose(read(tmp_path), ModelOptions(arch="resnet18"), "transformers")
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_lora_that_is_not_merged_is_refused_and_merged_as_the_hint_says_it_is_read(tmp_path: Path) -> None:
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    base = saved(tmp_path / "base")
+    linear = sorted({n for n, m in base.vit.named_modules() if isinstance(m, torch.nn.Linear)})
+    tuned = get_peft_model(base, LoraConfig(target_modules=linear, modules_to_save=["classifier"]))
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            if "lora_B" in name:
+                parameter.add_(0.1)
+    tuned.save_pretrained(tmp_path / "lora")
+    torch.save(tuned.state_dict(), tmp_path / "whole.pt")
+    for path in (tmp_path / "lora", tmp_path / "whole.pt"):
+        with pytest.raises(ModelRejected, match="LoRA adapters") as caught:
+            read(path)
+        assert "merge_and_unload().save_pretrained(OUT)" in caught.value.hint
+    plain = AutoModelForImageClassification.from_pretrained(tmp_path / "base")
+    PeftModel.from_pretrained(plain, tmp_path / "lora").merge_and_unload().save_pretrained(tmp_path / "out")
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = tuned.eval()((images - 0.5) / 0.5).logits
+        assert torch.allclose(adapter_of(tmp_path / "out").forward(images), expected, atol=1e-5)
+
+
 # ---- preprocessing -------------------------------------------------------------------------------------------------
 
 # what preprocessor_config.json says, and how many pixels the short side has before the crop

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import ClassVar
@@ -13,11 +14,11 @@ from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification
 
 from memaudit.adapters.base import Adapter, ModelOptions
 from memaudit.checkpoints import Checkpoint, read
-from memaudit.errors import ModelRejected, UsageError
+from memaudit.errors import UsageError
 from memaudit.text import clean
-from memaudit_transformers import weights
+from memaudit_transformers import text, weights
 from memaudit_transformers.folder import Saved, read_saved
-from memaudit_transformers.images import check_options, prepare
+from memaudit_transformers.images import Seen, check_options, prepare
 from memaudit_transformers.library import quiet
 from memaudit_transformers.saving import save
 
@@ -37,12 +38,6 @@ class TransformersAdapter(Adapter):
     reversed: bool = False
 
     @classmethod
-    def recognises(cls, checkpoint: Checkpoint) -> str | None:
-        """The model type its `config.json` names."""
-        kind = checkpoint.facts.model_type
-        return f"model_type in config.json: {clean(kind)}" if kind else None
-
-    @classmethod
     def load(cls, checkpoint: Checkpoint, options: ModelOptions) -> TransformersAdapter:
         """Build what `config.json` beside the weights describes, and fill it with all of them.
 
@@ -59,14 +54,12 @@ class TransformersAdapter(Adapter):
             raise UsageError(
                 f"--num-classes {options.num_classes}: the classifier has {classes}", hint="leave --num-classes out"
             )
-        if saved.task == "text":
-            raise ModelRejected("text classifiers are not taken yet", hint="see memaudit adapters list")
-        seen = prepare(saved, options)
+        seen = Seen(text.prepare(saved, options)) if saved.task == "text" else prepare(saved, options)
         adapter = cls(
             network,
             architecture=type(network).__name__,
             preprocess=seen.preprocess,
-            reason=cls.recognises(checkpoint) or "config.json",
+            reason=f"model_type in config.json: {clean(saved.config.model_type)}",
         )
         adapter.saved, adapter.reversed = saved, seen.reversed
         return adapter
@@ -83,12 +76,29 @@ class TransformersAdapter(Adapter):
             ViTForImageClassification(config).save_pretrained(folder)
             return cls.load(read(folder), ModelOptions())
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits `(N, classes)` of `images` `(N, C, H, W)` in [0, 1]; differentiable."""
-        given = self.preprocess.normalise(images)
-        given = given.flip(1) if self.reversed else given
-        logits: Tensor = self.module(**{self.module.main_input_name: given}, return_dict=True).logits
-        return logits
+    @cached_property
+    def _encode(self) -> Callable[[Sequence[str]], Tensor]:
+        return text.encoder(self.saved)
+
+    @property
+    def encode(self) -> Callable[[Sequence[str]], Tensor] | None:
+        """Of a network that reads text: from texts to token ids and mask."""
+        return self._encode if self.saved.task == "text" else None
+
+    def blank(self, count: int) -> Tensor:
+        """Examples of zeros; of token ids, zeros that all count."""
+        zeros = super().blank(count)
+        return torch.stack([zeros[:, 0], torch.ones_like(zeros[:, 0])], 1) if self.preprocess.masked else zeros
+
+    def noise(self, count: int, generator: torch.Generator) -> Tensor:
+        """Examples of noise; of token ids, zeros and ones that all count."""
+        made = super().noise(count, generator)
+        return torch.stack([made[:, 0], torch.ones_like(made[:, 0])], 1) if self.preprocess.masked else made
+
+    def inputs(self, batch: Tensor) -> tuple[Tensor, ...]:
+        """Pixels or token ids and their mask, as the network's forward takes them first."""
+        given = super().inputs(batch)
+        return (given[0].flip(1),) if self.reversed else given
 
     def state_of(self, checkpoint: Checkpoint) -> dict[str, Tensor]:
         """The tensors of another checkpoint of this network, by the names of its modules."""

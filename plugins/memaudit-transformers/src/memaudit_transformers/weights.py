@@ -24,6 +24,7 @@ COMPUTED = (
     *("position_ids", "token_type_ids", "relative_position_index", "inv_freq", "num_batches_tracked"),
     *(".masked_bias", ".attn.bias", ".attention.bias"),
 )
+WRAPPERS = ("module", "_orig_mod")
 SHOWN = 5  # names in a message
 
 
@@ -34,11 +35,11 @@ def load(saved: Saved, checkpoint: Checkpoint) -> PreTrainedModel:
         ModelRejected: tensors are missing, left over or of other shapes, or the settings ask for far more.
         PremiseBroken: a weight is NaN or infinite.
     """
-    given = named_as_saved(checkpoint)
-    check_finite(given)
     try:
         with quiet():
-            _check_size(saved, given)
+            outline = _outline(saved, checkpoint)
+            given = named_as_saved(checkpoint, named_by_file(outline, outline.state_dict()))
+            check_finite(given)
             with torch.random.fork_rng(devices=[]):
                 network = saved.network.from_pretrained(
                     None, config=saved.config, state_dict=dict(given), dtype=torch.float32, local_files_only=True
@@ -55,11 +56,15 @@ def load(saved: Saved, checkpoint: Checkpoint) -> PreTrainedModel:
     return network.eval().float()
 
 
-def named_as_saved(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The tensors by the names that transformers gave them, in float32 where they are of another floating type."""
-    return {
-        name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in checkpoint.tensors.items()
-    }
+def named_as_saved(checkpoint: Checkpoint, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors by the names that transformers gave them, in float32 where they are of another floating type.
+
+    Reading took off what all names begin with; it is put back where the network's own names begin with it.
+    """
+    kept = [part for part in checkpoint.stripped_prefix.split(".") if part and part not in WRAPPERS]
+    prefixes = ["".join(f"{part}." for part in kept[start:]) for start in range(len(kept), -1, -1)]
+    prefix = max(prefixes, key=lambda p: sum(p + name in wanted for name in checkpoint.tensors))
+    return {prefix + n: t.float() if t.is_floating_point() else t for n, t in checkpoint.tensors.items()}
 
 
 def named_by_file(network: PreTrainedModel, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -68,8 +73,13 @@ def named_by_file(network: PreTrainedModel, state: Mapping[str, Tensor]) -> dict
         return dict(revert_weight_conversion(network, dict(state)))
 
 
-def _check_size(saved: Saved, given: Mapping[str, Tensor]) -> None:
-    """Raise where the settings ask for a network much larger than the file, before anything is allocated."""
+def _outline(saved: Saved, checkpoint: Checkpoint) -> PreTrainedModel:
+    """The network without memory, for its names.
+
+    Raises:
+        ModelRejected: the settings ask for a network much larger than the file.
+    """
+    given = checkpoint.tensors
     name = saved.network.__name__
     with at_most(2 * len(given) + 1000, name), torch.device("meta"):
         network = saved.network(saved.config)
@@ -79,6 +89,7 @@ def _check_size(saved: Saved, given: Mapping[str, Tensor]) -> None:
             f"{name} with this config.json needs {needed:,} bytes for a checkpoint of {needs_bytes(given.values()):,}",
             hint="its config.json and its weights are from different models",
         )
+    return network
 
 
 def _prove(network: PreTrainedModel, given: Mapping[str, Tensor], checkpoint: Checkpoint) -> None:
