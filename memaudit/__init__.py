@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from memaudit.errors import MemauditError
     from memaudit.findings import Finding
     from memaudit.network.tied_dropout import ExampleTiedDropout, add_tied_dropout, example_ids, strip_tied_dropout
+    from memaudit.pipeline.discover import discover
     from memaudit.pipeline.library import audit
     from memaudit.report.document import Report
     from memaudit.settings import Settings
@@ -37,6 +38,7 @@ __all__ = [
     "__version__",
     "add_tied_dropout",
     "audit",
+    "discover",
     "example_ids",
     "strip_tied_dropout",
 ]
@@ -52,6 +54,7 @@ _HOMES = {
     "__version__": "memaudit.version",
     "add_tied_dropout": "memaudit.network.tied_dropout",
     "audit": "memaudit.pipeline.library",
+    "discover": "memaudit.pipeline.discover",
     "example_ids": "memaudit.network.tied_dropout",
     "strip_tied_dropout": "memaudit.network.tied_dropout",
 }

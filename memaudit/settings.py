@@ -74,6 +74,28 @@ PROFILES: Mapping[str, Profile] = {
     ),
 }  # fmt: skip
 
+
+@dataclass(frozen=True)
+class Relearning:
+    """How much `discover` measures of each profile.
+
+    Attributes:
+        depths: everything from each of these shares of the depth on is learned again.
+        folds: parts of the data; each is asked of what was taught without it.
+        rows: most examples that a fold's layers are taught with.
+    """
+
+    depths: tuple[float, ...] = (0.34, 0.15)
+    folds: int = 2
+    rows: int = 8192
+
+
+RELEARNING: Mapping[str, Relearning] = {
+    "fast": Relearning(depths=(0.34,), rows=2048),
+    "standard": Relearning(),
+    "deep": Relearning(depths=(0.34, 0.15, 0.5), folds=4, rows=16384),
+}
+
 DTYPES = ("float32", "bfloat16")
 ABLATIONS = ("zero", "mean")
 

@@ -94,7 +94,7 @@ def observe(evaluator: Evaluator, examples: ExampleSet, space: UnitSpace) -> Obs
         flat = tensor.reshape(-1, tensor.shape[-1]).float()
         statistics = torch.stack([flat.amin(0), flat.amax(0), flat.mean(0)])
         size = torch.tensor(float(len(flat)))
-        return (statistics, size, _pooled(tensor, number, examples.image)) if number in voting else (statistics, size)
+        return (statistics, size, pooled(tensor, number, examples.image)) if number in voting else (statistics, size)
 
     logits, seen = evaluator.observe(examples, space, reduce)
     features = tuple(torch.cat([batch[2] for batch in seen[n]]) for n in voting)
@@ -233,8 +233,8 @@ def _supporting(similarity: Tensor, labels: Tensor, key_labels: Tensor, k: int) 
     return (key_labels[nearest] == labels[:, None]).float().mean(1)
 
 
-def _pooled(tensor: Tensor, number: int, image: bool) -> Tensor:
-    """`(batch, positions, elements)` to rectified features on a coarse grid, projected where they are too many.
+def pooled(tensor: Tensor, number: int, image: bool, width: int = FEATURE_WIDTH) -> Tensor:
+    """`(batch, positions, elements)` to rectified features on a coarse grid, projected where they are over `width`.
 
     Positions of an image are a square, of anything else a line.
     """
@@ -242,14 +242,14 @@ def _pooled(tensor: Tensor, number: int, image: bool) -> Tensor:
     side = round(positions**0.5)
     rectified = tensor.float().clamp_min(0)
     if not image and positions >= CELLS:
-        pooled = F.adaptive_avg_pool1d(rectified.movedim(2, 1), CELLS).flatten(1)
+        found = F.adaptive_avg_pool1d(rectified.movedim(2, 1), CELLS).flatten(1)
     elif image and side * side == positions and side >= CELLS:
         grid = rectified.movedim(2, 1).reshape(batch, elements, side, side)
-        pooled = F.adaptive_avg_pool2d(grid, CELLS).flatten(1)
+        found = F.adaptive_avg_pool2d(grid, CELLS).flatten(1)
     else:
-        pooled = rectified.mean(1)
-    if pooled.shape[1] <= FEATURE_WIDTH:
-        return pooled
+        found = rectified.mean(1)
+    if found.shape[1] <= width:
+        return found
     generator = torch.Generator().manual_seed(number)
-    projection = torch.randn(pooled.shape[1], FEATURE_WIDTH, generator=generator) / FEATURE_WIDTH**0.5
-    return torch.matmul(pooled, projection.to(pooled.device))
+    projection = torch.randn(found.shape[1], width, generator=generator) / width**0.5
+    return torch.matmul(found, projection.to(found.device))

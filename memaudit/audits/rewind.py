@@ -99,14 +99,19 @@ def check_controls(evaluator: Evaluator, groups: Sequence[LayerGroup], states: S
         every = {name: value for group in groups for name, value in state.part(group.names).items()}
         if len(every) != len(state.tensors):
             continue
-        expected, again = (intact, moved) if state.final else (whole, logits({n: t.clone() for n, t in every.items()}))
-        gap, equal_runs = (float((other - expected).abs().max()) for other in (logits(every), again))
+        again = logits({name: value.clone() for name, value in every.items()})
+        equal_runs = max(_gap(intact, moved), _gap(whole, again))
+        gap = _gap(logits(every), intact if state.final else whole)
         if not gap <= 2 * equal_runs:
             raise PremiseBroken(
                 f"rewinding every layer group to {state.label} does not give that checkpoint's logits: they differ by "
                 f"{gap:.2g}, two equal runs by {equal_runs:.2g}",
                 hint="the model keeps weights or state outside its parameters and buffers; leave out --audit rewind",
             )
+
+
+def _gap(first: Tensor, second: Tensor) -> float:
+    return float((first - second).abs().max())
 
 
 @dataclass(frozen=True)

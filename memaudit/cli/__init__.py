@@ -15,6 +15,7 @@ _CONFIGURED = {"auto_envvar_prefix": "MEMAUDIT"}
 COMMANDS: dict[str, dict[str, Any]] = {
     "scan": {"context_settings": _CONFIGURED},
     "inspect": {"context_settings": _CONFIGURED},
+    "discover": {"context_settings": _CONFIGURED},
     "check": {"context_settings": _CONFIGURED},
     "diff": {},
     "render": {},

@@ -56,7 +56,12 @@ def demo(
         for line in _table(scores):
             typer.echo(line)
         typer.echo(f"\nwrote {folder / 'dropped.safetensors'}: the plain network with its memorizing units at zero")
-    typer.echo(f"Open {folder / 'report' / 'report.html'}")
+    typer.echo("\nThe same labels found without being told which, among all that it was trained on:\n")
+    out = folder / "report" / "discovery"
+    code = run([*made.discover, "--out", str(out), "--seed", str(seed), *(["-q"] if quiet else [])])
+    if code != ExitCode.OK:
+        return code
+    typer.echo(f"\nOpen {folder / 'report' / 'report.html'}\nand  {out / 'ranking.html'}")
     return int(ExitCode.OK)
 
 

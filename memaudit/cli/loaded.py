@@ -60,7 +60,8 @@ def load(
     settled = settle(checkpoint, options, network.adapter, read_reference, device)
     settled = pixels.settle_files(settled, options, read_reference, device)
     settled = pixels.check_normalisation(settled, options, names, device)
-    flagged = read("flagged", sources.flagged, settled.adapter)
+    same = sources.flagged == sources.reference  # a whole training set stands for both
+    flagged = settled.reference if same else read("flagged", sources.flagged, settled.adapter)
     test = None if sources.test is None else read("test", sources.test, settled.adapter)
     sets = {"flagged": flagged, "reference": settled.reference, "test": test}
     warnings = (

@@ -144,6 +144,7 @@ class AuditOptions:
     ablation: Annotated[str, typer.Option(help="Ablated units become zero, or their reference mean.")] = "zero"
     profile: Annotated[str, typer.Option(help="How much is measured: fast, standard or deep.")] = "standard"
     limit: Annotated[int | None, typer.Option(min=1, help="Audit only the first N; the report is incomplete.")] = None
+    top: Annotated[int, typer.Option(min=1, help="Without --flagged: audit the N most memorized of the data.")] = 100
 
     def __post_init__(self) -> None:
         from memaudit.settings import PROFILES

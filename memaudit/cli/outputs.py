@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from memaudit.report import Thumbnails
     from memaudit.report.document import Report
 
+# Where the training data are ranked, below the folder of a model's reports.
+RANKED = "discovery"
 WEIGHT_SUFFIXES = (".pth.tar", ".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 
 
@@ -110,6 +112,12 @@ def _remove_empty(folders: Sequence[Path]) -> None:
             folder.rmdir()
         except OSError:
             return
+
+
+def forget(folder: Path) -> None:
+    """Remove the journal that a ranking left in `folder` for the scan that went on from it."""
+    for name in ("journal.jsonl", "journal.0.safetensors", "journal.1.safetensors"):
+        (folder / name).unlink(missing_ok=True)
 
 
 def rehearse(skeleton: Report, paths: Sequence[Path]) -> None:

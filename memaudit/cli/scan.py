@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,6 +56,8 @@ def scan(
     from memaudit.cli.progress import Stages
 
     with Stages(run.quiet) as progress, nullcontext() if run.dry_run else outputs.locked(folder):
+        if places.flagged is None and not run.dry_run and Sources.trains(model, places):
+            places = _discovered(context, model, folder, places, network, audit, compute, run, progress)
         sources = Sources.of(model, places)
         loaded = load(model, network, sources, compute.device, progress)
         if destination.out is None:
@@ -89,8 +92,48 @@ def scan(
             written = outputs.write(report, targets, _thumbnails(destination.images, report, auditor))
             if not auditor.late:
                 journal.discard()
+                outputs.forget(folder / outputs.RANKED)
     outputs.show(report, written, destination.format_)
     return int(outputs.exit_code(report, limits.exit_zero))
+
+
+def _discovered(
+    context: typer.Context,
+    model: str,
+    folder: Path,
+    places: opt.Places,
+    network: opt.Network,
+    audit: opt.AuditOptions,
+    compute: opt.Compute,
+    run: opt.RunOptions,
+    progress: Stages,
+) -> opt.Places:
+    """`places` with the most memorized examples of the training data as the flagged ones.
+
+    Its journal stays until the scan is done: when the scan has to be run again, the ranking is there at once.
+
+    Raises:
+        Incomplete: the time limit was reached before the ranking was complete.
+    """
+    from memaudit.cli import discover as discovery
+    from memaudit.errors import Incomplete
+
+    training = discovery.Training(places.data, places.class_order)
+    ranked = discovery.Ranked(
+        profile=audit.profile, top=audit.top, seed=run.seed, time_limit=run.time_limit, fresh=run.fresh, quiet=run.quiet
+    )
+    below = folder / outputs.RANKED
+    written = discovery.Written(images="none")
+    with outputs.locked(below):
+        found, _ = discovery.ranked_into(
+            below, context, model, training, network, ranked, compute, written, progress, keep=True
+        )
+    if found.status != "complete":
+        raise Incomplete(
+            "the ranking of the training data is incomplete, so nothing was audited",
+            hint="Run the same command again with a longer --time-limit, or name examples with --flagged.",
+        )
+    return replace(places, flagged=below / discovery.FLAGGED)
 
 
 def _settings(audit: opt.AuditOptions, compute: opt.Compute, limits: opt.Limits, run: opt.RunOptions) -> Settings:

@@ -9,15 +9,21 @@ import typer
 from memaudit.cli.values import choice
 
 
-def schema(what: Annotated[str, typer.Argument(metavar="WHAT", help="report, config or findings.")] = "report") -> None:
-    """Print the JSON Schema of report.json or of memaudit.toml, or the columns of findings.csv."""
+def schema(
+    what: Annotated[str, typer.Argument(metavar="WHAT", help="report, ranking, config or findings.")] = "report",
+) -> None:
+    """Print the JSON Schema of report.json, ranking.json or memaudit.toml, or the columns of findings.csv."""
     import json
 
-    choice(what, ("report", "config", "findings"), "schema")
+    choice(what, ("report", "ranking", "config", "findings"), "schema")
     if what == "config":
         from memaudit.cli import config
 
         found = config.schema()
+    elif what == "ranking":
+        from memaudit.report.ranked import Ranking
+
+        found = Ranking.model_json_schema()
     elif what == "findings":
         from memaudit.report import columns
 

@@ -52,7 +52,8 @@ class Sources:
         if flagged is None:
             raise UsageError(
                 "no flagged examples",
-                hint="--flagged FOLDER, manifest or .npz; or flagged = ... in a memaudit.toml (memaudit init)",
+                hint="--flagged FOLDER, manifest or .npz; or flagged = ... in a memaudit.toml (memaudit init); "
+                "or --data with the training set alone: what is memorized most is found and audited",
             )
         notes: list[str] = []
         if data is None and run is not None and run.train is not None:
@@ -73,6 +74,40 @@ class Sources:
         warnings = tuple(ReportWarning(code="MEM905", message=note) for note in notes)
         numbering = run.row_order if run is not None and data == run.train else None
         return cls(flagged, reference, test, data, order, said, places.row_order or numbering, warnings)
+
+    @staticmethod
+    def trains(model: str, places: Places) -> bool:
+        """Whether it is known where the training data are."""
+        from memaudit.checkpoints import find_run
+
+        run = find_run(Path(model)) if places.data is None else None
+        return places.data is not None or (run is not None and run.train is not None)
+
+    @classmethod
+    def training(cls, model: str, data: Path | None, class_order: str | None) -> Sources:
+        """The training set that was named, or that of the timm run whose folder `model` is, as every set there is.
+
+        Raises:
+            UsageError: neither says where it is.
+        """
+        from memaudit.checkpoints import find_run
+        from memaudit.findings import ReportWarning
+
+        run = find_run(Path(model)) if data is None or class_order is None else None
+        warnings: tuple[ReportWarning, ...] = ()
+        if data is None and run is not None and run.train is not None:
+            data = run.train
+            note = f"the training data was taken from the run's args.yaml: {clean(data.name)}"
+            warnings = (ReportWarning(code="MEM905", message=note),)
+        if data is None:
+            problem = f": {run.problem}" if run is not None and run.problem else ""
+            raise UsageError(
+                f"no training data{problem}",
+                hint="--data FOLDER, manifest or .npz; or data = ... in a memaudit.toml (memaudit init)",
+            )
+        order = class_order or (run.class_order if run is not None else "natural")
+        said = "checkpoint" if run is not None and run.train is not None else "default"
+        return cls(data, data, None, None, order, said, warnings=warnings)
 
     def class_names(self, checkpoint: Checkpoint) -> tuple[tuple[str, ...], str]:
         """Class names by label, and what said them: a file the user named, else the checkpoint, else class folders."""

@@ -73,7 +73,7 @@ def class_names(root: Path, class_order: str, row_order: str | None = None) -> t
     folders = class_folders(root)
     if row_order == "timm":
         rejections = Rejections(display(root), "entries")
-        names = [name for folder in folders for name in _images(root, folder, row_order, rejections)]
+        names = [name for folder in folders for name in _listed(root, folder, row_order, rejections)]
         rejections.check(len(folders))
         folders = list(dict.fromkeys(_class_of(name, row_order) for name in names)) or folders
     return Classes.of(in_order(folders, class_order), None).names
@@ -97,8 +97,9 @@ def list_folder(root: Path, classes: Classes, class_order: str, row_order: str |
     rejections = Rejections(display(root), "entries")
     labelled: list[tuple[int, str]] = []
     for folder in folders:
-        names = _images(root, folder, row_order, rejections)
-        for owner in dict.fromkeys(_class_of(name, row_order) for name in names) if names else (folder,):
+        names = _listed(root, folder, row_order, rejections)
+        empty = () if row_order == "timm" else (folder,)  # which is a class to all others
+        for owner in dict.fromkeys(_class_of(name, row_order) for name in names) or empty:
             try:
                 label = classes.named(owner)
                 labelled += [(label, name) for name in names if _class_of(name, row_order) == owner]
@@ -127,6 +128,12 @@ def list_folder(root: Path, classes: Classes, class_order: str, row_order: str |
             f"{display(root)} holds no image in its {len(folders)} class folders", hint=f"known: {suffixes}"
         )
     return FileListing(display(root), tuple(rows), classes.names, tuple(files), row_order, root=root, linked=linked)
+
+
+def _listed(root: Path, folder: str, row_order: str | None, rejections: Rejections) -> list[str]:
+    """Names of the images in `folder` that the loader lists; without one, of all."""
+    names = _images(root, folder, row_order, rejections)
+    return names if row_order is None else [names[i] for i in numbered(names, row_order)]
 
 
 def _class_of(name: str, row_order: str | None) -> str:

@@ -48,6 +48,15 @@ class Demo:
             "--flagged", str(f / "flagged.csv"), "--reference", str(f / "reference"), "--test", str(f / "test"),
         ]  # fmt: skip
 
+    @property
+    def discover(self) -> list[str]:
+        """The arguments of the ranking that finds the changed labels among all of them, without being told."""
+        f = self.folder
+        return [
+            "discover", str(f / "model.safetensors"), "--adapter", f"{f / 'network.py'}:build",
+            "--data", str(f / "training.csv"), "--profile", "fast",
+        ]  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -176,19 +185,28 @@ def write_data(
     test: np.ndarray,
     name: str,
 ) -> None:
-    """Class folders of PNG files for reference and test, and a manifest of the changed ones, called `name`."""
+    """Class folders of PNG files for reference and test, and manifests: of the changed ones, and of all trained on.
+
+    Args:
+        name: of the changed ones, by their row.
+    """
     is_changed, is_test = set(changed.tolist()), set(test.tolist())
     flagged: list[list[str]] = []
+    training: list[list[str]] = []
     for row, image in enumerate(images):
         kind = "test" if row in is_test else "flagged" if row in is_changed else "reference"
         place = folder / kind if kind == "flagged" else folder / kind / str(labels[row])
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(place / f"digit-{row:04d}.png")
+        if kind == "reference":
+            label = str(labels[row])
+            training.append([f"reference/{label}/digit-{row:04d}.png", label, name.format(row), label])
         if kind == "flagged":
             flagged.append([f"flagged/digit-{row:04d}.png", str(given[row]), name.format(row), str(labels[row])])
-    with (folder / "flagged.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "label", "id", "true_label"])
-        writer.writerows(flagged)
+    for manifest, rows in (("flagged.csv", flagged), ("training.csv", [*training, *flagged])):
+        with (folder / manifest).open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["path", "label", "id", "true_label"])
+            writer.writerows(rows)
     facts = {"changed": len(changed), "test": len(test), "reference": len(labels) - len(changed) - len(test)}
     (folder / "facts.json").write_text(json.dumps(facts), encoding="utf-8")

@@ -93,14 +93,8 @@ def assemble(evidence: Measured, findings: Sequence[Finding]) -> Report:
         tool=ToolInfo(version=__version__),
         command=evidence.provenance.command,
         inputs=dict(evidence.provenance.inputs),
-        config=dict(evidence.provenance.config) or _config(evidence.context.settings),
-        environment={
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "timm": version("timm"),
-            "device": _device_name(evaluator.device),
-            "system": f"{platform.system()} {platform.machine()}",
-        },
+        config=dict(evidence.provenance.config) or config_of(evidence.context.settings),
+        environment=environment(evaluator.device),
         volatile={
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(evidence.started)),
             "seconds": round(time.time() - evidence.started, 2),
@@ -109,7 +103,7 @@ def assemble(evidence: Measured, findings: Sequence[Finding]) -> Report:
         },
         passes=dict(sorted(evaluator.passes.items())),
         effort=_effort(evaluator.passes),
-        model=_model(evidence),
+        model=model_info(evaluator.adapter, evidence.provenance, evidence.observed.logits.shape[1]),
         data=_data(evidence),
         units=_units(evidence.context.space, evidence.context.live),
         summary=_summary(ordered, evidence),
@@ -190,7 +184,7 @@ def _effort(passes: Mapping[str, int]) -> Effort | None:
     return Effort(search=search, verification=verification, ratio=tidy(verification / search)) if search else None
 
 
-def _config(settings: Settings) -> dict[str, ConfigValue]:
+def config_of(settings: Settings) -> dict[str, ConfigValue]:
     """The settings of a library call, which has no flags."""
     default = Settings()
     names = ("max_units", "unit", "layers", "ablation", "profile", "dtype", "seed", "limit", "group_depth")
@@ -204,8 +198,19 @@ def _config(settings: Settings) -> dict[str, ConfigValue]:
     }
 
 
-def _model(evidence: Measured) -> ModelInfo:
-    adapter, provenance = evidence.context.evaluator.adapter, evidence.provenance
+def environment(device: torch.device) -> dict[str, str]:
+    """What the numbers were computed with."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "timm": version("timm"),
+        "device": _device_name(device),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def model_info(adapter: Adapter, provenance: Provenance, classes: int) -> ModelInfo:
+    """The audited checkpoint, as reports show it."""
     first = next(adapter.module.parameters(), None)
     return ModelInfo(
         path=provenance.model_path,
@@ -213,7 +218,7 @@ def _model(evidence: Measured) -> ModelInfo:
         md5=provenance.model_md5,
         architecture=adapter.architecture,
         adapter=adapter.name or "module",
-        num_classes=evidence.observed.logits.shape[1],
+        num_classes=classes,
         parameters=adapter.parameters,
         weights="ema" if provenance.weights == "ema" else "raw",
         stripped_prefix=provenance.stripped_prefix,
@@ -288,10 +293,10 @@ def _summary(findings: Sequence[Finding], evidence: Measured) -> Summary:
         true_label_back=tidy(back / len(known)) if known else None,
         true_label_low=tidy(back_low) if known else None,
         true_label_high=tidy(back_high) if known else None,
-        atypicality_auroc=tidy(_auroc(scores, calibration)) if len(scores) else None,
+        atypicality_auroc=tidy(auroc(scores, calibration)) if len(scores) else None,
         memorization=_memorization(findings, evidence.whole.get("memorization")),
-        estimate_auroc=tidy(_auroc(estimates, clean)) if clean is not None and len(estimates) else None,
-        learning_auroc=tidy(_auroc(late, lateness)) if lateness is not None and len(late) else None,
+        estimate_auroc=tidy(auroc(estimates, clean)) if clean is not None and len(estimates) else None,
+        learning_auroc=tidy(auroc(late, lateness)) if lateness is not None and len(late) else None,
         learning_flagged=len(late),
         learning_reference=0 if lateness is None else len(lateness),
     )
@@ -304,7 +309,7 @@ def _memorization(findings: Sequence[Finding], found: Memorization | None) -> Me
     return None if found is None else found.model_copy(update={"true_label_known": len(known), "true_label_lost": lost})
 
 
-def _auroc(positive: Tensor, negative: Tensor) -> float:
+def auroc(positive: Tensor, negative: Tensor) -> float:
     """Chance that a positive scores above a negative, ties counting half; equal within float rounding is a tie."""
     below = negative.double().sort().values
     beaten = torch.searchsorted(below, positive.double() - 1e-6)

@@ -63,10 +63,10 @@ def audit(
         raise UsageError(str(wrong)) from None
     if not isinstance(model, nn.Module | Adapter):
         raise UsageError(f"model must be an nn.Module or an adapter, not {type(model).__name__}")
-    shape = model.preprocess if isinstance(model, Adapter) else preprocess or _as_given(flagged, model)
-    sets = [_examples(s, name, shape, multi_label) for s, name in ((flagged, "flagged"), (reference, "reference"))]
+    shape = model.preprocess if isinstance(model, Adapter) else preprocess or as_given(flagged, model)
+    sets = [examples_of(s, name, shape, multi_label) for s, name in ((flagged, "flagged"), (reference, "reference"))]
     with as_found(model.module if isinstance(model, Adapter) else model):
-        adapter = model if isinstance(model, Adapter) else _wrap(model, shape)
+        adapter = model if isinstance(model, Adapter) else wrap(model, shape)
         adapter.multi_label = adapter.multi_label or multi_label
         states: Sequence[State] = ()
         notes: list[str] = []
@@ -80,11 +80,12 @@ def audit(
         return auditor.run()
 
 
-def _wrap(module: nn.Module, preprocess: Preprocess) -> Adapter:
+def wrap(module: nn.Module, preprocess: Preprocess) -> Adapter:
+    """A bare module as an adapter."""
     return Adapter(module, architecture=type(module).__name__, preprocess=preprocess, reason="a module in memory")
 
 
-def _as_given(data: Any, model: nn.Module) -> Preprocess:
+def as_given(data: Any, model: nn.Module) -> Preprocess:
     """No resizing and no normalisation: the shape of the first example is the network's input."""
     whole = False
     if isinstance(data, ExampleSet):
@@ -94,7 +95,7 @@ def _as_given(data: Any, model: nn.Module) -> Preprocess:
             first = data[0][0]
         except (IndexError, KeyError, TypeError):
             raise DataRejected(
-                "the flagged examples are neither a pair (images, labels) nor a dataset with one example at least",
+                "the examples are neither a pair (images, labels) nor a dataset with one example at least",
                 hint="Give tensors of examples (N, ...) and labels (N,), or a dataset of (example, label).",
             ) from None
         if hasattr(first, "getbands"):
@@ -110,7 +111,8 @@ def _as_given(data: Any, model: nn.Module) -> Preprocess:
     return Preprocess(shape, origin="given", tokens=looked_up)
 
 
-def _examples(data: Any, name: str, preprocess: Preprocess, paired: bool) -> ExampleSet:
+def examples_of(data: Any, name: str, preprocess: Preprocess, paired: bool = False) -> ExampleSet:
+    """A set, from what a library call was given as `name`."""
     if isinstance(data, ExampleSet):
         return data
     if isinstance(data, tuple | list) and len(data) == 2 and hasattr(data[0], "shape"):

@@ -42,7 +42,7 @@ def show(report: Report, paths: Sequence[Path] = (), file: TextIO | None = None,
     """
     stream = file or sys.stdout
     on_terminal = stream.isatty() and not os.environ.get("CI")
-    text = render(report, paths, width=_width() if on_terminal else PLAIN_WIDTH, color=on_terminal, brief=brief)
+    text = render(report, paths, width=terminal_width() if on_terminal else PLAIN_WIDTH, color=on_terminal, brief=brief)
     encoding = stream.encoding or "utf-8"
     stream.write(text.encode(encoding, "replace").decode(encoding))
     stream.flush()
@@ -57,12 +57,23 @@ def render(
     brief: bool = False,
 ) -> str:
     """What `show` prints. Outside strings never pass through rich's markup, emoji codes or highlighter."""
+    blocks = [_verdict(report), _warnings(report)]
+    if brief:
+        blocks.append(_active(report))
+    else:
+        blocks += [_counts(report), _neurons(report), _known(report), _layers(report), _not_run(report)]
+    blocks.append(_paths(paths))
+    return printed(blocks, width, color=color)
+
+
+def printed(blocks: Sequence[RenderableType | None], columns: int, *, color: bool) -> str:
+    """What rich makes of `blocks`, an empty line between two, with none of its markup."""
     from rich.console import Console
 
-    printed = io.StringIO()
+    text = io.StringIO()
     console = Console(
-        file=printed,
-        width=width,
+        file=text,
+        width=columns,
         force_terminal=color,
         no_color=not color or bool(os.environ.get("NO_COLOR")),
         color_system="truecolor" if color else None,
@@ -72,21 +83,16 @@ def render(
         legacy_windows=False,
         _environ={},
     )
-    blocks = [_verdict(report), _warnings(report)]
-    if brief:
-        blocks.append(_active(report))
-    else:
-        blocks += [_counts(report), _neurons(report), _known(report), _layers(report), _not_run(report)]
-    blocks.append(_paths(paths))
     for block in blocks:
         if block is not None:
             console.print(block)
             console.print()
-    lines = printed.getvalue().splitlines()
+    lines = text.getvalue().splitlines()
     return "\n".join(line.rstrip() for line in lines).rstrip("\n") + "\n"
 
 
-def _width() -> int:
+def terminal_width() -> int:
+    """Columns of this terminal, within reason."""
     import shutil
 
     return max(40, min(PLAIN_WIDTH, shutil.get_terminal_size().columns))
@@ -136,7 +142,7 @@ def _active(report: Report) -> RenderableType | None:
     found = [row for row in report.findings if row.memorized and row.id not in settled]
     if not found:
         return None
-    table = _table(("memorized", "left"), ("example", "left"), ("label", "left"), ("outcome", "left"))
+    table = plain_table(("memorized", "left"), ("example", "left"), ("label", "left"), ("outcome", "left"))
     for finding in found[:MAX_FINDINGS]:
         example = finding.example
         outcome = Text(OUTCOMES[finding.outcome][0], style=_OUTCOME_STYLES.get(finding.outcome, ""))
@@ -156,7 +162,7 @@ def _counts(report: Report) -> RenderableType:
     from rich.text import Text
 
     total = report.summary
-    table = _table(("outcome", "left"), ("examples", "right"), ("share", "right"), ("meaning", "left"))
+    table = plain_table(("outcome", "left"), ("examples", "right"), ("share", "right"), ("meaning", "left"))
     for outcome, (word, meaning) in OUTCOMES.items():
         number = total.outcomes.get(outcome, 0)
         if outcome is Outcome.NOT_SEARCHED and not number:
@@ -173,7 +179,9 @@ def _neurons(report: Report) -> RenderableType | None:
     rows = neuron_rows(report, TOP_NEURONS)
     if not rows:
         return None
-    table = _table(("top units", "left"), ("kind", "left"), ("examples", "right"), ("accuracy without it", "right"))
+    table = plain_table(
+        ("top units", "left"), ("kind", "left"), ("examples", "right"), ("accuracy without it", "right")
+    )
     for row in rows:
         serves = Text(f"{len(row.erases):,}")
         table.add_row(Text(outside(row.name), style="cyan"), Text(row.kind), serves, Text(row.reference))
@@ -201,7 +209,7 @@ def _layers(report: Report) -> RenderableType | None:
         return Text(outside(learning, MAX_MESSAGE)) if learning else None
     names = ("flagged back", "matched back", "reference")
     numbers: list[tuple[str, JustifyMethod]] = [(name, "right") for name in names]
-    table = _table(("layer", "left"), ("verdict", "left"), *numbers)
+    table = plain_table(("layer", "left"), ("verdict", "left"), *numbers)
     for row in rows:
         style = {"critical": "red", "undecided": "yellow"}.get(row.verdict, "")
         table.add_row(
@@ -215,7 +223,7 @@ def _layers(report: Report) -> RenderableType | None:
     return Group(Text("\n".join(lines)), Text(""), table)
 
 
-def _table(*columns: tuple[str, JustifyMethod]) -> Table:
+def plain_table(*columns: tuple[str, JustifyMethod]) -> Table:
     """A table without a frame; columns are (name, alignment)."""
     from rich import box
     from rich.table import Table

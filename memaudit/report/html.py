@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # A page with pictures stays under 2 MB; a few hundred findings without them under 300 KB. A longer table of neurons
 # helps nobody, and all of them are in the JSON.
 MAX_PAGE = 1_990_000
-MAX_NEURONS = 150
+MAX_NEURONS = 50
 MAX_PLAIN_JSON = 64_000
 # Slices shown; all are in the JSON.
 MAX_SLICES = 24
@@ -58,41 +58,44 @@ def parts(report: Report, thumbnails: Mapping[str, bytes] | None = None) -> Iter
 
 
 def _page(report: Report, data: Markup, shown: Mapping[str, Markup], left_out: int) -> Iterator[str]:
-    style, script = _own("page.css"), _own("page.js")
+    style, script = own("page.css"), own("page.js")
     neurons = neuron_rows(report, MAX_NEURONS)
     anchors = frozenset(row.anchor for row in neurons)
     layers = layer_rows(report)
     settled = accepted(report)
     ordered = worst_first(report)
-    environment = _environment()
-    page = environment.get_template("page.html.jinja").stream(
-        policy=_content_policy(style, script, bool(shown)),
-        style=style,
-        script=script,
-        report=report,
-        data=data,
-        state=story.state(report),
-        story=story,
-        opening=opening,
-        glossary=glossary,
-        words={outcome: (*OUTCOMES[outcome], SYMBOLS[outcome]) for outcome in OUTCOMES},
-        worst=list(example_rows(report, [f for f in ordered[: pictures.LARGE] if f.memorized], anchors)),
-        rows=example_rows(report, ordered[: pictures.OPEN], anchors),
-        folds=folds(report, ordered[pictures.OPEN :], anchors),
-        accepted=Counter(settled[finding.id] for finding in report.findings if finding.id in settled),
-        accepted_words=ACCEPTED,
-        pictures=shown,
-        pictures_left_out=left_out,
-        slices=report.slices[:MAX_SLICES],
-        neurons=neurons,
-        layers=layers,
-        bars=_bars(layers),
-        curve=_curve(report),
-        timeline=timeline,
-        erasure=erasure,
-        heat=_heat(report),
-        learned=_learned(report),
-        gradients=_gradients(report),
+    page = (
+        environment()
+        .get_template("page.html.jinja")
+        .stream(
+            policy=content_policy(style, script, bool(shown)),
+            style=style,
+            script=script,
+            report=report,
+            data=data,
+            state=story.state(report),
+            story=story,
+            opening=opening,
+            glossary=glossary,
+            words={outcome: (*OUTCOMES[outcome], SYMBOLS[outcome]) for outcome in OUTCOMES},
+            worst=list(example_rows(report, [f for f in ordered[: pictures.LARGE] if f.memorized], anchors)),
+            rows=example_rows(report, ordered[: pictures.OPEN], anchors),
+            folds=folds(report, ordered[pictures.OPEN :], anchors),
+            accepted=Counter(settled[finding.id] for finding in report.findings if finding.id in settled),
+            accepted_words=ACCEPTED,
+            pictures=shown,
+            pictures_left_out=left_out,
+            slices=report.slices[:MAX_SLICES],
+            neurons=neurons,
+            layers=layers,
+            bars=_bars(layers),
+            curve=_curve(report),
+            timeline=timeline,
+            erasure=erasure,
+            heat=_heat(report),
+            learned=_learned(report),
+            gradients=_gradients(report),
+        )
     )
     page.enable_buffering(PIECES)
     return page
@@ -110,10 +113,11 @@ def embed(report: Report) -> str:
     )
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Templates beside this file; whatever they print is one printable line, escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    environment = Environment(
+    found = Environment(
         loader=PackageLoader("memaudit.report", ""),
         autoescape=True,
         undefined=StrictUndefined,
@@ -122,11 +126,11 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(percent=percent, counted=count, setting=_setting, brief=clean, checkpoint=checkpoint)
-    environment.filters.update(
+    found.filters.update(percent=percent, counted=count, setting=_setting, brief=clean, checkpoint=checkpoint)
+    found.filters.update(
         multiple=_multiple, signed=_signed, share=_share, change=_change, linked=glossary.Glossary().link
     )
-    return environment
+    return found
 
 
 def _printable(value: Any) -> Any:
@@ -160,19 +164,19 @@ def _signed(value: float | None) -> str:
     return MISSING if value is None else f"{value:+.2f}".replace("-", "−")
 
 
-def _own(name: str) -> Markup:
+def own(name: str) -> Markup:
     """One of the files beside this one, for the template to print as it is."""
     from markupsafe import Markup
 
     return Markup((resources.files(__package__) / name).read_text("utf-8").strip())  # noqa: S704
 
 
-def _content_policy(style: str, script: str, pictures: bool) -> str:
+def content_policy(style: str, script: str | None, pictures: bool) -> str:
     """The CSP: nothing is loaded, and only the page's own style and script apply."""
     sources = {
         "default-src": "'none'",
         "style-src": f"'sha256-{_digest(style)}'",
-        "script-src": f"'sha256-{_digest(script)}'",
+        "script-src": "'none'" if script is None else f"'sha256-{_digest(script)}'",
         "base-uri": "'none'",
         "form-action": "'none'",
     }

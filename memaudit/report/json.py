@@ -44,7 +44,7 @@ def compact(report: Report, *, inline: bool = False) -> Iterator[str]:
 def _object(report: Report, indent: int | None, *, inline: bool) -> Iterator[str]:
     """Only `volatile` can hold a non-finite number; it becomes null."""
     data = report.model_dump(mode="json", exclude={"findings"})
-    data["volatile"] = _finite(data["volatile"])
+    data["volatile"] = finite(data["volatile"])
     line, colon = ("\n" + " " * indent, ": ") if indent else ("", ":")
 
     def deeper(value: object) -> str:
@@ -94,7 +94,7 @@ def read(path: Path) -> Report:
 
     from memaudit.report.document import Report
 
-    data = _parse(path, _load(path))
+    data = load(path)
     _check_version(path, data)
     try:
         return Report.model_validate(data)
@@ -104,6 +104,15 @@ def read(path: Path) -> Report:
             hint="Compare it with: memaudit schema report",
             details=_lines(error),
         ) from None
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, read strictly.
+
+    Raises:
+        DataRejected: if it is missing, too large or not a JSON object.
+    """
+    return _parse(path, _load(path))
 
 
 def _load(path: Path) -> bytes:
@@ -139,6 +148,11 @@ def _parse(path: Path, raw: bytes) -> dict[str, Any]:
 def _check_version(path: Path, data: dict[str, Any]) -> None:
     from memaudit.report.document import SCHEMA_VERSION
 
+    if data.get("kind") == "ranking":
+        raise DataRejected(
+            f"{clean(path)} is a ranking of a training set, not an audit's report",
+            hint="Audit what it flags: memaudit scan MODEL --data DATA --flagged flagged.csv",
+        )
     version = data.get("schema_version")
     if version == SCHEMA_VERSION and type(version) is int:
         return
@@ -168,11 +182,12 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """`value` with null for numbers that JSON has not."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -28,7 +28,7 @@ OPEN = 10
 TAG_COST = 330
 # A page is smaller than this; what is larger is none of ours.
 MAX_BYTES = 16 * 2**20
-_PNG = b"\x89PNG\r\n\x1a\n"
+PNG = b"\x89PNG\r\n\x1a\n"
 _IMAGE = re.compile(r'<img data-id="([0-9a-f]{16})" src="data:image/png;base64,([A-Za-z0-9+/]+={0,2})"')
 
 
@@ -46,7 +46,7 @@ def data_urls(report: Report, thumbnails: Thumbnails, room: int) -> dict[str, Ma
     urls: dict[str, Markup] = {}
     for identity, times in _placed(report):
         picture = thumbnails.get(identity, b"")
-        if not picture.startswith(_PNG) or identity in urls:
+        if not picture.startswith(PNG) or identity in urls:
             continue
         url = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
         cost = times * (len(url) + TAG_COST)

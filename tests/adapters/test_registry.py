@@ -82,9 +82,12 @@ def test_a_plugin_is_used_when_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(ModelRejected, match="no architecture of timm"):
         choose(checkpoint, ModelOptions())
     transformers = replace(checkpoint, facts=Facts(model_type="vit"))
-    with pytest.raises(ModelRejected, match="transformers model") as caught:
-        choose(transformers, ModelOptions())
-    assert "good" in caught.value.hint
+    monkeypatch.setattr("memaudit.adapters.registry.COMPANION", ("good", "memaudit-transformers"))
+    with pytest.raises(ModelRejected, match="needs the package memaudit-transformers") as caught:
+        choose(transformers, ModelOptions())  # another package's adapter of that name is not taken
+    assert "pip install memaudit-transformers" in caught.value.hint
+    monkeypatch.setattr("memaudit.adapters.registry.COMPANION", ("good", "plugin"))
+    assert choose(transformers, ModelOptions()).architecture == "linear"
 
 
 def test_unknown_and_doubled_names_are_usage_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -245,7 +245,8 @@ def test_equal_networks_for_other_means_are_one_but_named_unless_the_mean_is_sai
     assert len(said.presets) == 1
 
 
-def test_a_transformers_directory_asks_for_a_plugin(tmp_path: Path) -> None:
+def test_a_transformers_directory_asks_for_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("memaudit.adapters.registry.COMPANION", ("transformers", "not-installed"))
     path = saved(tmp_path, nn.Linear(2, 2), {"model_type": "vit", "architectures": ["ViTForImageClassification"]})
     with pytest.raises(ModelRejected, match="is a transformers model") as caught:
         choose(read(path), ModelOptions())

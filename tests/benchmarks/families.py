@@ -257,6 +257,9 @@ def table(rows: list[Row], library: str) -> str:
     for r in rows:
         note = r.problem or ("" if r.gap < TOLERANCE else "mask and edit differ")
         first = r.model.removeprefix(vision.PREFIX) if told else f"{r.family} | {r.model}"
+        if r.problem == UNMEASURED:
+            lines.append(f"| {first} |  |  |  |  |  | {r.identified} | {note} |")
+            continue
         lines.append(
             f"| {first} | {r.parameters:.1f} M | {r.size or ''} | {r.units} | {r.gap:.1e} "
             f"| {r.found} |{f' {r.identified} |' if told else ''} {note} |"

@@ -66,6 +66,10 @@ def test_the_page_stays_small(findings: int, limit: int) -> None:
     assert len(page_of(samples.large(findings)).encode()) < limit
 
 
+def test_a_page_with_everything_on_it_stays_small_too() -> None:
+    assert len(page_of(samples.whole(200)).encode()) < 300_000
+
+
 def test_pictures_stay_within_the_pages_budget() -> None:
     sample = samples.large(1000)
     page = report.render(sample, ".html", {f.example.id: PNG + bytes(3000) for f in sample.findings})

@@ -1,0 +1,113 @@
+"""How many labels are wrong, and which: a mixture of labels that fit what others say, and labels that do not.
+
+Each example has class probabilities from everything but itself. The given labels are modelled as drawn from those
+probabilities at some temperature (Guo et al. 2017), or, for an unknown share of the examples, replaced by another class
+at random (symmetric label noise, Angluin and Laird 1988). Both numbers are fitted to the labels by maximum likelihood.
+No clean example is needed: what a clean label would score follows from the probabilities themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Candidate temperatures: answers may be four times as sure, or as unsure, as they should be.
+TEMPERATURES = torch.logspace(-2, 2, 41, base=2.0, dtype=torch.float64)
+# Half the 95 % quantile of chi-squared with one degree of freedom: where a profile likelihood ends an interval.
+DROP = 1.920729
+STEPS = 40
+# Pairs of example and class that clean scores are taken from.
+CALIBRATION = 2_000_000
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The fitted mixture.
+
+    Attributes:
+        support: `(N, classes)` calibrated probability of each label, float32.
+        wrong: share of labels that were replaced, with its 95 % profile likelihood interval.
+    """
+
+    support: Tensor
+    wrong: float
+    low: float
+    high: float
+
+    def replaced(self, labels: Tensor, share: float | None = None) -> Tensor:
+        """`(N,)`: the probability that each label was replaced, with `share` of all in place of the fitted one."""
+        own = self.support.gather(1, labels[:, None]).squeeze(1).double()
+        return _posterior(own, self.wrong if share is None else share, self.support.shape[1])
+
+    def p_values(self, labels: Tensor) -> Tensor:
+        """`(N,)` in (0, 1]: the chance that a clean label has as little support as the given one."""
+        count, classes = self.support.shape
+        rows = self.support[:: -(-count * classes // CALIBRATION)].double()
+        values = rows.flatten().sort().values
+        weight = torch.cat([torch.zeros(1, dtype=torch.float64), values.cumsum(0)])
+        own = self.support.gather(1, labels[:, None]).squeeze(1).double()
+        below = weight[torch.searchsorted(values, own * (1 + 1e-6), right=True)]
+        return ((1 + below) / (1 + len(rows))).clamp(max=1)
+
+
+def fit_noise(answers: Tensor, labels: Tensor) -> Noise:
+    """The mixture that fits `labels` `(N,)` best.
+
+    Args:
+        answers: `(N, classes)` log-probabilities up to a constant a row, each from others than the example itself.
+    """
+    classes = answers.shape[1]
+    own = torch.stack([_own(answers, labels, float(t)) for t in TEMPERATURES])
+
+    def best(share: float) -> float:
+        return float(_likelihood(own, torch.tensor(share), classes).max())
+
+    shares = _shares(own, classes)
+    scores = _likelihood(own, shares, classes)
+    chosen = int(scores.argmax())
+    wrong, floor = float(shares[chosen]), float(scores[chosen]) - DROP
+    low = _edge(best, floor, wrong, 0.0)
+    high = _edge(best, floor, wrong, 1 - 1e-9)
+    support = (answers.double() / float(TEMPERATURES[chosen])).softmax(1).float()
+    return Noise(support, wrong, low, high)
+
+
+def _own(answers: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """`(N,)` probability of each label at a temperature, in parts."""
+    parts = zip(torch.split(answers, 65_536), torch.split(labels, 65_536), strict=True)
+    return torch.cat([(a.double() / temperature).softmax(1).gather(1, y[:, None]).squeeze(1) for a, y in parts])
+
+
+def _posterior(own: Tensor, share: Tensor | float, classes: int) -> Tensor:
+    other = share * (1 - own) / max(1, classes - 1)
+    return other / ((1 - share) * own + other).clamp_min(1e-300)
+
+
+def _likelihood(own: Tensor, share: Tensor, classes: int) -> Tensor:
+    """`(temperatures,)` log-likelihood at `share`, one or one per temperature."""
+    wide = share.double().reshape(-1, 1)
+    return ((1 - wide) * own + wide * (1 - own) / max(1, classes - 1)).clamp_min(1e-300).log().sum(1)
+
+
+def _shares(own: Tensor, classes: int) -> Tensor:
+    """The best share at each temperature, by bisection of the derivative: the likelihood is concave in it."""
+    other = (1 - own) / max(1, classes - 1)
+    low, high = torch.zeros(len(own), 1, dtype=torch.float64), torch.ones(len(own), 1, dtype=torch.float64)
+    for _ in range(STEPS):
+        middle = (low + high) / 2
+        slope = ((other - own) / ((1 - middle) * own + middle * other).clamp_min(1e-300)).sum(1, keepdim=True)
+        low, high = torch.where(slope > 0, middle, low), torch.where(slope > 0, high, middle)
+    return low.squeeze(1)
+
+
+def _edge(best: Callable[[float], float], floor: float, inside: float, outside: float) -> float:
+    """Between a share inside the interval and one at the end of its range: where the likelihood falls to `floor`."""
+    if best(outside) >= floor:
+        return outside
+    for _ in range(STEPS // 2):
+        middle = (inside + outside) / 2
+        inside, outside = (middle, outside) if best(middle) >= floor else (inside, middle)
+    return inside

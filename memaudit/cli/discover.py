@@ -1,0 +1,220 @@
+"""`memaudit discover`: a whole training set ranked by memorization, from files to files."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from memaudit.cli import options as opt
+from memaudit.cli import outputs
+from memaudit.cli.config import Config
+from memaudit.cli.grouped import grouped
+from memaudit.cli.loaded import Loaded, load
+from memaudit.cli.outputs import RANKED
+from memaudit.cli.provenance import MAX_COMMAND, portable
+from memaudit.cli.sources import Sources
+from memaudit.cli.values import choice, positive
+from memaudit.errors import ExitCode
+from memaudit.text import clean
+
+if TYPE_CHECKING:
+    from memaudit.cli.progress import Stages
+    from memaudit.data import ExampleSet
+    from memaudit.report.ranked import Ranking
+    from memaudit.settings import Provenance, Settings
+
+# The list that a scan takes.
+FLAGGED = "flagged.csv"
+
+
+@dataclass(frozen=True)
+class Training:
+    """Where the training set is."""
+
+    data: Annotated[
+        Path | None, typer.Option(help="Training set: folder, manifest or .npz; default: the run's training data.")
+    ] = None
+    class_order: Annotated[
+        str | None, typer.Option(help="natural, lexical, or a file of class names; default: the run's, or natural.")
+    ] = None
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """How the ranking is made, and what is done with it."""
+
+    profile: Annotated[str, typer.Option(help="How much is measured: fast, standard or deep.")] = "standard"
+    top: Annotated[
+        int | None, typer.Option(min=1, help="Examples in flagged.csv; default: those called memorized.")
+    ] = None
+    limit: Annotated[int | None, typer.Option(min=1, help="Rank only N rows, evenly spread; incomplete.")] = None
+    seed: opt.Seed = 0
+    time_limit: Annotated[float | None, typer.Option(help="Seconds; then the ranking is incomplete.")] = None
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start anew, whatever an interrupted run has kept.")] = False
+    quiet: opt.Quiet = False
+
+    def __post_init__(self) -> None:
+        from memaudit.settings import PROFILES
+
+        choice(self.profile, tuple(PROFILES), "--profile")
+
+
+@dataclass(frozen=True)
+class Written:
+    """Where it goes, and what is printed."""
+
+    out: Annotated[Path | None, typer.Option(help="Directory; by default reports/<model>/discovery.")] = None
+    output: Annotated[
+        list[Path],
+        typer.Option("-o", "--output", help="Further file: .json .html .md, flagged*.csv, ranking*.csv or .parquet."),
+    ] = field(default_factory=list)
+    format_: Annotated[str, typer.Option("-f", "--format", help="stdout: table, json, markdown or github.")] = "table"
+    images: Annotated[str | None, typer.Option(help="thumbs or none; none by default when CI is set.")] = None
+
+    def __post_init__(self) -> None:
+        choice(self.format_, opt.FORMATS, "--format")
+        choice(self.images, ("thumbs", "none"), "--images")
+
+
+@grouped
+def discover(
+    context: typer.Context,
+    model: opt.Model,
+    training: Training,
+    network: opt.Network,
+    ranked: Ranked,
+    compute: opt.Compute,
+    written: Written,
+    config: Config = None,
+) -> int:
+    """Rank a whole training set by how much a checkpoint memorized each example.
+
+    Needs neither flagged nor reference examples. Writes ranking.json, ranking.html and flagged.csv.
+    """
+    folder = written.out or outputs.default_folder(Path(model)) / RANKED
+
+    from memaudit.cli.progress import Stages
+
+    with Stages(ranked.quiet) as progress, outputs.locked(folder):
+        ranking, paths = ranked_into(
+            folder, context, model, training, network, ranked, compute, written, progress, keep=False
+        )
+    _show(ranking, paths, written.format_)
+    return int(ExitCode.OK if ranking.status == "complete" else ExitCode.INCOMPLETE)
+
+
+def ranked_into(
+    folder: Path,
+    context: typer.Context,
+    model: str,
+    training: Training,
+    network: opt.Network,
+    ranked: Ranked,
+    compute: opt.Compute,
+    written: Written,
+    progress: Stages,
+    *,
+    keep: bool,
+) -> tuple[Ranking, list[Path]]:
+    """Rank the training set into `folder`, which the caller has locked; the document, and the files written.
+
+    Args:
+        keep: leave the journal, for a command that goes on from here and may have to be run again.
+    """
+    from memaudit.report import ranking as views
+
+    targets = list(dict.fromkeys([folder / "ranking.json", folder / "ranking.html", folder / FLAGGED, *written.output]))
+    views.check(targets)
+    sources = Sources.training(model, training.data, training.class_order)
+    loaded = load(model, network, sources, compute.device, progress)
+
+    from memaudit.pipeline.discover import Discovery
+
+    discovery = Discovery(
+        loaded.settled.adapter,
+        loaded.flagged,
+        _settings(ranked, compute),
+        provenance=_provenance(context, loaded, network, sources, folder),
+        class_names=loaded.class_names,
+        progress=progress,
+    )
+    views.rehearse(discovery.skeleton(), targets)
+    with discovery.journalled(folder, fresh=ranked.fresh) as journal:
+        if journal.recorded:
+            progress.stage(f"resume after {journal.recorded} batches")
+        found, table = discovery.run()
+        ranking = found.model_copy(update={"following": _following(model, sources, network, folder)})
+        progress.stage("write ranking")
+        pictures = _thumbnails(written.images, ranking, discovery.examples)
+        paths = views.write_all(ranking, table, targets, pictures, ranked.top)
+        if not (discovery.late or keep):
+            journal.discard()
+    return ranking, paths
+
+
+def _settings(ranked: Ranked, compute: opt.Compute) -> Settings:
+    from memaudit.settings import Settings
+
+    return Settings(
+        profile=ranked.profile,
+        device=compute.device,
+        batch_size=compute.batch,
+        seed=ranked.seed,
+        limit=ranked.limit,
+        time_limit=positive(ranked.time_limit, "--time-limit"),
+    )
+
+
+def _provenance(
+    context: typer.Context, loaded: Loaded, network: opt.Network, sources: Sources, folder: Path
+) -> Provenance:
+    from memaudit.cli.provenance import provenance, size_warning
+
+    settled = loaded.settled
+    warnings = (*sources.warnings, *settled.warnings, *size_warning(settled.adapter))
+    found = provenance(context, loaded, network, sources, folder, warnings)
+    inputs = dict(found.inputs)
+    inputs["data"] = inputs.pop("reference")
+    inputs.pop("flagged")
+    return replace(found, inputs=inputs)
+
+
+def _following(model: str, sources: Sources, network: opt.Network, folder: Path) -> str:
+    """The scan of what is flagged, with the options that said which network and data these are."""
+    words = ["memaudit", "scan", portable(model), "--data", portable(str(sources.reference))]
+    words += ["--flagged", portable(str(folder / FLAGGED))]
+    for one in fields(network):
+        value = getattr(network, one.name)
+        for single in value if isinstance(value, list) else [value]:
+            if single is not None:
+                words += [f"--{one.name.replace('_', '-')}", portable(str(single))]
+    if sources.class_order != "natural":
+        words += ["--class-order", portable(sources.class_order)]
+    return clean(shlex.join(words), MAX_COMMAND)
+
+
+def _thumbnails(images: str | None, ranking: Ranking, examples: ExampleSet) -> dict[str, bytes]:
+    """Pictures of the examples the page shows, where they are asked for, or where nobody said and this is no CI."""
+    from memaudit import data
+    from memaudit.report import ranking as views
+
+    if not (images == "thumbs" or (images is None and not os.environ.get("CI"))):
+        return {}
+    wanted = views.pictured(ranking)
+    rows = [row for row, example in enumerate(examples.examples) if example.id in wanted]
+    return dict(data.thumbnails(examples.subset(rows)))
+
+
+def _show(ranking: Ranking, paths: Sequence[Path], format_: str) -> None:
+    from memaudit.report import ranking as views
+
+    if format_ == "table":
+        views.show(ranking, paths)
+    else:
+        typer.echo(views.render(ranking, format_), nl=False)

@@ -1,0 +1,276 @@
+"""`memaudit.discover`: a whole training set ranked by memorization, without a flagged list and without a reference."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from memaudit.adapters.base import Adapter
+from memaudit.audits.discovery import judge
+from memaudit.audits.discovery.copies import Copies, folds, near_copies
+from memaudit.audits.discovery.neighbours import Votes, features, vote
+from memaudit.audits.discovery.unseen import effort, mirrored, unseen
+from memaudit.audits.memorization.relearned import spans
+from memaudit.data import ExampleSet, Preprocess
+from memaudit.engine.answers import margin, predicted
+from memaudit.engine.device import automatic_batch_size, exact_arithmetic, resolve_device
+from memaudit.engine.draws import generator_for
+from memaudit.engine.evaluator import Evaluator
+from memaudit.engine.journal import Journal, journalled
+from memaudit.errors import DataRejected, Incomplete, PremiseBroken, UsageError
+from memaudit.findings import ReportWarning
+from memaudit.network.layer_groups import layer_groups
+from memaudit.network.replay import watch
+from memaudit.network.scoped import as_found
+from memaudit.network.units import select
+from memaudit.numbers import count, percent
+from memaudit.pipeline.identity import run_of
+from memaudit.pipeline.library import as_given, examples_of, wrap
+from memaudit.pipeline.premises import check_accuracy, check_network
+from memaudit.pipeline.ranking import Seen, assemble, skeleton
+from memaudit.report.ranked import Ranking
+from memaudit.report.table import Table
+from memaudit.settings import RELEARNING, Progress, Provenance, Relearning, Settings, Silent
+from memaudit.system.memory import keeping_freed
+
+# Fewer examples than this say nothing of each other.
+FEWEST = 20
+# A set of which the model predicts less was probably not what it was trained on.
+FITTED = 0.5
+
+
+class Discovery:
+    """One ranking of one training set by one loaded model.
+
+    Args:
+        adapter: the model; moved to the settings' device.
+        examples: what it was trained on, with the labels it was trained with.
+    """
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        examples: ExampleSet,
+        settings: Settings,
+        *,
+        provenance: Provenance | None = None,
+        class_names: tuple[str, ...] = (),
+        progress: Progress | None = None,
+    ) -> None:
+        if adapter.multi_label:
+            raise UsageError(
+                "the model's labels do not exclude each other: a ranking needs one label an example",
+                hint="Audit examples that you name: memaudit scan --flagged",
+            )
+        self.adapter, self.settings = adapter, settings
+        self.provenance = provenance or Provenance(command="memaudit.discover(...)")
+        self.class_names = class_names or examples.class_names
+        self.progress: Progress = progress or Silent()
+        self.budget: Relearning = RELEARNING[settings.profile]
+        self.warnings: list[ReportWarning] = list(self.provenance.warnings)
+        self.incomplete: list[str] = []
+        self.journal: Journal | None = None
+        self.late = False  # the time limit was reached: the same run, resumed, gets further
+        self.started = time.time()
+        self.examples = self._usable(examples)
+
+    def _usable(self, examples: ExampleSet) -> ExampleSet:
+        """What can be ranked; what cannot is said."""
+        if not len(examples) and examples.unreadable:
+            raise Incomplete("none of the examples could be read", details=examples.unreadable)
+        limit = self.settings.limit
+        if limit is not None and len(examples) > limit:
+            rows = [i * len(examples) // limit for i in range(limit)]
+            examples = replace(examples.subset(rows), omitted=examples.omitted + len(examples) - limit)
+        if len(examples) < FEWEST:
+            raise DataRejected(
+                f"{count(len(examples), 'example')} cannot be ranked: they are judged by each other",
+                hint=f"Give the training set, {FEWEST} examples at least; or audit them: memaudit scan --flagged",
+            )
+        wrong = [e for e in examples.examples if e.label >= self.adapter.num_classes]
+        if wrong:
+            raise DataRejected(
+                f"{count(len(wrong), 'label')} out of range: {wrong[0].source} has label {wrong[0].label}, "
+                f"the model has {self.adapter.num_classes} classes",
+                hint="Check --num-classes and the class order.",
+            )
+        if examples.omitted:
+            self.incomplete.append(f"{count(examples.omitted, 'example')} not read because of a limit")
+        if examples.unreadable:
+            shown = "; ".join(examples.unreadable[:3])
+            self.incomplete.append(f"{count(len(examples.unreadable), 'example')} could not be read: {shown}")
+        if examples.duplicates:
+            self.warn("MEM105", f"{len(examples.duplicates)} rows repeat others: {examples.duplicates[0]}")
+        return examples
+
+    def warn(self, code: str, message: str) -> None:
+        """Put something a reader must know into the report."""
+        self.warnings.append(ReportWarning(code=code, message=message))
+
+    @contextmanager
+    def journalled(self, folder: Path, *, fresh: bool = False) -> Iterator[Journal]:
+        """Keep what is measured in `folder` while the body runs, and go on with what an earlier run kept there.
+
+        Raises:
+            UsageError: what lies there belongs to another run, and `fresh` does not say to throw it away.
+        """
+        run = run_of(self.adapter, {"data": self.examples}, (), self.settings, self.provenance)
+        with journalled(folder, run, fresh=fresh) as self.journal:
+            yield self.journal
+
+    def skeleton(self) -> Ranking:
+        """A document with every name of the real one and no figure, to render before anything long begins."""
+        return skeleton(self.adapter, self.examples, self.class_names, self.settings, self.provenance)
+
+    def run(self) -> tuple[Ranking, Table]:
+        """The document, and all rows of the table.
+
+        Raises:
+            Incomplete: the time limit was reached before anything could be said.
+        """
+        self.started = time.time()
+        device = resolve_device(self.settings.device)
+        self.adapter.module.to(device)
+        batch = self.settings.batch_size or automatic_batch_size(self.examples.batch([0]), device)
+        self.evaluator = Evaluator(self.adapter, batch)
+        with exact_arithmetic(), keeping_freed():
+            seen = self._measured()
+        return assemble(seen, self.settings, self.provenance, self.warnings, self.incomplete)
+
+    # ---- the steps -------------------------------------------------------------------------------------------------
+
+    def _measured(self) -> Seen:
+        self.progress.stage("check")
+        check_network(self.evaluator, self.examples)
+        space = select(self.adapter.sites(self.examples.batch(range(3), self.evaluator.device)), "auto", None)
+        if not space.sites:
+            raise PremiseBroken(f"no layer of {self.adapter.architecture} can be followed, so nothing has neighbours")
+        self.evaluator.resume(self.journal)
+        with self._stage("observe", len(self.examples)):
+            logits, layers = features(self.evaluator, self.examples, space)
+        finite = torch.isfinite(logits).all(1)
+        if not bool(finite.all()):
+            logits, layers = self._drop(finite, logits, layers)
+        labels, classes = self.examples.labels, logits.shape[1]
+        self.warnings += check_accuracy(logits, labels, self.class_names)
+        fitted = float(predicted(margin(logits, labels)).float().mean())
+        if fitted < FITTED:
+            said = f"the model predicts {percent(fitted)} of these labels: is this what it was trained on?"
+            self.warn("MEM120", said)
+        copies, votes = self._neighbours(layers, classes)
+        answers = self._relearned(copies, judge.teachers(votes.shares, labels))
+        return Seen(
+            self.adapter, self.evaluator, self.examples, self.class_names, logits, copies, votes, answers, self.started
+        )
+
+    def _drop(self, finite: Tensor, logits: Tensor, layers: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Leave out examples whose logits are not finite: the ranking is incomplete."""
+        lost = int((~finite).sum())
+        self.incomplete.append(f"{count(lost, 'example')} gave logits that are not finite")
+        if int(finite.sum()) < FEWEST:
+            raise Incomplete(f"the logits of {lost} of {len(self.examples)} examples are NaN or infinite")
+        self.examples = self.examples.subset(finite.nonzero().flatten().tolist())
+        return logits[finite], [layer[finite] for layer in layers]
+
+    def _neighbours(self, layers: Sequence[Tensor], classes: int) -> tuple[Copies, Votes]:
+        """Near-duplicates and votes, recorded as a whole: no network runs for them."""
+        examples = self.examples
+        with self._stage("neighbours", len(examples)):
+
+            def compute() -> list[Tensor]:
+                copies = near_copies(examples)
+                votes = vote(layers, examples.labels, classes, copies, self.progress.advance)
+                return [copies.rows, copies.distances, votes.shares, votes.nearest, votes.similarity]
+
+            found = self.evaluator.once("neighbours", compute)
+        return Copies(found[0], found[1]), Votes(found[2], found[3], found[4])
+
+    def _relearned(self, copies: Copies, teachers: Tensor) -> dict[str, Tensor]:
+        """By name, class probabilities `(N, classes)` from layers that were learned again without the example."""
+        examples, budget = self.examples, self.budget
+        order = watch(self.adapter.module, self.adapter.forward, examples.batch([0], self.evaluator.device)).first_use
+        learning = [group for group in layer_groups(self.adapter.module, order) if group.parameters]
+        groups = spans(learning, [(depth, 1.0) for depth in budget.depths])
+        parts = folds(copies.clusters(), examples.labels, budget.folds, generator_for(self.settings.seed, "folds", ""))
+        answers: dict[str, Tensor] = {}
+        with self._stage("relearn", len(groups) * effort(parts, teachers, budget.rows)):
+            mirror = mirrored(self.evaluator, examples, teachers)
+            for group in groups:
+                said = unseen(
+                    self.evaluator,
+                    examples,
+                    group,
+                    parts,
+                    teachers,
+                    budget.rows,
+                    self.settings.seed,
+                    self._is_late,
+                    mirror=mirror,
+                )
+                if said is None:
+                    break
+                answers[f"relearned from {group.layer.split(' to ')[0]}"] = said
+        if not answers:
+            raise Incomplete(
+                f"time limit of {self.settings.time_limit:g} s: no layer was learned again, so nothing is decided",
+                hint="Run the same command again: it goes on from there.",
+            )
+        if len(answers) < len(groups):
+            limit = f"time limit of {self.settings.time_limit:g} s"
+            self.incomplete.append(f"{limit}: {len(answers)} of {len(groups)} groups of layers were learned again")
+        return answers
+
+    def _is_late(self) -> bool:
+        limit = self.settings.time_limit
+        self.late = limit is not None and time.time() > self.started + limit
+        return self.late
+
+    @contextmanager
+    def _stage(self, name: str, total: int) -> Iterator[None]:
+        self.progress.stage(name, total)
+        with self.evaluator.counting(name, self.progress.advance):
+            yield
+
+
+def discover(
+    model: nn.Module | Adapter,
+    data: Any,
+    *,
+    settings: Settings | None = None,
+    preprocess: Preprocess | None = None,
+    class_names: Sequence[str] = (),
+    progress: Progress | None = None,
+    **options: Any,
+) -> Ranking:
+    """Rank what a model in memory was trained on by how much it memorized each example.
+
+    Args:
+        model: a classifier, or a loaded adapter; left as found, mode and device included.
+        data: its training set with the labels it was trained with: an `ExampleSet`, a pair `(images, labels)` of
+            tensors or arrays, or a dataset of such pairs.
+        settings, preprocess, class_names, progress, **options: as for `memaudit.audit`.
+
+    Returns:
+        The ranking: `.ranked`, `.shares`, `.cut_offs`, `.save(path)`.
+
+    Raises:
+        MemauditError: the set is too small or its labels do not fit, a premise is broken, memory or device are missing.
+    """
+    try:
+        chosen = replace(settings or Settings(), **options)
+    except TypeError as wrong:
+        raise UsageError(str(wrong)) from None
+    if not isinstance(model, nn.Module | Adapter):
+        raise UsageError(f"model must be an nn.Module or an adapter, not {type(model).__name__}")
+    shape = model.preprocess if isinstance(model, Adapter) else preprocess or as_given(data, model)
+    examples = examples_of(data, "data", shape)
+    with as_found(model.module if isinstance(model, Adapter) else model):
+        adapter = model if isinstance(model, Adapter) else wrap(model, shape)
+        return Discovery(adapter, examples, chosen, class_names=tuple(class_names), progress=progress).run()[0]

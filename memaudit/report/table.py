@@ -1,0 +1,77 @@
+"""All rows of a ranking as a table that spreadsheets and notebooks read: CSV, or Parquet where pyarrow is installed."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from memaudit.errors import UsageError
+
+Cell = str | int | float | None
+# A spreadsheet takes a cell that starts so for a formula; an apostrophe before it makes it text.
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+# Lines that make one piece of text.
+PIECE = 1000
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under named columns."""
+
+    columns: tuple[str, ...]
+    rows: Sequence[tuple[Cell, ...]]
+
+
+def parts(table: Table) -> Iterator[str]:
+    """The table as CSV, piece by piece."""
+    piece = io.StringIO(newline="")
+    writer = csv.writer(piece, lineterminator="\n")
+    writer.writerow(table.columns)
+    for number, row in enumerate(table.rows, 1):
+        writer.writerow([_safe(cell) for cell in row])
+        if number % PIECE == 0:
+            yield piece.getvalue()
+            piece.seek(0)
+            piece.truncate()
+    yield piece.getvalue()
+
+
+def check_parquet() -> None:
+    """Refuse now rather than after a long run.
+
+    Raises:
+        UsageError: pyarrow is not installed.
+    """
+    from importlib.util import find_spec
+
+    if find_spec("pyarrow") is None:
+        raise UsageError("Parquet needs pyarrow, which is not installed", hint="pip install 'memaudit[parquet]'")
+
+
+def write_parquet(table: Table, path: Path) -> Path:
+    """The table as a Parquet file, replaced whole.
+
+    Raises:
+        UsageError: pyarrow is not installed, or the path cannot be written.
+    """
+    check_parquet()
+    import pyarrow
+    from pyarrow import parquet
+
+    from memaudit.system.files import replace_with
+
+    columns = {name: [row[number] for row in table.rows] for number, name in enumerate(table.columns)}
+    arrow = pyarrow.table(columns)
+
+    def write(file: BinaryIO) -> None:
+        parquet.write_table(arrow, file)
+
+    return replace_with(path, write)
+
+
+def _safe(cell: Cell) -> Cell:
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell

@@ -1,0 +1,177 @@
+"""A whole set judged by itself: no example supports its own label, nor do its copies; and errors are counted right."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from memaudit.audits.discovery import judge
+from memaudit.audits.discovery.copies import Copies, folds, near_copies
+from memaudit.audits.discovery.neighbours import vote
+from memaudit.audits.discovery.noise import fit_noise
+from memaudit.audits.discovery.unseen import teachers_of, unseen
+from memaudit.data import Preprocess, from_tensors
+from memaudit.engine.draws import generator_for
+from memaudit.findings.ranking import Standing
+from memaudit.network.layer_groups import LayerGroup, tensors_of
+from tests.conftest import Trained
+
+NONE = Copies(torch.full((40, 3), -1), torch.full((40, 3), torch.inf))
+
+
+def randoms(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+# ---- near-duplicates -------------------------------------------------------------------------------------------------
+
+
+def test_a_copy_with_a_little_noise_is_found_and_nothing_else() -> None:
+    pixels = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    pixels[7] = (pixels[3] + 0.01 * randoms(1, 8, 8)).clamp(0, 1)
+    pixels[30] = (pixels[3] + 0.01 * randoms(1, 8, 8, seed=1)).clamp(0, 1)
+    labels = torch.arange(40) % 4
+    examples = from_tensors(pixels, labels, preprocess=Preprocess((1, 8, 8), origin="given"), num_classes=4)
+    copies = near_copies(examples)
+    assert [(a, b) for a, b, _ in copies.pairs()] == [(3, 7), (3, 30), (7, 30)]
+    assert copies.clusters()[[3, 7, 30, 8]].tolist() == [3, 3, 3, 8]
+
+
+def test_folds_keep_copies_together_and_classes_apart() -> None:
+    clusters, labels = torch.arange(40), torch.arange(40) % 4
+    clusters[20:30] = 0
+    found = folds(clusters, labels, 2, generator_for(0, "folds", ""))
+    assert sorted(row for fold in found for row in fold) == list(range(40))
+    assert any({0, *range(20, 30)} <= set(fold) for fold in found)
+    alone = folds(torch.arange(40), labels, 2, generator_for(0, "folds", ""))
+    assert [sorted(labels[fold].tolist()) for fold in alone] == [sorted([*range(4)] * 5)] * 2
+
+
+# ---- neighbours ------------------------------------------------------------------------------------------------------
+
+
+def slow_shares(layers: list[Tensor], labels: Tensor, classes: int, copies: Copies) -> Tensor:
+    """Neighbour by neighbour: sort the others, leave out copies, count labels."""
+    count = len(labels)
+    k = max(1, min(10, count // (2 * classes)))
+    shares = torch.zeros(count, classes)
+    for layer in layers:
+        unit = F.normalize(layer.float() - layer.float().mean(0), dim=1)
+        for row in range(count):
+            banned = {row, *copies.rows[row].tolist()}
+            order = sorted((o for o in range(count) if o not in banned), key=lambda o: -float(unit[row] @ unit[o]))
+            for other in order[:k]:
+                shares[row, labels[other]] += 1 / k / len(layers)
+    return shares
+
+
+def test_votes_are_those_of_a_plain_count() -> None:
+    layers, labels = [randoms(40, 12), randoms(40, 6, seed=1)], torch.arange(40) % 3
+    copies = Copies(NONE.rows.clone(), NONE.distances)
+    copies.rows[5, 0], copies.rows[9, 0] = 9, 5
+    found = vote([layer.half() for layer in layers], labels, 3, copies)
+    assert torch.allclose(found.shares, slow_shares(layers, labels, 3, copies), atol=0.051)  # a tie may turn in float16
+    assert torch.allclose(found.shares.sum(1), torch.ones(40))
+    assert 9 not in found.nearest[5].tolist()
+    assert all(row not in found.nearest[row].tolist() for row in range(40))
+
+
+def test_a_label_has_no_say_in_its_own_support() -> None:
+    layers, labels = [randoms(40, 12).half()], torch.arange(40) % 3
+    other = labels.clone()
+    other[17] = (other[17] + 1) % 3
+    assert torch.equal(vote(layers, labels, 3, NONE).shares[17], vote(layers, other, 3, NONE).shares[17])
+
+
+# ---- relearned without the example -----------------------------------------------------------------------------------
+
+
+def test_a_fold_is_asked_of_layers_that_never_saw_its_labels(trained: Trained) -> None:
+    """Other labels in one fold change what is said of the other fold, and not a bit of what is said of this one."""
+    group = LayerGroup("three", tuple(n for n in tensors_of(trained.module) if n.startswith(("three", "head"))), 0)
+    data = trained.reference.subset(range(80))
+    parts = [list(range(0, 80, 2)), list(range(1, 80, 2))]
+    changed = from_tensors(
+        data.pixels,
+        torch.where(torch.arange(80) % 2 == 0, (data.labels + 1) % 10, data.labels),
+        preprocess=trained.adapter.preprocess,
+        num_classes=10,
+    )
+    everyone = torch.ones(80, dtype=torch.bool)
+    said = [
+        unseen(trained.evaluator(), examples, group, parts, everyone, 100, 0, lambda: False)
+        for examples in (data, changed)
+    ]
+    assert said[0] is not None
+    assert said[1] is not None
+    assert torch.equal(said[0][parts[0]], said[1][parts[0]])
+    assert not torch.equal(said[0][parts[1]], said[1][parts[1]])
+    assert unseen(trained.evaluator(), data, group, parts, everyone, 100, 0, lambda: True) is None
+
+
+def test_teachers_are_of_other_folds_and_may_teach() -> None:
+    allowed = torch.arange(40) % 4 != 0
+    found = teachers_of([list(range(20)), list(range(20, 40))], 0, allowed, 8, generator_for(0, "x", ""))
+    assert len(found) == len(set(found)) == 8
+    assert all(row >= 20 and bool(allowed[row]) for row in found)
+
+
+def test_a_label_that_its_neighbours_outvote_teaches_nobody() -> None:
+    shares = torch.tensor([[0.6, 0.4], [0.5, 0.5], [0.2, 0.8]])
+    assert judge.teachers(shares, torch.tensor([1, 1, 1])).tolist() == [False, True, True]
+
+
+# ---- how many labels are wrong ---------------------------------------------------------------------------------------
+
+
+def planted(share: float, scale: float, count: int = 4000, classes: int = 6) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probabilities that are too sure or unsure by `scale`, labels drawn from them, some of them replaced."""
+    generator = torch.Generator().manual_seed(3)
+    logits = 2.5 * torch.randn(count, classes, generator=generator)
+    labels = torch.multinomial(logits.softmax(1), 1, generator=generator).squeeze(1)
+    wrong = torch.rand(count, generator=generator) < share
+    moved = (labels + torch.randint(1, classes, (count,), generator=generator)) % classes
+    return (scale * logits).log_softmax(1), torch.where(wrong, moved, labels), wrong
+
+
+@pytest.mark.parametrize(("share", "scale"), [(0.05, 1.0), (0.2, 1.0), (0.2, 0.5), (0.4, 2.0)])
+def test_the_share_of_wrong_labels_is_found_without_a_clean_one(share: float, scale: float) -> None:
+    answers, labels, wrong = planted(share, scale)
+    found = fit_noise(answers, labels)
+    assert found.low <= float(wrong.double().mean()) <= found.high
+    assert found.high - found.low < 0.06
+    odds = found.replaced(labels)
+    top = odds.argsort(descending=True)[:200]
+    assert float(odds[top].mean()) == pytest.approx(float(wrong[top].double().mean()), abs=0.08)
+
+
+def test_clean_labels_are_not_said_to_be_wrong_and_their_p_values_are_honest() -> None:
+    answers, labels, _ = planted(0.0, 1.0)
+    found = fit_noise(answers, labels)
+    assert found.low == 0
+    assert found.wrong < 0.01
+    p_values = found.p_values(labels)
+    assert float(p_values.min()) > 0
+    assert [float((p_values <= level).double().mean()) for level in (0.01, 0.05, 0.2)] == pytest.approx(
+        [0.01, 0.05, 0.2], abs=0.015
+    )
+
+
+def test_what_a_label_is_to_the_model() -> None:
+    """Known by heart, resisted, learned: by what the model says with and without having seen it."""
+    count = 60
+    labels = torch.zeros(count, dtype=torch.int64)
+    others = torch.tensor([0.96, 0.02, 0.02]).repeat(count, 1)
+    others[:6] = torch.tensor([0.001, 0.998, 0.001])
+    logits = torch.tensor([9.0, 0.0, 0.0]).repeat(count, 1)
+    logits[4:6] = torch.tensor([0.0, 9.0, 0.0])
+    found = judge.judge(logits, labels, {"relearned": others}, others)
+    assert found.standings[:4] == (Standing.MEMORIZED,) * 4
+    assert found.standings[4:6] == (Standing.RESISTED,) * 2
+    assert set(found.standings[6:]) == {Standing.LEARNED}
+    assert set(found.order[:4].tolist()) == {0, 1, 2, 3}
+    assert float(found.estimate[:4].min()) > 0.9
+    assert float(found.estimate[4:6].max()) < 0.01
+    assert found.suggested[:6].tolist() == [1] * 6
