@@ -92,7 +92,7 @@ def _with(settled: Settled, way: Preprocess, read: ReadReference | None = None, 
     """`settled` with another way to take images: its reference read again, the reader told."""
     settled.adapter.preprocess = way
     reference = settled.reference if read is None else read(settled.adapter, None)
-    warnings = (ReportWarning(code="MEM908", message=note),) if note else ()
+    warnings = (ReportWarning(code="MEM914", message=note),) if note else ()
     return replace(settled, reference=reference, warnings=(*settled.warnings, *warnings))
 
 
@@ -110,7 +110,7 @@ def check_normalisation(settled: Settled, options: ModelOptions, names: tuple[st
         PremiseBroken: with the accuracies, and the option that gives the better one.
     """
     adapter, reference, base = settled.adapter, settled.reference, settled.adapter.preprocess
-    if not base.image or base.input_size[0] != 3 or base.raw or adapter.multi_label or len(reference) < 2:
+    if not base.image or base.input_size[0] != 3 or adapter.multi_label or len(reference) < 2:
         return settled
     if getattr(adapter, "transform", None) is not None:
         return settled

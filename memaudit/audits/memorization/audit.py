@@ -115,4 +115,4 @@ def doubts(found: Memorization) -> list[ReportWarning]:
             "would be called: rightly labelled examples that are as hard may be called, too. Clean examples that the "
             "model was trained on serve better with --reference."
         )
-    return [ReportWarning(code="MEM108", message=one) for one in said]
+    return [ReportWarning(code="MEM109", message=one) for one in said]
