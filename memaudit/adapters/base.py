@@ -115,11 +115,11 @@ class Adapter:
     @cached_property
     def ends_in(self) -> str:
         """`softmax` or `sigmoid` where the module returns the probabilities of classes that exclude each other."""
-        noise = self.noise(4, torch.Generator().manual_seed(0)).to(self.device)
         if self.multi_label:
             return ""
-        with torch.no_grad():
-            outputs = self._outputs(noise)
+        noise = self._placed(self.noise(2, torch.Generator().manual_seed(0)))
+        with torch.no_grad():  # one by one: memory may hold no more
+            outputs = torch.cat([self._outputs(noise[:1]), self._outputs(noise[1:])])
         if outputs.shape[-1] < 2 or bool((outputs < 0).any()):
             return ""
         if bool(((outputs.sum(1) - 1).abs() < 1e-3).all()):
@@ -135,7 +135,21 @@ class Adapter:
     def blank(self, count: int) -> Tensor:
         """As many examples of zeros, where the network is."""
         kind = torch.int64 if self.preprocess.tokens else torch.float32
-        return torch.zeros(count, *self.preprocess.input_size, dtype=kind, device=self.device)
+        return self._placed(torch.zeros(count, *self.preprocess.input_size, dtype=kind))
+
+    def _placed(self, batch: Tensor) -> Tensor:
+        """`batch` where the network is, numbers that are not whole in the type of its weights."""
+        own = next((p.dtype for p in self.module.parameters() if p.is_floating_point()), torch.float32)
+        return batch.to(self.device, own) if batch.is_floating_point() else batch.to(self.device)
+
+    def look(self) -> None:
+        """Find out, once and on the network as it is, what kind of outputs it has.
+
+        Whoever runs it with units cut, or in training mode, has it look before.
+        """
+        if "ends_in" not in self.__dict__:
+            with torch.no_grad():
+                self.forward(self.blank(1))
 
     def noise(self, count: int, generator: torch.Generator) -> Tensor:
         """As many examples of noise in [0, 1], on the CPU; of token ids, zeros and ones, which every network knows."""

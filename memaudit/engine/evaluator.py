@@ -185,6 +185,7 @@ class Evaluator(Loop):
         )
 
         def run(chunk: slice) -> T:
+            self.adapter.look()
             parts = [
                 (number, panel.examples, rows)
                 for number, panel in enumerate(panels)
@@ -223,6 +224,7 @@ class Evaluator(Loop):
         labels = examples.labels
 
         def run(chunk: slice) -> T:
+            self.adapter.look()
             own = self._padded(rows[chunk]) if padded else list(rows[chunk])
             images = self.inputs(examples, own)
             with self._known(examples, own), asking(labels[own]):

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from memaudit.checkpoints.recognise import MERGE
 from tests.hints.follow import INSPECT, Follow
 from tests.real_inputs.harness import Ran
 from tests.real_inputs.pictures import CODE
@@ -143,7 +144,7 @@ FOLLOWED = [
     Follow("give the model's own checkpoint", torch_file(lambda s: {f"{n}.exp_avg": t for n, t in s.items()}), plain),
     Follow("where it was trained: ema.copy_to(model.parameters()), then save model.state_dict() alone",
            torch_file(lambda s: {"ema": {"shadow_params": list(s.values())}}), plain),
-    Follow("merge them into the base model (peft: merge_and_unload()) and save the result",
+    Follow(MERGE,
            torch_file(lambda s: s | {"fc.lora_A.weight": torch.ones(2, 2)}), plain),
     Follow("audit the unquantised checkpoint it was made from", torch_file(lambda s: s | {"fc.qweight": torch.ones(2)}),
            plain),
