@@ -20,6 +20,7 @@ from memaudit.checkpoints.load import fitted
 from memaudit.checkpoints.wrapped import spelled
 from memaudit.data.images.preprocess import Preprocess
 from memaudit.errors import EnvironmentFault, MemauditError, ModelRejected
+from memaudit.network.scoped import attributes
 from memaudit.network.sites import find_sites
 from memaudit.network.tied_dropout import bypassed
 from memaudit.network.units import Site
@@ -148,7 +149,7 @@ class Adapter:
         Whoever runs it with units cut, or in training mode, has it look before.
         """
         if "ends_in" not in self.__dict__:
-            with torch.no_grad():
+            with torch.no_grad(), attributes(list(self.module.modules()), training=False):
                 self.forward(self.blank(1))
 
     def noise(self, count: int, generator: torch.Generator) -> Tensor:

@@ -123,6 +123,13 @@ EXAMPLES: dict[str, Any] = {
     "arch": "resnet18",
     "adapter": "my_model.py:build",
     "multi_label": True,
+    "row_order": "torchvision",
+    "crop_pct": 0.875,
+    "crop_mode": "center",
+    "interpolation": "bicubic",
+    "exif": "ignore",
+    "bit_depth": "clip",
+    "channel_order": "rgb",
     "max_memorized": 0,
 }
 

@@ -113,11 +113,9 @@ def list_folder(root: Path, classes: Classes, class_order: str, row_order: str |
     real_root = Path(os.path.realpath(root))
     rows: list[Row] = []
     files: list[Path] = []
-    linked = 0
     for label, name in labelled:
         try:
             files.append(regular(real_root, root / name, name, linked=True))
-            linked += not files[-1].is_relative_to(real_root)
             rows.append(Row(name, label, len(rows)))
         except RowError as reason:
             rejections.add(clean(name), reason)
@@ -127,7 +125,7 @@ def list_folder(root: Path, classes: Classes, class_order: str, row_order: str |
         raise DataRejected(
             f"{display(root)} holds no image in its {len(folders)} class folders", hint=f"known: {suffixes}"
         )
-    return FileListing(display(root), tuple(rows), classes.names, tuple(files), row_order, root=root, linked=linked)
+    return FileListing(display(root), tuple(rows), classes.names, tuple(files), row_order, root=root)
 
 
 def _listed(root: Path, folder: str, row_order: str | None, rejections: Rejections) -> list[str]:

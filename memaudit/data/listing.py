@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
@@ -93,13 +94,11 @@ class FileListing(Listing):
     Attributes:
         row_order: the loader whose numbers the rows have; None: memaudit's own.
         root: the image folder they were found in, whose loaders number its rows; None: a manifest's own rows.
-        linked: files that lie elsewhere and are links in the folder.
     """
 
     files: tuple[Path, ...]
     row_order: str | None = None
     root: Path | None = None
-    linked: int = 0
 
     def numbered_by(self, order: str) -> FileListing:
         """The files that the loader `order` lists, with its numbers."""
@@ -138,8 +137,15 @@ class FileListing(Listing):
             duplicates=duplicates,
             omitted=len(self.rows) - len(rows),
             row_order=self.row_order,
-            seen=_counted(odd, self.linked),
+            seen=_counted(odd, self._linked(files)),
         )
+
+    def _linked(self, files: Sequence[Path]) -> int:
+        """How many of `files` lie elsewhere and are links in the folder."""
+        if self.root is None:
+            return 0
+        home = Path(os.path.realpath(self.root))
+        return sum(not file.is_relative_to(home) for file in files)
 
 
 def _counted(odd: Sequence[Odd], linked: int) -> dict[str, int]:

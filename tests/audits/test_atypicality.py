@@ -138,18 +138,18 @@ def test_voting_layers_are_spread_evenly(sites: int) -> None:
 def test_pooled_features_keep_a_grid_of_two_by_two() -> None:
     positions = torch.tensor([[1.0, 2, 5, 6], [3, 4, 7, -8], [9, 9, -1, -1], [9, 9, -1, -1]])
     tensor = positions.reshape(1, 16, 1)
-    assert pooled(tensor, 0).tolist() == [[2.5, 4.5, 9.0, 0.0]]  # rectified before the mean: (5 + 6 + 7 + 0) / 4
-    assert pooled(tensor[:, :15], 0).shape == (1, 1)  # no square: the plain mean
-    assert pooled(tensor[:, :1], 0).tolist() == [[1.0]]
+    assert pooled(tensor, 0, True).tolist() == [[2.5, 4.5, 9.0, 0.0]]  # rectified before the mean: (5 + 6 + 7 + 0) / 4
+    assert pooled(tensor[:, :15], 0, True).shape == (1, 1)  # no square: the plain mean
+    assert pooled(tensor[:, :1], 0, True).tolist() == [[1.0]]
 
 
 def test_wide_features_are_projected_the_same_way_for_every_batch() -> None:
     wide = torch.rand(5, 4, FEATURE_WIDTH, generator=torch.Generator().manual_seed(0))
     state = torch.get_rng_state()
-    found = pooled(wide, 3)
+    found = pooled(wide, 3, True)
     assert found.shape == (5, FEATURE_WIDTH)
-    assert torch.allclose(found[2:], pooled(wide[2:], 3), atol=1e-5)
-    assert not torch.allclose(found, pooled(wide, 4), atol=1e-2)
+    assert torch.allclose(found[2:], pooled(wide[2:], 3, True), atol=1e-5)
+    assert not torch.allclose(found, pooled(wide, 4, True), atol=1e-2)
     assert torch.equal(torch.get_rng_state(), state)
 
 

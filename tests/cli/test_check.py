@@ -368,7 +368,10 @@ def test_these_commands_run_where_torch_is_not_installed(
     found = of_model(tmp_path)
     (tmp_path / "model.dvc").write_text(dvc(found.model.md5))
     ran = ran_bare(bare, tmp_path, *arguments)
-    assert (ran.returncode, ran.stderr.replace("the report is of", "")[:5] in ("", " this", "x.htm")) == (code, True)
+    assert (ran.returncode, ran.stderr.replace("the report is of", "")[:5] in ("", " this", "x.htm", "the p")) == (
+        code,
+        True,
+    )
     assert says in ran.stdout
 
 

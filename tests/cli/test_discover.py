@@ -146,10 +146,12 @@ def test_an_auditor_of_reports_says_that_it_is_a_ranking(work: Path, found: Rank
     assert "is a ranking" in ran.err
 
 
-def test_cut_short_the_same_command_ends_with_the_same(work: Path, found: Ranking, memaudit: Command) -> None:
+def test_cut_short_the_same_command_ends_with_the_same(work: Path, memaudit: Command) -> None:
     """Interrupted after a few batches, again and again: the last run says what one that was left alone does."""
     from memaudit.engine.journal import Journal
 
+    few = (*DISCOVER, "--limit", "60")
+    assert memaudit(*few, "--out", "whole").code == ExitCode.INCOMPLETE
     runs = 0
     with pytest.MonkeyPatch.context() as patch:
         add = Journal.add
@@ -163,11 +165,11 @@ def test_cut_short_the_same_command_ends_with_the_same(work: Path, found: Rankin
                     raise KeyboardInterrupt
 
             patch.setattr(Journal, "add", counted)
-            assert memaudit(*DISCOVER, "--out", "cut").code == ExitCode.INTERRUPTED
+            assert memaudit(*few, "--out", "cut").code == ExitCode.INTERRUPTED
             runs += 1
     assert runs == 3
-    assert memaudit(*DISCOVER, "--out", "cut").code == ExitCode.OK
-    ended = read(work / "cut/ranking.json")
+    assert memaudit(*few, "--out", "cut").code == ExitCode.INCOMPLETE
+    ended, found = (read(work / folder / "ranking.json") for folder in ("cut", "whole"))
     assert ended.volatile["resumed_batches"] > 20
     same = {"volatile": {}, "command": "", "following": ""}
     assert ended.model_copy(update=same) == found.model_copy(update=same)

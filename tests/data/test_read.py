@@ -169,7 +169,7 @@ def test_a_set_larger_than_the_memory_budget_is_refused_with_advice(
     monkeypatch.setattr(decode, "MEMORY_BUDGET", 3 * 8 * 8 * 5)
     with pytest.raises(DataRejected, match=r"animals: 6 images need .* GiB") as caught:
         read(animals, preprocess=SMALL, num_classes=2)
-    assert "at most 5 of it with --limit" in caught.value.hint
+    assert "list at most 5 of its rows in a file" in caught.value.hint
     assert len(read(animals, preprocess=SMALL, num_classes=2, limit=5)) == 5
     with pytest.raises(DataRejected, match=r"need .* GiB"):
         from_tensors(torch.rand(6, 3, 8, 8), [0] * 6, preprocess=SMALL, num_classes=2)

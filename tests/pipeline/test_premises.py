@@ -121,7 +121,7 @@ BROKEN: dict[str, tuple[Callable[[nn.Module], nn.Module], type[MemauditError], s
     "NaN weights": (not_a_number, PremiseBroken, r"^the weights are not finite: two\.1\.weight holds NaN or infinity$"),
     "infinite buffer": (infinite_buffer, PremiseBroken, r"^the weights are not finite: two\.1\.running_mean holds"),
     "buffers move": (Tracking, BugError, r"^the forward pass changed the buffer norm\.running_mean"),
-    "not logits": (Sequence, ModelRejected, r"^the network returned shape \(8, 1, 10\) .* not logits \(examples"),
+    "not logits": (Sequence, ModelRejected, r"^the network returned shape \(1, 1, 10\) .* not logits \(examples"),
 }
 
 
@@ -150,7 +150,7 @@ STOPPED: dict[str, tuple[Callable[[nn.Module], nn.Module], type[MemauditError], 
     "another class order": (
         Shuffled,
         PremiseBroken,
-        r"^reference accuracy is 0\.0\d+, near chance \(0\.100 for 10 classes\)$",
+        r"^the class order is wrong \(MEM902\): reference accuracy is 0\.0\d+, and 0\.9\d+ with other labels",
     ),
     "no sites": (Unfollowed, PremiseBroken, "no layer of Unfollowed can be cut"),
     "all NaN": (Gone, Incomplete, r"^the logits of \d+ of \d+ (flagged|reference) examples are NaN or infinite$"),
@@ -221,8 +221,8 @@ CALLS: dict[str, tuple[Call, type[MemauditError], str]] = {
     "not examples": (call(flagged=3), DataRejected, "neither a pair"),
     "images without channels": (
         call(flagged=lambda t: (t.flagged.pixels[:, 0, 0], t.flagged.labels)),
-        DataRejected,
-        r"images have shape \(8,\), not \(C, H, W\)",
+        ModelRejected,
+        r"the network fails on a batch \(8, 8\)",
     ),
     "unknown option": (call(max_unit=3), UsageError, "max_unit"),
     "profile": (call(profile="slow"), UsageError, "no profile 'slow'"),

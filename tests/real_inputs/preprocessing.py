@@ -24,6 +24,7 @@ def write(
     names: Sequence[str] = NAMES,
     network: Callable[[], nn.Module] = Net,
     place: Callable[[int], int] = lambda label: label,
+    epochs: int = 150,
 ) -> nn.Module:
     """A network trained on `prepare` of pictures in [0, 1], with class `k` at output `place(k)`; and its folders."""
     x, truth = pictures()
@@ -34,7 +35,7 @@ def write(
     for n in range(300, 500):
         save(root / "val" / names[int(truth[n])] / f"{n}.png", x[n])
     inputs = prepare(torch.tensor(x[:TRAIN]).permute(0, 3, 1, 2).float() / 255)
-    return fit(inputs, [place(int(y)) for y in labels[:TRAIN]], network=network)
+    return fit(inputs, [place(int(y)) for y in labels[:TRAIN]], network=network, epochs=epochs)
 
 
 def all_fitted(ran: Ran) -> None:
@@ -80,7 +81,7 @@ def checkpoint(**beside: object) -> Callable[[Path], None]:
 
 def thousand(root: Path) -> None:
     """timm's default of 1000 outputs, trained on three folders."""
-    module = write(root, network=Thousand)
+    module = write(root, network=Thousand, epochs=300)
     write_code(root, "return Net(classes=1000)")
     from safetensors.torch import save_file
 

@@ -20,7 +20,7 @@ from memaudit.engine.draws import generator_for
 from memaudit.findings import AugmentedControl, FlaggedOthersControl, interned
 from memaudit.intervals import bootstrap, wilson
 from memaudit.numbers import tidy
-from memaudit.pipeline.assemble import _auroc
+from memaudit.pipeline.assemble import auroc
 from tests import reference as slow
 from tests.conftest import Trained
 
@@ -360,7 +360,7 @@ def test_a_bootstrap_of_many_draws_the_same_in_parts(monkeypatch: pytest.MonkeyP
 def test_auroc_counts_pairs_and_ties_by_half() -> None:
     generator = torch.Generator().manual_seed(0)
     positive, negative = (torch.randint(0, 8, (n,), generator=generator) / 8 for n in (30, 50))
-    assert _auroc(positive, negative) == pytest.approx(slow.auroc(positive.tolist(), negative.tolist()), abs=1e-6)
+    assert auroc(positive, negative) == pytest.approx(slow.auroc(positive.tolist(), negative.tolist()), abs=1e-6)
 
 
 @pytest.mark.parametrize(("value", "tidied"), [(1 / 3, 0.333333), (123456789.0, 123457000.0), (0.0, 0.0), (1.0, 1.0)])
