@@ -197,7 +197,7 @@ class Evaluator(Loop):
             origins = {number: slice(end - len(rows), end) for (number, _, rows), end in zip(parts, ends, strict=True)}
             ids = [examples.numbers[i] for _, examples, rows in parts if examples.numbers for i in rows]
             known = example_ids(ids) if len(ids) == len(images) else nullcontext()
-            with known, asking(labels):
+            with known, self._asking(labels):
                 return work(origins)(self.adapter, images, labels.to(self.device))
 
         return self.run(len(order), run, backward=backward, batch=batch, changing=changing)
@@ -226,9 +226,9 @@ class Evaluator(Loop):
         def run(chunk: slice) -> T:
             self.adapter.look()
             own = self._padded(rows[chunk]) if padded else list(rows[chunk])
-            images = self.inputs(examples, own)
-            with self._known(examples, own), asking(labels[own]):
-                return at(chunk)(self.adapter, images, to_device(labels[own], images.device))
+            images, known = self.inputs(examples, own), labels[own]
+            with self._known(examples, own), self._asking(known):
+                return at(chunk)(self.adapter, images, to_device(known, images.device))
 
         return self.run(len(rows), run, forward=forward, backward=backward, batch=batch, changing=changing)
 
@@ -242,6 +242,10 @@ class Evaluator(Loop):
             step = -(-self.batch_size // SIZES)
             batch += batch[-1:] * (min(self.batch_size, -(-len(batch) // step) * step) - len(batch))
         return batch
+
+    def _asking(self, labels: Tensor) -> AbstractContextManager[None]:
+        """A network whose labels do not exclude each other is asked for one label of each example."""
+        return asking(labels) if self.adapter.multi_label else nullcontext()
 
     def _known(self, examples: ExampleSet, rows: Sequence[int]) -> AbstractContextManager[None]:
         """Example-tied dropout knows which examples run, where their set says so."""

@@ -50,8 +50,8 @@ def test_a_picture_of_any_size_is_shown_whole() -> None:
 
 
 def test_templates_trust_no_value() -> None:
-    for name in html._environment().list_templates(["jinja"]):
-        source, _, _ = html._environment().loader.get_source(html._environment(), name)  # type: ignore[union-attr]
+    for name in html.environment().list_templates(["jinja"]):
+        source, _, _ = html.environment().loader.get_source(html.environment(), name)  # type: ignore[union-attr]
         assert not re.search(r"\|\s*safe|autoescape|style=", source)
 
 

@@ -41,7 +41,7 @@ def test_json_is_sorted_ends_in_one_newline_and_is_the_same_every_time() -> None
 @pytest.mark.parametrize("sample", [samples.small(), samples.hostile(), samples.small(findings=[])])
 def test_a_finding_at_a_time_gives_the_text_of_the_whole(sample: Report) -> None:
     whole = sample.model_dump(mode="json")
-    whole["volatile"] = report_json._finite(whole["volatile"])
+    whole["volatile"] = report_json.finite(whole["volatile"])
     assert report.render(sample, ".json") == report_json.encode(whole, indent=2) + "\n"
     for inline in (False, True):
         assert "".join(report_json.compact(sample, inline=inline)) == report_json.encode(whole, inline=inline)
