@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from memaudit.checkpoints.beside import AVERAGED
 from memaudit.cli.config import ORIGINS
 from memaudit.cli.values import listed
 from memaudit.text import clean
@@ -76,6 +75,7 @@ def provenance(
 
 def beside_warning(checkpoint: Checkpoint) -> tuple[ReportWarning, ...]:
     """Which of the file's tensors were left out, being no part of the network."""
+    from memaudit.checkpoints.beside import AVERAGED
     from memaudit.findings import ReportWarning
 
     names = [n for n in checkpoint.beside if not n.endswith(AVERAGED)]
