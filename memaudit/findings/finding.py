@@ -60,7 +60,7 @@ class Learning(Plain):
 class EstimatePart(Plain):
     """One kind of evidence that the example is memorized."""
 
-    name: str = Field(description="what was asked: neighbours, probes, relearned, along training, ...")
+    name: str = Field(description="what was asked: neighbours, relearned, along training, ...")
     score: Rate = Field(description="1 - support for the label by what does not know it: near 1 is memorized")
     p_value: Rate = Field(description="chance that a clean example scores as high")
 

@@ -32,7 +32,7 @@ from memaudit.network.scoped import as_found
 from memaudit.network.units import select
 from memaudit.numbers import count, percent
 from memaudit.pipeline.identity import run_of
-from memaudit.pipeline.library import as_given, examples_of, wrap
+from memaudit.pipeline.library import as_given, examples_of, settings_for, wrap
 from memaudit.pipeline.premises import check_accuracy, check_network
 from memaudit.pipeline.ranking import Seen, assemble, skeleton
 from memaudit.report.ranked import Ranking
@@ -263,12 +263,7 @@ def discover(
     Raises:
         MemauditError: the set is too small or its labels do not fit, a premise is broken, memory or device are missing.
     """
-    try:
-        chosen = replace(settings or Settings(), **options)
-    except TypeError as wrong:
-        raise UsageError(str(wrong)) from None
-    if not isinstance(model, nn.Module | Adapter):
-        raise UsageError(f"model must be an nn.Module or an adapter, not {type(model).__name__}")
+    chosen = settings_for(model, settings, options)
     shape = model.preprocess if isinstance(model, Adapter) else preprocess or as_given(data, model)
     examples = examples_of(data, "data", shape)
     with as_found(model.module if isinstance(model, Adapter) else model):

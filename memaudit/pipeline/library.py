@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -57,12 +57,7 @@ def audit(
     Raises:
         MemauditError: a set is empty or its labels do not fit, a premise is broken, memory or device are missing.
     """
-    try:
-        chosen = replace(settings or Settings(), **options)
-    except TypeError as wrong:
-        raise UsageError(str(wrong)) from None
-    if not isinstance(model, nn.Module | Adapter):
-        raise UsageError(f"model must be an nn.Module or an adapter, not {type(model).__name__}")
+    chosen = settings_for(model, settings, options)
     shape = model.preprocess if isinstance(model, Adapter) else preprocess or as_given(flagged, model)
     sets = [examples_of(s, name, shape, multi_label) for s, name in ((flagged, "flagged"), (reference, "reference"))]
     with as_found(model.module if isinstance(model, Adapter) else model):
@@ -78,6 +73,21 @@ def audit(
         for note in notes:
             auditor.warn("MEM106", note)
         return auditor.run()
+
+
+def settings_for(model: object, settings: Settings | None, options: Mapping[str, Any]) -> Settings:
+    """The settings of a library call on `model`, single `options` in place of theirs.
+
+    Raises:
+        UsageError: there is no such option, or `model` is neither a module nor an adapter.
+    """
+    try:
+        chosen = replace(settings or Settings(), **options)
+    except TypeError as wrong:
+        raise UsageError(str(wrong)) from None
+    if not isinstance(model, nn.Module | Adapter):
+        raise UsageError(f"model must be an nn.Module or an adapter, not {type(model).__name__}")
+    return chosen
 
 
 def wrap(module: nn.Module, preprocess: Preprocess) -> Adapter:

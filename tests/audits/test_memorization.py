@@ -14,7 +14,6 @@ from memaudit.adapters.base import Adapter
 from memaudit.audits.memorization.along_training import late
 from memaudit.audits.memorization.joint import join
 from memaudit.audits.memorization.parts import Part, conformal
-from memaudit.audits.memorization.probes import RIDGE, probed
 from memaudit.audits.memorization.relearned import ASKED, RATE, moved, put_back, relearned
 from memaudit.audits.memorization.verdict import adjusted, call, false_rate, tail
 from memaudit.audits.retrain import BATCH
@@ -96,20 +95,6 @@ def test_the_tail_is_that_of_a_beta_binomial() -> None:
 
 def test_adjusted_p_values_are_those_of_benjamini_and_hochberg() -> None:
     assert adjusted(torch.tensor([0.01, 0.04, 0.03, 0.5])).tolist() == pytest.approx([0.04, 0.16 / 3, 0.16 / 3, 0.5])
-
-
-def test_a_probe_leaves_each_example_out() -> None:
-    x, labels = drawn(30, 4), torch.arange(30) % 3
-    said = probed([x], labels, classes=3)[0]
-    wide = x.double()
-    scale = wide.std(0) + 1e-6 * wide.std() + 1e-12
-    z, target = (wide - wide.mean(0)) / scale, F.one_hot(labels, 3).double()
-    design = torch.cat([torch.ones(30, 1, dtype=torch.float64), z], 1)
-    ridge = torch.diag(torch.tensor([0.0] + [RIDGE * 30] * 4, dtype=torch.float64))
-    for row in range(30):
-        keep = torch.arange(30) != row
-        weights = torch.linalg.solve(design[keep].T @ design[keep] + ridge, design[keep].T @ target[keep])
-        assert torch.allclose(design[row] @ weights, said[row], atol=1e-8)
 
 
 def test_a_label_that_is_learned_late_scores_higher() -> None:
