@@ -43,7 +43,7 @@ TWINS: dict[str, str] = {
         "tests/audits/test_layerwise.py::test_each_cell_is_that_of_a_plain_load_and_evaluation"
     ),
     "memaudit.erase.curvature:spectra": "tests/erase/test_curvature.py::test_spectra_are_those_of_the_slow_factors",
-    "memaudit.intervals:bootstrap": (
+    "memaudit.intervals.rates:bootstrap": (
         "tests/audits/localize/test_controls.py::test_a_bootstrap_of_many_draws_the_same_in_parts"
     ),
 }

@@ -353,7 +353,7 @@ def test_a_bootstrap_interval_is_about_two_standard_errors_each_way() -> None:
 def test_a_bootstrap_of_many_draws_the_same_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     values = torch.rand(999, generator=torch.Generator().manual_seed(0)).tolist()
     whole = bootstrap(values, 0)
-    monkeypatch.setattr("memaudit.intervals.TOGETHER", 10_000)
+    monkeypatch.setattr("memaudit.intervals.rates.TOGETHER", 10_000)
     assert bootstrap(values, 0) == whole
 
 

@@ -21,6 +21,33 @@ def wilson(hits: float, count: int) -> tuple[float, float]:
     return 0.0 if hits <= 0 else max(0.0, centre - half), 1.0 if hits >= count else min(1.0, centre + half)
 
 
+def clopper_pearson(hits: int, count: int, level: float = 0.95) -> tuple[float, float]:
+    """Exact interval of a rate; `(0, 1)` for no observation. Clopper and Pearson 1934.
+
+    It holds the true rate at least as often as `level` says, however small the rate.
+    """
+    from scipy.special import betaincinv
+
+    tail = (1 - level) / 2
+    low = 0.0 if hits <= 0 else float(betaincinv(hits, count - hits + 1, tail))
+    high = 1.0 if hits >= count else float(betaincinv(hits + 1, count - hits, 1 - tail))
+    return low, high
+
+
+def correlation(first: Sequence[float], second: Sequence[float]) -> tuple[float, float, float] | None:
+    """Pearson's correlation of pairs and its 95 % interval by Fisher's z; None of fewer than four, or of constants."""
+    import numpy as np
+
+    a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    if len(a) < 4 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return None
+    found = float(np.clip(np.corrcoef(a, b)[0, 1], -1, 1))
+    if abs(found) > 1 - 1e-12:
+        return found, found, found
+    centre, half = np.arctanh(found), Z / np.sqrt(len(a) - 3)
+    return found, float(np.tanh(centre - half)), float(np.tanh(centre + half))
+
+
 def mcnemar(wins: int, losses: int) -> float:
     """One-sided exact p-value that so many more wins than losses are chance. McNemar 1947."""
     total = wins + losses
