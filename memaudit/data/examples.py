@@ -11,6 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from memaudit.data.ondemand import OnDemand
 from memaudit.findings import Example
 from memaudit.system.memory import to_device
 
@@ -22,12 +23,15 @@ _NUMBER = re.compile(r"-?[0-9]{1,40}")
 
 @dataclass(frozen=True)
 class ExampleSet:
-    """Labelled examples in memory: images, or whatever else a network takes.
+    """Labelled examples: images, or whatever else a network takes.
+
+    Who they are is in memory; their values are too, or are made when rows are asked for.
 
     Attributes:
         examples: who each row is; `examples[i].id` is the hash of its content, computed before any resizing.
         pixels: of images `(N, C, H, W)`, uint8 (0..255) or float (as the caller gave it), after geometry (resize,
-            crop) and before normalisation; else `(N, ...)` floats as they came, or token ids.
+            crop) and before normalisation; else `(N, ...)` floats as they came, or token ids. Of a large set they are
+            `OnDemand`, which is indexed like the tensor.
         source: what the user named, relative and printable.
         class_names: names by label, or empty where the source declares none.
         unreadable: `source: reason` of each example that could not be decoded and is therefore not in the set.
@@ -40,7 +44,7 @@ class ExampleSet:
     """
 
     examples: tuple[Example, ...]
-    pixels: Tensor
+    pixels: Tensor | OnDemand
     source: str
     class_names: tuple[str, ...] = ()
     unreadable: tuple[str, ...] = field(default=())
@@ -75,7 +79,7 @@ class ExampleSet:
     @property
     def whole(self) -> bool:
         """Whether values are token ids: there is nothing near one."""
-        return not self.pixels.is_floating_point() and self.pixels.dtype != torch.uint8
+        return not self.pixels.dtype.is_floating_point and self.pixels.dtype != torch.uint8
 
     @cached_property
     def labels(self) -> Tensor:
@@ -98,7 +102,7 @@ class ExampleSet:
 
     def _on(self, device: torch.device) -> Tensor | None:
         """All pixels on a GPU, moved once, unless they would take more of its free memory than `RESIDENT`."""
-        if device.type != "cuda":
+        if device.type != "cuda" or isinstance(self.pixels, OnDemand):
             return None
         if device not in self._resident:
             room = RESIDENT * torch.cuda.mem_get_info(device)[0]
@@ -109,10 +113,16 @@ class ExampleSet:
     def _resident(self) -> dict[torch.device, Tensor | None]:
         return {}
 
+    def ahead(self, indices: Sequence[int]) -> None:
+        """Begin to make the values of `indices`, which the next batch will ask for, while this one is run."""
+        if isinstance(self.pixels, OnDemand):
+            self.pixels.ahead(torch.as_tensor(indices, dtype=torch.int64))
+
     def subset(self, indices: Sequence[int]) -> ExampleSet:
         """The examples `indices`, in that order."""
         index = torch.as_tensor(indices, dtype=torch.int64)
-        return replace(self, examples=tuple(self.examples[i] for i in index.tolist()), pixels=self.pixels[index])
+        pixels = self.pixels.pick(index) if isinstance(self.pixels, OnDemand) else self.pixels[index]
+        return replace(self, examples=tuple(self.examples[i] for i in index.tolist()), pixels=pixels)
 
 
 def finding_id(example_id: str, label: int) -> str:

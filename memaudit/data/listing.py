@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Self
 
-from memaudit.data.decode import Progress, decode_all
+import numpy as np
+import torch
+from torch import Tensor
+
+from memaudit.data.decode import Decoder, Progress, in_threads
 from memaudit.data.examples import ExampleSet, distinct
 from memaudit.data.images import RowError, Unreadable
 from memaudit.data.images.decoding import Odd
 from memaudit.data.images.preprocess import Preprocess
 from memaudit.data.numbering import numbered
+from memaudit.data.ondemand import OnDemand, Store
 from memaudit.data.rejections import Rejections
+from memaudit.errors import DataRejected
 from memaudit.findings import Example
 from memaudit.text import clean
 
@@ -71,7 +78,7 @@ class Listing:
         """The rows' images, or `limit` of them spread evenly.
 
         Raises:
-            DataRejected: an image cannot be used at all, or the set does not fit in memory.
+            DataRejected: an image cannot be used at all, or arrays do not fit in memory.
         """
         raise NotImplementedError
 
@@ -108,29 +115,46 @@ class FileListing(Listing):
         return replace(self, rows=rows, files=files, row_order=order)
 
     def load(self, preprocess: Preprocess, limit: int | None = None, progress: Progress | None = None) -> ExampleSet:
-        """Decode the files; what cannot be decoded is listed in `unreadable`."""
+        """Decode each file once, for who it is; what cannot be decoded is listed in `unreadable`.
+
+        Values that do not fit in memory are decoded again when they are asked for.
+        """
         rows = self.chosen(limit)
         files, suffixes = [self.files[r.index] for r in rows], [PurePath(r.name).suffix for r in rows]
-        pixels, outcomes, odd = decode_all(files, preprocess, self.source, progress, suffixes)
-        rejections, unreadable = Rejections(self.source, "images"), []
+        decoder = Decoder(files, preprocess, suffixes)
+        identities: dict[int, str] = {}
+
+        def again(place: int) -> np.ndarray:
+            outcome = decoder.outcome(place)
+            if isinstance(outcome, Exception) or outcome[1] != identities[place]:
+                why = f" ({outcome})" if isinstance(outcome, Exception) else ""
+                raise DataRejected(f"{self.source}: {_where(rows[place])} changed while it was audited{why}")
+            return outcome[0]
+
+        store = Store(again, len(rows), preprocess.input_size, decoder.dtype)
+        rejections, unreadable, odd = Rejections(self.source, "images"), [], []
         examples, read = [], []
-        for position, (row, outcome) in enumerate(zip(rows, outcomes, strict=True)):
-            where = clean(row.name) if row.line is None else f"line {row.line}: {clean(row.name)}"
-            if isinstance(outcome, RowError):
-                rejections.add(where, outcome)
-            elif isinstance(outcome, Unreadable):
-                unreadable.append(f"{where}: {outcome}")
-            else:
-                examples.append(row.example(outcome))
-                read.append(position)
-        rejections.check(len(rows), hint="scale the images down, or take them out of the set")
-        keep, duplicates = distinct(examples, self.paired)
-        for target, position in enumerate(keep):  # in place: the tensor may be half of the memory
-            if target != read[position]:
-                pixels[target] = pixels[read[position]]
+        with ExitStack() as until:
+            until.callback(decoder.close)
+            for place, outcome in enumerate(in_threads(decoder.outcome, len(rows), progress)):
+                if isinstance(outcome, RowError):
+                    rejections.add(_where(rows[place]), outcome)
+                elif isinstance(outcome, Unreadable):
+                    unreadable.append(f"{_where(rows[place])}: {outcome}")
+                else:
+                    values, identities[place], oddity = outcome
+                    store.keep(place, values)
+                    examples.append(rows[place].example(identities[place]))
+                    read.append(place)
+                    odd.append(oddity)
+            rejections.check(len(rows), hint="scale the images down, or take them out of the set")
+            keep, duplicates = distinct(examples, self.paired)
+            pixels = _values(store, read, keep)
+            if isinstance(pixels, OnDemand):
+                until.pop_all()  # its values are decoded as long as somebody may ask for them
         return ExampleSet(
             tuple(examples[i] for i in keep),
-            pixels[: len(keep)],
+            pixels,
             self.source,
             self.class_names,
             unreadable=tuple(unreadable),
@@ -146,6 +170,20 @@ class FileListing(Listing):
             return 0
         home = Path(os.path.realpath(self.root))
         return sum(not file.is_relative_to(home) for file in files)
+
+
+def _where(row: Row) -> str:
+    return clean(row.name) if row.line is None else f"line {row.line}: {clean(row.name)}"
+
+
+def _values(store: Store, read: Sequence[int], keep: Sequence[int]) -> Tensor | OnDemand:
+    """The values of those of the places `read` that are to `keep`: the store's own tensor, where it holds them all."""
+    if store.used < len(read):
+        return OnDemand(store, torch.tensor([read[i] for i in keep]))
+    for target, slot in enumerate(keep):  # in place: the tensor may be half of the memory
+        if target != slot:
+            store.kept[target] = store.kept[slot]
+    return store.kept[: len(keep)]
 
 
 def _counted(odd: Sequence[Odd], linked: int) -> dict[str, int]:

@@ -18,6 +18,7 @@ from memaudit.data.images.geometry import check_preprocess, fit
 from memaudit.data.images.preprocess import Preprocess
 from memaudit.data.images.worker import as_array
 from memaudit.data.listing import Listing, Row
+from memaudit.data.ondemand import OnDemand, Store
 from memaudit.data.rejections import Rejections
 from memaudit.data.several import answers, expanded
 from memaudit.data.values import as_values, sixteen_bit
@@ -79,7 +80,9 @@ class TensorListing(Listing):
             omitted=len(self.rows) - len(asked),
         )
 
-    def _values(self, x: Tensor, preprocess: Preprocess, rows: Sequence[Row], progress: Progress | None) -> Tensor:
+    def _values(
+        self, x: Tensor, preprocess: Preprocess, rows: Sequence[Row], progress: Progress | None
+    ) -> Tensor | OnDemand:
         """`x`, rows of the array, as the network's input before normalisation."""
         if not preprocess.image:
             return as_values(x, preprocess, rows, self.source)
@@ -245,10 +248,9 @@ def _channels_first(x: Tensor, preprocess: Preprocess, layout: str | None, sourc
     return x.permute(0, 3, 1, 2) if last and layout != "NCHW" else x
 
 
-def _fitted(x: Tensor, preprocess: Preprocess, source: str, progress: Progress | None) -> Tensor:
+def _fitted(x: Tensor, preprocess: Preprocess, source: str, progress: Progress | None) -> Tensor | OnDemand:
     """uint8 `(N, C, H, W)` at the network's size."""
     channels, height, width = preprocess.input_size
-    check_memory(len(x), channels * height * width, source)
     if x.shape[2:] == (height, width):
         if progress:
             progress(len(x), len(x))
@@ -257,18 +259,18 @@ def _fitted(x: Tensor, preprocess: Preprocess, source: str, progress: Progress |
         raise DataRejected(
             f"{source}: images of shape {tuple(x.shape[1:])}, the network takes {preprocess.input_size}; resize them"
         )
-    pixels = torch.empty((len(x), channels, height, width), dtype=torch.uint8)
-    rows = pixels.numpy()
 
-    def fit_one(index: int) -> None:
+    def fit_one(index: int) -> np.ndarray:
         values = x[index].permute(1, 2, 0).contiguous().numpy()
-        rows[index] = as_array(fit(Image.fromarray(values if channels == 3 else values[..., 0]), preprocess))
+        return as_array(fit(Image.fromarray(values if channels == 3 else values[..., 0]), preprocess))
 
+    store = Store(fit_one, len(x), preprocess.input_size, torch.uint8)
     try:
-        in_threads(fit_one, len(x), progress)
+        for index, values in enumerate(in_threads(fit_one, len(store.kept), progress)):
+            store.keep(index, values)
     except RowError as reason:  # all rows have one shape, so it is about all of them
         raise DataRejected(f"{source}: {reason}") from None
-    return pixels
+    return store.kept if store.used == len(x) else OnDemand(store, torch.arange(len(x)))
 
 
 def _checked_floats(x: Tensor, preprocess: Preprocess, unit: bool, rows: Sequence[Row], source: str) -> Tensor:
@@ -285,7 +287,6 @@ def _checked_floats(x: Tensor, preprocess: Preprocess, unit: bool, rows: Sequenc
             if swapped
             else "resize it first, or give uint8",
         )
-    check_memory(len(x), x[0].numel() * x.element_size(), source)
     flat = x.flatten(1)
     low, high = flat.amin(1).tolist(), flat.amax(1).tolist()
     rejections = Rejections(source)

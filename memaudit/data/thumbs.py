@@ -24,7 +24,8 @@ def thumbnails(examples: ExampleSet, side: int = SIDE) -> dict[str, bytes]:
     pictures: dict[str, bytes] = {}
     if not examples.image:
         return pictures
-    for example, pixels in zip(examples.examples[:MOST], examples.pixels, strict=False):
+    for row, example in enumerate(examples.examples[:MOST]):
+        pixels = examples.pixels[row]
         if pixels.shape[0] not in (1, 3):
             continue
         if pixels.dtype != torch.uint8:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from memaudit.data.decode import check_memory
 from memaudit.data.images.preprocess import Preprocess
 from memaudit.data.listing import Row
 from memaudit.data.rejections import Rejections
@@ -29,7 +28,6 @@ def as_values(x: Tensor, preprocess: Preprocess, rows: Sequence[Row], source: st
             f"{source}: x has shape {tuple(x.shape)}, the network takes (N, {wanted})",
             hint="give examples of the network's own shape, or name it: --input-size '(C,T)'",
         )
-    check_memory(len(x), x[0].numel() * max(4, x.element_size()), source)
     if preprocess.tokens:
         if x.is_floating_point() or bool((x < 0).any()):
             raise DataRejected(f"{source}: token ids are whole numbers from 0", hint="save them as int64")

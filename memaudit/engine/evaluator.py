@@ -227,6 +227,7 @@ class Evaluator(Loop):
             self.adapter.look()
             own = self._padded(rows[chunk]) if padded else list(rows[chunk])
             images, known = self.inputs(examples, own), labels[own]
+            examples.ahead(rows[chunk.stop : 2 * chunk.stop - chunk.start])
             with self._known(examples, own), self._asking(known):
                 return at(chunk)(self.adapter, images, to_device(known, images.device))
 

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 
 from memaudit import report as reports
 from memaudit.__main__ import run
+from memaudit.data import ondemand
 from memaudit.errors import ExitCode
 from memaudit.findings import Outcome
 from memaudit.report.document import Report
@@ -95,6 +96,17 @@ def test_every_form_of_the_same_examples_gives_the_same_findings(
     assert sorted(f.example.label for f in report.findings) == sorted(f.example.label for f in arrays.findings)
     assert sum(f.fitted for f in report.findings) == sum(f.fitted for f in arrays.findings) == FLAGGED
     assert report.summary.outcomes[Outcome.LOCALIZED] >= FLAGGED // 2
+
+
+def test_sets_that_do_not_stay_in_memory_give_the_same_report(
+    cli: Command, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for room in (ondemand.KEPT, 5 * 64):  # all of both sets, and five images of each
+        monkeypatch.setattr(ondemand, "KEPT", room)
+        assert cli("scan", *MODEL, *FORMS["class folders"], *FAST, "--out", "again", "--exit-zero", "--fresh").code == 0
+        found.append(json.loads((work / "again/report.json").read_text("utf-8")) | {"volatile": None})
+    assert found[0] == found[1]
 
 
 def test_the_table_says_what_the_report_holds(cli: Command, work: Path) -> None:

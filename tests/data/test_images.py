@@ -14,7 +14,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from memaudit.data import Preprocess, read
-from memaudit.data.decode import decode_all
+from memaudit.data.decode import Decoder
 from memaudit.data.images import RowError, Unreadable
 from memaudit.data.images.decoding import Odd, decode, decoded
 from memaudit.errors import DataRejected, ExitCode
@@ -290,7 +290,7 @@ def test_a_host_program_that_loads_truncated_images_changes_nothing(
 def test_a_fifo_is_refused_without_waiting(tmp_path: Path) -> None:
     write(tmp_path / "set/a/good.png")
     os.mkfifo(tmp_path / "set/a/pipe.png")
-    _, (outcome,), _ = decode_all([tmp_path / "set/a/pipe.png"], SMALL, "set")
+    outcome = Decoder([tmp_path / "set/a/pipe.png"], SMALL, [".png"]).outcome(0)
     assert "not a regular file" in str(outcome)
     with pytest.raises(DataRejected, match=r"'a/pipe\.png' is not a regular file"):
         read(tmp_path / "set", preprocess=SMALL, num_classes=1)

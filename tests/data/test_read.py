@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from memaudit.data import Preprocess, class_names_of, decode, from_tensors, read, remove_overlap
+from memaudit.data import Preprocess, class_names_of, read, remove_overlap
 from memaudit.errors import DataRejected, ExitCode, UsageError
 from memaudit.text import clean
 
@@ -161,18 +161,6 @@ def test_a_limit_takes_rows_evenly_and_counts_the_rest(animals: Path) -> None:
     found = read(animals, preprocess=SMALL, num_classes=2, limit=2)
     assert [e.source for e in found.examples] == ["cat/1.png", "dog/1.png"]
     assert found.omitted == 4
-
-
-def test_a_set_larger_than_the_memory_budget_is_refused_with_advice(
-    animals: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(decode, "MEMORY_BUDGET", 3 * 8 * 8 * 5)
-    with pytest.raises(DataRejected, match=r"animals: 6 images need .* GiB") as caught:
-        read(animals, preprocess=SMALL, num_classes=2)
-    assert "list at most 5 of its rows in a file" in caught.value.hint
-    assert len(read(animals, preprocess=SMALL, num_classes=2, limit=5)) == 5
-    with pytest.raises(DataRejected, match=r"need .* GiB"):
-        from_tensors(torch.rand(6, 3, 8, 8), [0] * 6, preprocess=SMALL, num_classes=2)
 
 
 def test_progress_counts_every_image(animals: Path) -> None:

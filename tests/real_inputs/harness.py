@@ -170,6 +170,8 @@ class InThisProcess:
 
     def __exit__(self, *_: object) -> None: ...
 
+    def close(self) -> None: ...
+
     def decode(self, content: bytes, suffix: str) -> tuple[np.ndarray, Odd]:
         return worker.prepared(content, suffix, self._preprocess)
 

@@ -146,7 +146,7 @@ class Judge:
     @cached_property
     def _deviation(self) -> Tensor:
         """Standard deviation of each value over the reference, `(...)`."""
-        return self.reference.pixels.float().std(0)
+        return self.reference.batch(range(len(self.reference))).std(0)
 
     def flagged_others(
         self, examples: ExampleSet, row: int, cut: Sequence[int], fitted: Sequence[int], most: int, key: str

@@ -52,6 +52,10 @@ class Workers:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the processes that are idle."""
         while not self._idle.empty():
             self._idle.get().close()
 
