@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.imports import circles, imports
+
 ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "timm", "numpy", "sklearn", "PIL", "safetensors")
 
@@ -20,6 +22,38 @@ def test_imports_go_down_only() -> None:
     done = subprocess.run([command, "--no-cache"], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout[-3000:]
     assert "0 broken" in done.stdout
+
+
+@pytest.mark.parametrize("package", [ROOT / "memaudit", *sorted(ROOT.glob("plugins/*/src/*/"))], ids=lambda p: p.name)
+def test_no_file_leads_back_to_itself(package: Path) -> None:
+    """Imports inside functions count too: `lint-imports` looks at packages, not at the files in one."""
+    assert not circles(imports(package))
+
+
+def test_a_circle_is_found(tmp_path: Path) -> None:
+    package = tmp_path / "p"
+    package.mkdir()
+    for name, text in {
+        "__init__": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n from p.a import x\ndef __getattr__(n): ...",
+        "a": "def f():\n from p import b",
+        "b": "from p.c import y",
+        "c": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n from p import a\nelse:\n import p.d",
+        "d": "import os",
+    }.items():
+        (package / f"{name}.py").write_text(text)
+    assert circles(imports(package)) == []
+    (package / "d.py").write_text("def f():\n def g():\n  from p import x")
+    assert circles(imports(package)) == [["p", "p.a", "p.b", "p.c", "p.d"]], "through the face that loads `x` from `a`"
+
+
+def test_no_file_is_long() -> None:
+    """Past 350 lines a file holds two ideas; `sites` holds one, with its proof."""
+    long = {p.relative_to(ROOT / "memaudit").as_posix() for p in (ROOT / "memaudit").rglob("*.py") if lines(p) > 350}
+    assert long <= {"network/sites.py"}
+
+
+def lines(path: Path) -> int:
+    return path.read_text("utf-8").count("\n")
 
 
 @pytest.mark.parametrize(

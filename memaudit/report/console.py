@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from memaudit.findings import Outcome
 from memaudit.numbers import percent
-from memaudit.report import opening, story, timeline
+from memaudit.report import figures, opening, story, timeline
 from memaudit.report.rows import neuron_rows
 from memaudit.report.words import MAX_MESSAGE, OUTCOMES, SYMBOLS, accepted, label, named, outside
 
@@ -106,7 +106,7 @@ def _verdict(report: Report) -> RenderableType:
     text.append(f"{_SIGNS[state]} {story.HEADLINES[state]}", style=_STYLES[state])
     text.append(f"  {outside(report.model.path)}\n", style="dim")
     text.append(story.summary(report))
-    if settled := story.accepted(report):
+    if settled := story.not_counted(report):
         text.append(f" {outside(settled, MAX_MESSAGE)}")
     if cost := opening.cost(report):
         text.append(f"\n{cost}")
@@ -194,7 +194,7 @@ def _neurons(report: Report) -> RenderableType | None:
 def _known(report: Report) -> RenderableType | None:
     from rich.text import Text
 
-    text = story.known(report)
+    text = figures.known_units(report)
     return Text(text) if text else None
 
 

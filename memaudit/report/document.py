@@ -26,6 +26,7 @@ from memaudit.findings import (
     ToolInfo,
     Units,
 )
+from memaudit.report import formats, opening
 
 # 1: first version.
 SCHEMA_VERSION = 1
@@ -72,18 +73,14 @@ class Report(Plain):
         Raises:
             UsageError: for a suffix that no renderer knows.
         """
-        from memaudit import report
-
-        return report.write(self, Path(path), thumbnails=thumbnails)
+        return formats.write(self, Path(path), thumbnails=thumbnails)
 
     def __str__(self) -> str:
         """A summary of ten lines; the whole is in the fields."""
-        from memaudit.report import opening
-
         return opening.ten_lines(self)
 
     def _repr_html_(self) -> str:
         """Notebooks show the report's own page, in a frame so that its style stays inside."""
-        from memaudit import report
+        from memaudit.report import html
 
-        return report.embed(self)
+        return html.embed(self)

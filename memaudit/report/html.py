@@ -4,36 +4,28 @@ from __future__ import annotations
 
 import base64
 import gzip
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib import resources
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from memaudit.numbers import MISSING, count, interval, percent, points
-from memaudit.report import charts, erasure, glossary, json, opening, pictures, story, timeline
+from memaudit.numbers import interval, percent
+from memaudit.report import charts, erasure, figures, glossary, json, opening, pages, pictures, story, timeline
 from memaudit.report.rows import LayerRow, example_rows, folds, layer_rows, neuron_rows, worst_first
-from memaudit.report.words import ACCEPTED, MAX_COMMAND, MAX_MESSAGE, OUTCOMES, SYMBOLS, accepted, checkpoint
+from memaudit.report.words import ACCEPTED, OUTCOMES, SYMBOLS, accepted
 from memaudit.text import clean
 
 if TYPE_CHECKING:
-    from jinja2 import Environment
     from markupsafe import Markup
 
-    from memaudit.findings import Share
     from memaudit.report.document import Report
 
-# A page with pictures stays under 2 MB; a few hundred findings without them under 300 KB. A longer table of neurons
-# helps nobody, and all of them are in the JSON.
-MAX_PAGE = 1_990_000
+# A longer table of neurons helps nobody, and all of them are in the JSON.
 MAX_NEURONS = 50
 MAX_PLAIN_JSON = 64_000
 # Slices shown; all are in the JSON.
 MAX_SLICES = 24
-# How many pieces of the template make one piece of text.
-PIECES = 500
 
 
 def render(report: Report, thumbnails: Mapping[str, bytes] | None = None) -> str:
@@ -52,53 +44,49 @@ def parts(report: Report, thumbnails: Mapping[str, bytes] | None = None) -> Iter
     if not thumbnails:
         return _page(report, data, {}, 0)
     size = sum(len(part.encode()) for part in _page(report, data, {}, 0))
-    shown = pictures.data_urls(report, thumbnails, MAX_PAGE - size)
+    shown = pictures.data_urls(report, thumbnails, pages.MAX_PAGE - size)
     wanted = {f.example.id for f in report.findings} & set(thumbnails)
     return _page(report, data, shown, len(wanted - set(shown)))
 
 
 def _page(report: Report, data: Markup, shown: Mapping[str, Markup], left_out: int) -> Iterator[str]:
-    style, script = own("page.css"), own("page.js")
+    style, script = pages.own("page.css"), pages.own("page.js")
     neurons = neuron_rows(report, MAX_NEURONS)
     anchors = frozenset(row.anchor for row in neurons)
     layers = layer_rows(report)
     settled = accepted(report)
     ordered = worst_first(report)
-    page = (
-        environment()
-        .get_template("page.html.jinja")
-        .stream(
-            policy=content_policy(style, script, bool(shown)),
-            style=style,
-            script=script,
-            report=report,
-            data=data,
-            state=story.state(report),
-            story=story,
-            opening=opening,
-            glossary=glossary,
-            words={outcome: (*OUTCOMES[outcome], SYMBOLS[outcome]) for outcome in OUTCOMES},
-            worst=list(example_rows(report, [f for f in ordered[: pictures.LARGE] if f.memorized], anchors)),
-            rows=example_rows(report, ordered[: pictures.OPEN], anchors),
-            folds=folds(report, ordered[pictures.OPEN :], anchors),
-            accepted=Counter(settled[finding.id] for finding in report.findings if finding.id in settled),
-            accepted_words=ACCEPTED,
-            pictures=shown,
-            pictures_left_out=left_out,
-            slices=report.slices[:MAX_SLICES],
-            neurons=neurons,
-            layers=layers,
-            bars=_bars(layers),
-            curve=_curve(report),
-            timeline=timeline,
-            erasure=erasure,
-            heat=_heat(report),
-            learned=_learned(report),
-            gradients=_gradients(report),
-        )
+    return pages.stream(
+        "page.html.jinja",
+        policy=pages.content_policy(style, script, bool(shown)),
+        style=style,
+        script=script,
+        report=report,
+        data=data,
+        state=story.state(report),
+        story=story,
+        figures=figures,
+        opening=opening,
+        glossary=glossary,
+        words={outcome: (*OUTCOMES[outcome], SYMBOLS[outcome]) for outcome in OUTCOMES},
+        worst=list(example_rows(report, [f for f in ordered[: pictures.LARGE] if f.memorized], anchors)),
+        rows=example_rows(report, ordered[: pictures.OPEN], anchors),
+        folds=folds(report, ordered[pictures.OPEN :], anchors),
+        accepted=Counter(settled[finding.id] for finding in report.findings if finding.id in settled),
+        accepted_words=ACCEPTED,
+        pictures=shown,
+        pictures_left_out=left_out,
+        slices=report.slices[:MAX_SLICES],
+        neurons=neurons,
+        layers=layers,
+        bars=_bars(layers),
+        curve=_curve(report),
+        timeline=timeline,
+        erasure=erasure,
+        heat=_heat(report),
+        learned=_learned(report),
+        gradients=_gradients(report),
     )
-    page.enable_buffering(PIECES)
-    return page
 
 
 def embed(report: Report) -> str:
@@ -111,82 +99,6 @@ def embed(report: Report) -> str:
             ' sandbox="allow-scripts allow-downloads" allow="clipboard-write" srcdoc="{}"></iframe>'
         ).format(render(report))
     )
-
-
-def environment() -> Environment:
-    """Templates beside this file; whatever they print is one printable line, escaped."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    found = Environment(
-        loader=PackageLoader("memaudit.report", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_printable,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    found.filters.update(percent=percent, counted=count, setting=_setting, brief=clean, checkpoint=checkpoint)
-    found.filters.update(
-        multiple=_multiple, signed=_signed, share=_share, change=_change, linked=glossary.Glossary().link
-    )
-    return found
-
-
-def _printable(value: Any) -> Any:
-    """Every value the template prints: one printable line, then escaped. Markup is our own and passes."""
-    return value if hasattr(value, "__html__") else clean(value, MAX_COMMAND)
-
-
-def _setting(value: object) -> str:
-    """A setting as a person writes it."""
-    if isinstance(value, (list, tuple)):
-        return clean(", ".join(map(_setting, value)) or "none", MAX_MESSAGE)
-    if value is None or isinstance(value, bool):
-        return {None: "not set", True: "yes", False: "no"}[value]
-    return clean(value, MAX_MESSAGE)
-
-
-def _multiple(value: float | None) -> str:
-    return MISSING if value is None else f"{value:.1f}×" if value >= 0.1 else f"{value:.2g}×"
-
-
-def _share(value: Share) -> str:
-    ci = interval(value.low, value.high)
-    return f"{percent(value.rate)} ({ci})" if ci else percent(value.rate)
-
-
-def _change(pair: tuple[float, float]) -> str:
-    return f"{points(*pair)} pts"
-
-
-def _signed(value: float | None) -> str:
-    return MISSING if value is None else f"{value:+.2f}".replace("-", "−")
-
-
-def own(name: str) -> Markup:
-    """One of the files beside this one, for the template to print as it is."""
-    from markupsafe import Markup
-
-    return Markup((resources.files(__package__) / name).read_text("utf-8").strip())  # noqa: S704
-
-
-def content_policy(style: str, script: str | None, pictures: bool) -> str:
-    """The CSP: nothing is loaded, and only the page's own style and script apply."""
-    sources = {
-        "default-src": "'none'",
-        "style-src": f"'sha256-{_digest(style)}'",
-        "script-src": "'none'" if script is None else f"'sha256-{_digest(script)}'",
-        "base-uri": "'none'",
-        "form-action": "'none'",
-    }
-    if pictures:
-        sources["img-src"] = "data:"
-    return "; ".join(f"{name} {value}" for name, value in sources.items())
-
-
-def _digest(text: str) -> str:
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def _inline_json(report: Report) -> Markup:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from memaudit.numbers import MISSING, count, interval, percent
-from memaudit.report import erasure, opening, story, timeline
+from memaudit.report import erasure, figures, opening, story, timeline
 from memaudit.report.rows import ExampleRow, example_rows, neuron_rows, worst_first
 from memaudit.report.words import ACCEPTED, MAX_COMMAND, MAX_MESSAGE, checkpoint, outside
 from memaudit.text import MAX_LENGTH, clean
@@ -31,12 +31,12 @@ def render(report: Report) -> str:
         f"# {_SIGNS[state]} {story.HEADLINES[state]}: {code(report.model.path)}",
         _caveat(report),
         *(f"**{answer.question}.** {answer.text}" for answer in opening.answers(report, code)),
-        outside(story.accepted(report), MAX_MESSAGE),
+        outside(story.not_counted(report), MAX_MESSAGE),
         _facts(report),
         _policy(report),
         _warnings(report),
         _figures(report),
-        *story.beside(report),
+        *figures.beside(report),
         _examples(report),
         _neurons(report),
         _slices(report),
@@ -109,7 +109,7 @@ def _warnings(report: Report) -> str:
 
 
 def _figures(report: Report) -> str:
-    rows = ([f.name, f"**{f.value}** {f.of}".strip(), f.detail] for f in story.figures(report))
+    rows = ([f.name, f"**{f.value}** {f.of}".strip(), f.detail] for f in figures.figures(report))
     return table(["figure", "value", ""], rows)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memaudit.errors import DataRejected
+from memaudit.report.pages import data_url
 from memaudit.report.rows import worst_first
 from memaudit.text import clean
 
@@ -28,7 +29,6 @@ OPEN = 10
 TAG_COST = 330
 # A page is smaller than this; what is larger is none of ours.
 MAX_BYTES = 16 * 2**20
-PNG = b"\x89PNG\r\n\x1a\n"
 _IMAGE = re.compile(r'<img data-id="([0-9a-f]{16})" src="data:image/png;base64,([A-Za-z0-9+/]+={0,2})"')
 
 
@@ -41,19 +41,16 @@ def wanted(report: Report, most: int) -> tuple[list[str], list[str]]:
 
 def data_urls(report: Report, thumbnails: Thumbnails, room: int) -> dict[str, Markup]:
     """`data:` URLs by example id, those of the worst and of what is near them first, until `room` bytes are spent."""
-    from markupsafe import Markup
-
     urls: dict[str, Markup] = {}
     for identity, times in _placed(report):
-        picture = thumbnails.get(identity, b"")
-        if not picture.startswith(PNG) or identity in urls:
+        url = data_url(thumbnails.get(identity, b""))
+        if url is None or identity in urls:
             continue
-        url = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
         cost = times * (len(url) + TAG_COST)
         if cost > room:
             break
         room -= cost
-        urls[identity] = Markup(url)  # noqa: S704 - base64 of our own
+        urls[identity] = url
     return urls
 
 

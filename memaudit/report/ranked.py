@@ -7,6 +7,7 @@ from pydantic import Field
 
 from memaudit.findings import ConfigValue, DataSource, Inputs, ModelInfo, Plain, ReportWarning, ToolInfo
 from memaudit.findings.ranking import ClassPair, ClassRow, CutOff, Ranked, Shares, Twins
+from memaudit.report.ranking import documents
 
 # 1: first version.
 SCHEMA_VERSION = 1
@@ -47,6 +48,4 @@ class Ranking(Plain):
         Raises:
             UsageError: for a suffix that no renderer knows.
         """
-        from memaudit.report import ranking
-
-        return ranking.write(self, Path(path), thumbnails or {})
+        return documents.write(self, Path(path), thumbnails or {})

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from memaudit.numbers import count
-from memaudit.report import json, story
+from memaudit.report import figures, json
 from memaudit.report.words import ACCEPTED, MAX_MESSAGE, OUTCOMES, accepted, label
 from memaudit.text import clean
 
@@ -93,7 +93,7 @@ def _message(report: Report, finding: Finding) -> str:
     if not finding.units:
         return f"{what}; {OUTCOMES[finding.outcome][1]}."
     units = f"cutting {count(len(finding.units), 'unit')} suppresses it"
-    return f"{what}; {units}: {story.prediction(report, finding)}."
+    return f"{what}; {units}: {figures.prediction(report, finding)}."
 
 
 def _location(report: Report, finding: Finding) -> dict[str, Any]:

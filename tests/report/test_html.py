@@ -11,7 +11,7 @@ import pytest
 
 from memaudit import report
 from memaudit.findings import Groups
-from memaudit.report import html
+from memaudit.report import html, pages
 from memaudit.report.document import Report
 from tests import report_samples as samples
 
@@ -50,8 +50,8 @@ def test_a_picture_of_any_size_is_shown_whole() -> None:
 
 
 def test_templates_trust_no_value() -> None:
-    for name in html.environment().list_templates(["jinja"]):
-        source, _, _ = html.environment().loader.get_source(html.environment(), name)  # type: ignore[union-attr]
+    for name in pages.environment().list_templates(["jinja"]):
+        source, _, _ = pages.environment().loader.get_source(pages.environment(), name)  # type: ignore[union-attr]
         assert not re.search(r"\|\s*safe|autoescape|style=", source)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from memaudit import numbers, report
 from memaudit.findings import Gate, Groups, MatchedControls, Outcome
-from memaudit.report import charts, console, github, rows, story
+from memaudit.report import charts, console, figures, github, rows, story
 from memaudit.report.document import Report
 from tests import report_samples as samples
 
@@ -314,7 +314,7 @@ def test_the_summary_when_nothing_is_localized() -> None:
 @pytest.mark.parametrize(("median", "words_"), [(1.0, "a median of 1 unit;"), (1.5, "a median of 1.5 units;")])
 def test_one_unit_is_a_unit(median: float, words_: str) -> None:
     matched = MatchedControls(examples=3, median_units=median, auc=None, low=None, high=None)
-    assert words_ in story.matched(samples.small(groups=Groups(matched_controls=matched)))
+    assert words_ in figures.same_search(samples.small(groups=Groups(matched_controls=matched)))
 
 
 @pytest.mark.parametrize(

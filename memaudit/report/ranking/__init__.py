@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memaudit.errors import DataRejected, UsageError
-from memaudit.report import Thumbnails
+from memaudit.report.formats import Thumbnails
+from memaudit.report.ranking.documents import DOCUMENTS, document, write
 from memaudit.text import clean
 
 if TYPE_CHECKING:
     from memaudit.report.ranked import Ranking
     from memaudit.report.table import Table
 
-DOCUMENTS = (".json", ".html", ".md")
+__all__ = ["DOCUMENTS", "check", "document", "pictured", "read", "rehearse", "render", "show", "write", "write_all"]
+
 KNOWN = ".json, .html, .md, flagged*.csv (rows for scan --flagged), ranking*.csv or .parquet (all rows)"
 
 
@@ -41,7 +43,7 @@ def rehearse(skeleton: Ranking, paths: Sequence[Path]) -> None:
     """Render every document once, into nothing: what would stop it at the end stops it before anything long."""
     for path in paths:
         if path.suffix.lower() in DOCUMENTS:
-            for _ in _document(skeleton, path.suffix.lower(), {}):
+            for _ in document(skeleton, path.suffix.lower(), {}):
                 pass
 
 
@@ -73,20 +75,6 @@ def write_all(
     return targets
 
 
-def write(ranking: Ranking, path: Path, thumbnails: Thumbnails) -> Path:
-    """Render one document and replace the file.
-
-    Raises:
-        UsageError: the suffix is none of `.json`, `.html` and `.md`.
-    """
-    from memaudit.system import files
-
-    suffix = path.suffix.lower()
-    if suffix not in DOCUMENTS:
-        raise UsageError(f"no format {clean(suffix)!r} for a ranking", hint=f"Choose among: {', '.join(DOCUMENTS)}")
-    return files.replace_all([(path, _document(ranking, suffix, thumbnails))])[0]
-
-
 def read(path: Path) -> Ranking:
     """The ranking in a `ranking.json`.
 
@@ -95,10 +83,10 @@ def read(path: Path) -> Ranking:
     """
     from pydantic import ValidationError
 
-    from memaudit.report import json
+    from memaudit.report import reading
     from memaudit.report.ranked import SCHEMA_VERSION, Ranking
 
-    data = json.load(path)
+    data = reading.load(path)
     if data.get("kind") != "ranking" or data.get("schema_version") != SCHEMA_VERSION:
         raise DataRejected(
             f"{clean(path)} is not a ranking that this version reads", hint="memaudit discover makes one"
@@ -122,7 +110,7 @@ def render(ranking: Ranking, format_: str) -> str:
 
     if format_ == "github":
         return text.github(ranking)
-    return "".join(_document(ranking, ".json" if format_ == "json" else ".md", {}))
+    return "".join(document(ranking, ".json" if format_ == "json" else ".md", {}))
 
 
 def pictured(ranking: Ranking) -> set[str]:
@@ -144,16 +132,5 @@ def _text(ranking: Ranking, table: Table, path: Path, thumbnails: Thumbnails, to
     from memaudit.report.ranking import text
 
     if path.suffix.lower() != ".csv":
-        return _document(ranking, path.suffix.lower(), thumbnails)
+        return document(ranking, path.suffix.lower(), thumbnails)
     return tables.parts(text.flagged(table, top) if path.name.lower().startswith("flagged") else table)
-
-
-def _document(ranking: Ranking, suffix: str, thumbnails: Thumbnails) -> Iterable[str]:
-    from memaudit.report import json
-    from memaudit.report.ranking import html, text
-
-    if suffix == ".json":
-        return [json.encode(json.finite(ranking.model_dump(mode="json")), indent=2), "\n"]
-    if suffix == ".html":
-        return html.parts(ranking, thumbnails)
-    return [text.markdown(ranking)]

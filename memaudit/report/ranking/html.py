@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from memaudit.numbers import interval, percent
-from memaudit.report.html import MAX_PAGE, PIECES, content_policy, environment, own
-from memaudit.report.pictures import PNG
+from memaudit.report import pages
 from memaudit.report.ranking import words
 from memaudit.report.words import named, short
 
@@ -34,7 +32,7 @@ def parts(ranking: Ranking, thumbnails: Mapping[str, bytes] | None = None) -> It
     """What `render` gives, piece by piece."""
     if not thumbnails:
         return _page(ranking, {}, 0)
-    room = MAX_PAGE - sum(len(part.encode()) for part in _page(ranking, {}, 0))
+    room = pages.MAX_PAGE - sum(len(part.encode()) for part in _page(ranking, {}, 0))
     urls, cards = _urls(ranking, thumbnails, room)
     return _page(ranking, urls, cards)
 
@@ -53,29 +51,24 @@ def _page(ranking: Ranking, pictures: Mapping[str, Markup], cards: int) -> Itera
     """
     from markupsafe import Markup
 
-    style = Markup("{}\n{}").format(own("page.css"), own("ranking.css"))
-    page = (
-        environment()
-        .get_template("ranking.html.jinja")
-        .stream(
-            policy=content_policy(style, None, bool(pictures)),
-            style=style,
-            ranking=ranking,
-            words=words,
-            cards=ranking.ranked[:CARDS],
-            shown=cards,
-            pictures=pictures,
-            pairs=ranking.pairs[:PAIRS],
-            twins=ranking.twins[:TWINS],
-            label=lambda index: words.label(ranking, index),
-            named=named,
-            short=short,
-            interval=interval,
-            percent=percent,
-        )
+    style = Markup("{}\n{}").format(pages.own("page.css"), pages.own("ranking.css"))
+    return pages.stream(
+        "ranking.html.jinja",
+        policy=pages.content_policy(style, None, bool(pictures)),
+        style=style,
+        ranking=ranking,
+        words=words,
+        cards=ranking.ranked[:CARDS],
+        shown=cards,
+        pictures=pictures,
+        pairs=ranking.pairs[:PAIRS],
+        twins=ranking.twins[:TWINS],
+        label=lambda index: words.label(ranking, index),
+        named=named,
+        short=short,
+        interval=interval,
+        percent=percent,
     )
-    page.enable_buffering(PIECES)
-    return page
 
 
 def _of(one: Ranked) -> list[Example]:
@@ -85,21 +78,15 @@ def _of(one: Ranked) -> list[Example]:
 
 def _urls(ranking: Ranking, thumbnails: Mapping[str, bytes], room: int) -> tuple[dict[str, Markup], int]:
     """`data:` URLs by content id; near-duplicates first, then card by card until `room` bytes are spent."""
-    from markupsafe import Markup
-
     urls: dict[str, Markup] = {}
 
     def take(examples: list[Example]) -> bool:
         nonlocal room
-        found = {
-            e.id: f"data:image/png;base64,{base64.b64encode(thumbnails[e.id]).decode()}"
-            for e in examples
-            if thumbnails.get(e.id, b"").startswith(PNG)
-        }
+        found = {e.id: url for e in examples if (url := pages.data_url(thumbnails.get(e.id, b"")))}
         room -= sum(len(found.get(e.id, "")) + TAG_COST for e in examples)
         if room < 0:
             return False
-        urls.update((identity, Markup(url)) for identity, url in found.items())  # noqa: S704
+        urls.update(found)
         return True
 
     for pair in ranking.twins[:TWINS]:
