@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import pickletools
+import re
 
 from memaudit.checkpoints.recognise import FULL
 from memaudit.checkpoints.sniff import SAVE_AGAIN
@@ -53,11 +54,23 @@ GLOBALS = INERT | {
     *(f"torch.{n}Storage" for n in _STORAGES.split()),
     *(f"torch.{n}" for n in _DTYPES.split()),
 }
-# Where the classes of whole networks come from, and what their pickles call beside them: see `looks_honest`.
+# Whose classes whole networks, their settings and their training are made of: see `looks_honest`.
 HONEST = (
-    *("torch.nn.", "timm.models.", "timm.layers.", "torchvision.models.", "torchvision.ops.", "transformers.models."),
-    *("ultralytics.nn.", "functools.partial", "collections.defaultdict"),
+    *("torch.nn.", "torch.optim.", "timm.models.", "timm.layers.", "torchvision.models.", "torchvision.ops."),
+    *("torchvision.transforms.", "transformers.models.", "transformers.training_args", "ultralytics.nn.modules."),
+    *("ultralytics.nn.tasks", "monai.networks.", "segmentation_models_pytorch.", "sklearn.preprocessing."),
+    *("pytorch_lightning.utilities.", "lightning.pytorch.utilities.", "lightning_fabric.utilities.", "omegaconf."),
 )
+_ACTIVATIONS = "relu relu6 gelu silu elu selu celu leaky_relu hardtanh hardswish hardsigmoid mish softplus tanh sigmoid"
+# And what their pickles call beside classes.
+HONEST_NAMES = frozenset(
+    {
+        *("functools.partial", "collections.defaultdict", "collections.deque", "copyreg._reconstructor"),
+        *("copy_reg._reconstructor", "typing.Any", "datetime.datetime", "torch._C._nn.gelu", "types.SimpleNamespace"),
+        *(f"torch.nn.functional.{name}" for name in _ACTIVATIONS.split()),
+    }
+)
+_CLASS = re.compile(r"[A-Z][A-Za-z0-9_]*")
 _BUILT_IN = ("set", "frozenset", "dict", "list", "tuple", "int", "float", "bool", "str", "slice", "range", "object")
 BUILT_IN = frozenset(f"{module}.{name}" for module in ("__builtin__", "builtins") for name in _BUILT_IN)
 _QUANTISED = ("torch._utils._rebuild_qtensor", "torch.ao.", "torch.QInt", "torch.QUInt", "torch.per_", "torchao.")
@@ -93,29 +106,37 @@ def scan_legacy(head: bytes, name: str) -> int:
 def looks_honest(pickles: bytes, count: int = 1) -> bool:
     """Whether what is refused is a network saved whole, or weights in a newer pickle protocol: nothing else is called.
 
-    A guess that decides on the words of a hint alone. A class of the script that saved it is not among it: it could
-    not be found again.
+    A guess that decides on the words of a hint alone. A class counts by its library and its own name in capitals: what
+    a module of that library has imported (`torch.nn.x` and `os.system`), and its functions, which may fetch or open
+    other files, do not. A class of the script that saved it is not among them: it could not be found again.
 
     Args:
         count: how many pickles follow each other.
     """
-    stream, names, texts = io.BytesIO(pickles), list[str](), list[str]()
+    stream, names, texts = io.BytesIO(pickles), list[tuple[str, str]](), list[str]()
     try:
         for _ in range(count):
             for number, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
                 if number > MAX_OPCODES:
                     return False
                 if opcode.name == "GLOBAL":
-                    names.append(str(argument).replace(" ", ".", 1))
+                    module, _, name = str(argument).partition(" ")
+                    names.append((module, name))
                 elif opcode.name in ("SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"):
                     texts.append(str(argument))
                 elif opcode.name == "STACK_GLOBAL":  # its two texts may have been said earlier
-                    names.append(".".join(texts[-2:]))
+                    names.append((texts[-2], texts[-1]))
                 elif opcode.name in ("INST", "EXT1", "EXT2", "EXT4"):
                     return False
     except (ValueError, IndexError, OverflowError):
         return False
-    return bool(names) and all(n in GLOBALS or n in BUILT_IN or n.startswith(HONEST) for n in names)
+    return bool(names) and all(_honest(module, name) for module, name in names)
+
+
+def _honest(module: str, name: str) -> bool:
+    path = f"{module}.{name}"
+    known = path in GLOBALS or path in BUILT_IN or path in HONEST_NAMES
+    return known or (f"{module}.".startswith(HONEST) and _CLASS.fullmatch(name) is not None)
 
 
 def _scan(stream: io.BytesIO, name: str) -> int:

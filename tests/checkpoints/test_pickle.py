@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -135,10 +136,8 @@ REFUSED: list[tuple[str, str, Callable[[Path, Path], object], str]] = [
     ),
     ("os.system as safetensors", ".safetensors", code, "extension"),
     ("safetensors as pickle", ".pt", renamed, "extension"),
-    ("whole module", ".pth", lambda p, c: torch.save(nn.Linear(2, 2), p), "would call 'torch.nn"),
     ("TorchScript", ".pt", script, "TorchScript"),
     ("bytearray of 6 GB", ".pt", lambda p, c: torch.save({"w": Bytes()}, p), "bytearray"),
-    ("protocol 4", ".pt", lambda p, c: torch.save({"w": torch.ones(2)}, p, pickle_protocol=4), "instruction"),
     ("quantised", ".pt", lambda p, c: torch.save(torch.quantize_per_tensor(torch.ones(2), 1, 0, torch.qint8), p), "qu"),
     ("a set of classes", ".pt", lambda p, c: with_pickle(p, b"cbuiltins\neval\n."), "would call 'builtins.eval'"),
     ("two pickles in one", ".pt", lambda p, c: with_pickle(p, b"\x80\x02N.\x80\x02N."), "bytes follow"),
@@ -154,6 +153,47 @@ REFUSED: list[tuple[str, str, Callable[[Path, Path], object], str]] = [
     ("web page", ".bin", lambda p, c: p.write_bytes(b"\n<html><body>"), "web page"),
     ("HDF5", ".pt", lambda p, c: p.write_bytes(b"\x89HDF\r\n\x1a\n"), "HDF5"),
     ("unknown extension", ".dat", lambda p, c: torch.save({"w": torch.ones(2)}, p), "extension"),
+]
+
+
+def stacked(module: str, name: str) -> bytes:
+    """A pickle of protocol 4 that looks up `name`, which may have dots, in `module`."""
+    texts = b"".join(b"\x8c" + bytes([len(t)]) + t.encode() for t in (module, name))
+    return b"\x80\x04" + texts + b"\x93."
+
+
+# What looks like a network's class and is none: no hint may lead there.
+DISGUISED: list[tuple[str, bytes]] = [
+    ("what a module of torch.nn imported", stacked("torch.nn.parallel.distributed", "os.system")),
+    ("a function of timm that opens files", b"ctimm.models._helpers\nload_state_dict\n."),
+    ("a function of torch.nn", b"ctorch.nn.parallel.parallel_apply\nparallel_apply\n."),
+    ("a module whose name begins alike", b"ctorch.nnx\nModule\n."),
+    ("attributes by name", b"cbuiltins\ngetattr\n."),
+    ("a class and eval", b"(ctorch.nn.modules.linear\nLinear\ncbuiltins\neval\nt."),
+    ("importlib", b"cimportlib\nimport_module\n."),
+    ("a process", b"csubprocess\nPopen\n."),
+    ("another pickle inside", b"ctorch.storage\n_load_from_bytes\n."),
+    ("of the script", b"c__main__\nNet\n."),
+]
+REFUSED += [
+    (name, ".pt", lambda p, c, text=text: with_pickle(p, text), "refused|instruction") for name, text in DISGUISED
+]
+# Refused as well, and their users may open them on their own word: they call nothing but a network's classes.
+TRUSTABLE: list[tuple[str, str, Callable[[Path, Path], object], str]] = [
+    ("whole module", ".pth", lambda p, c: torch.save(nn.Linear(2, 2), p), "would call 'torch.nn"),
+    (
+        "whole network of timm",
+        ".pth",
+        lambda p, c: torch.save(timm.create_model("test_vit", num_classes=2), p),
+        "would call 'timm.models",
+    ),
+    (
+        "an optimizer saved whole",
+        ".pth",
+        lambda p, c: torch.save({"model": nn.Linear(2, 2).state_dict(), "opt": torch.optim.SGD([torch.ones(1)])}, p),
+        "would call 'torch.optim",
+    ),
+    ("protocol 4", ".pt", lambda p, c: torch.save({"w": torch.ones(2)}, p, pickle_protocol=4), "instruction"),
 ]
 # These need the child to find out.
 BOMBS: list[tuple[str, str, Callable[[Path, Path], object], str]] = [
@@ -200,7 +240,16 @@ def test_refused_before_anything_executes(
     monkeypatch.setattr("memaudit.checkpoints.sandbox._run_child", None)
     path = tmp_path / f"x{suffix}"
     write(path, canary)
-    refuse(path, match, match in ("would call 'torch.nn", "instruction"))
+    refuse(path, match)
+
+
+@pytest.mark.parametrize(("suffix", "write", "match"), [t[1:] for t in TRUSTABLE], ids=[t[0] for t in TRUSTABLE])
+def test_refused_and_openable_on_its_users_word(
+    tmp_path: Path, canary: Path, suffix: str, write: Any, match: str
+) -> None:
+    path = tmp_path / f"x{suffix}"
+    write(path, canary)
+    refuse(path, match, trustable=True)
 
 
 @pytest.mark.filterwarnings("ignore:TypedStorage:UserWarning")

@@ -65,6 +65,9 @@ def checkpoints() -> Iterator[Case]:
     for name, suffix, make, _ in (*pickles.REFUSED, *pickles.BOMBS):
         file = f"bad{suffix}"
         yield Case("pickle", name, lambda w, m=make, f=file: m(w / f, w / CANARY), on_model(file))
+    for name, suffix, make, _ in pickles.TRUSTABLE:  # nothing but a network's classes
+        file, says = f"bad{suffix}", "memaudit convert --trust-pickle --sha256"
+        yield Case("own pickle", name, lambda w, m=make, f=file: m(w / f, w / CANARY), on_model(file), says=says)
     for name, content, chosen, error, _ in weights.REFUSED:
         if chosen is None:
             code = 2 if error is UsageError else 3

@@ -20,8 +20,6 @@ from tests.conftest import train
 SECONDS = 15.0
 MEMORY = 3 << 30  # bytes resident at most, torch and everything it maps included
 HIDDEN = ("weights_only", "--trust", "allow_pickle", "add_safe_globals")  # what no message may advise
-# They call nothing but a network's classes: opening them on their user's word is named, with the digest.
-TRUSTABLE = ("whole module", "protocol 4")
 CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 CANARY = "canary"
 OUT = "report"
@@ -93,8 +91,7 @@ def check(base: Path, case: Case, place: Path, *, exec_: bool = False) -> Result
         faults.append("traceback")
     if CONTROL.search(out + err):
         faults.append("control characters")
-    hidden = [word for word in HIDDEN if word != "--trust" or case.name not in TRUSTABLE]
-    faults += [f"advises {word}" for word in hidden if word in err]
+    faults += [f"advises {word}" for word in HIDDEN if word in err and word not in case.says]
     if (work / CANARY).exists() or (place / CANARY).exists():
         faults.append("the payload ran")
     outside = {n for n in before.keys() | after.keys() if before.get(n) != after.get(n) and not n.startswith(OUT + "/")}
