@@ -10,7 +10,18 @@ from memaudit.data.images.preprocess import Preprocess
 from memaudit.errors import UsageError
 
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
-FIELDS = ("input_size", "mean", "std", "crop_pct", "interpolation", "crop_mode")
+# Each with the flag that settles it.
+FLAGS = {
+    "input_size": "--input-size",
+    "mean": "--mean",
+    "std": "--std",
+    "crop_pct": "--crop-pct",
+    "interpolation": "--interpolation",
+    "crop_mode": "--crop-mode",
+}
+FIELDS = tuple(FLAGS)
+# Who leaves no doubt; a value from anybody else (an architecture's published weights, a default) is a guess.
+SAID = frozenset({"flags", "tensors", "checkpoint", "arrays", "config.json", "given"})
 
 
 def resolve(
@@ -65,8 +76,21 @@ def resolve(
         exif=options.exif or "ignore",
         bit_depth=options.bit_depth if isinstance(options.bit_depth, int) else None,
         exact=options.crop_pct is not None,
-        bgr=options.channel_order == "bgr",
+        bgr=(options.channel_order or facts.get("channel_order")) == "bgr",
     )
+
+
+def guessed(preprocess: Preprocess, *, transform: bool = False) -> dict[str, str]:
+    """What of `preprocess` nobody said, with the flag that settles each: of images alone, for arrays come as they are.
+
+    Args:
+        transform: the user's own code normalises, whatever mean and std are.
+    """
+    if not preprocess.image:
+        return {}
+    origins = dict(preprocess.origins)
+    left = ("mean", "std") if transform else ()
+    return {f: flag for f, flag in FLAGS.items() if origins.get(f) not in SAID and f not in left}
 
 
 def _usable(field: str, value: object) -> bool:

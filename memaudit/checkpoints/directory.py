@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from memaudit.checkpoints.facts import from_config
+from memaudit.checkpoints.facts import from_config, from_preprocessor
 from memaudit.checkpoints.header import MAX_NAME, check_name
 from memaudit.checkpoints.recognise import MERGE, ZERO
 from memaudit.checkpoints.sniff import is_checkpoint_name
@@ -22,6 +22,7 @@ WEIGHTS = (
     *("pytorch_model.bin", "pytorch_model.bin.index.json"),
 )
 CONFIG = "config.json"  # speaks of the weights of these names beside it, whether they or their folder are named
+PROCESSOR = "preprocessor_config.json"  # how the images were prepared, as transformers saves it
 RUN = ("model_best.pth.tar", "last.pth.tar")  # timm's training script writes these beside args.yaml
 LAST = "last.ckpt"  # Lightning's copy of the newest
 STEP_FOLDER = re.compile(r"checkpoint-(\d{1,12})")  # Hugging Face's Trainer
@@ -58,17 +59,27 @@ def lay_out(path: Path) -> Layout:
     if path.is_dir():
         path = _innermost(path)
         weights = _weights(path)
-    facts = _facts(weights) if path.is_dir() or weights.name in WEIGHTS else Facts()
+    facts = _facts(weights, path.is_dir())
     return _indexed(weights, facts) if weights.name.endswith(".json") else Layout(weights, (weights,), {}, facts)
 
 
-def _facts(weights: Path) -> Facts:
-    """What the `config.json` beside the weights says; nothing without one."""
-    config = weights.parent / CONFIG
-    if not config.exists():
-        return Facts()
-    with opened(config) as source:
-        return from_config(source)
+def _facts(weights: Path, whole: bool) -> Facts:
+    """What the configurations beside the weights say; nothing without one.
+
+    Args:
+        whole: the folder was named, not the file.
+    """
+    config, processor = weights.parent / CONFIG, weights.parent / PROCESSOR
+    facts, preprocess = Facts(), dict[str, object]()
+    if (whole or weights.name in WEIGHTS) and config.exists():
+        with opened(config) as source:
+            facts = from_config(source)
+    # A file of another name is meant where none of the usual ones is there.
+    meant = whole or weights.name in WEIGHTS or not any((weights.parent / name).exists() for name in WEIGHTS)
+    if meant and processor.exists():
+        with opened(processor) as source:
+            preprocess = from_preprocessor(source)
+    return replace(facts, preprocess={**preprocess, **facts.preprocess})
 
 
 def _innermost(folder: Path) -> Path:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from memaudit.checkpoints.processor import from_processor
 from memaudit.checkpoints.source import Source
 from memaudit.checkpoints.types import Facts
 from memaudit.errors import ModelRejected
@@ -59,14 +60,7 @@ def from_config(source: Source) -> Facts:
     Raises:
         ModelRejected: it is no JSON object, or unreasonably large.
     """
-    if source.size > MAX_CONFIG:
-        raise ModelRejected(f"{source.name} has {source.size:,} bytes", hint="remove it, or fetch it again")
-    try:
-        raw = json.loads(source.read(0, source.size).decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise ModelRejected(f"{source.name} is not valid JSON: {clean(error)}", hint="fetch it again") from error
-    if not isinstance(raw, dict):
-        raise ModelRejected(f"{source.name} holds no object", hint="fetch it again")
+    raw = _object(source)
     pretrained = raw.get("pretrained_cfg")
     pretrained = pretrained if isinstance(pretrained, dict) else {}
     names = raw.get("label_names") or pretrained.get("label_names") or _by_number(raw.get("id2label"))
@@ -77,10 +71,38 @@ def from_config(source: Source) -> Facts:
         origin=f"architecture in {source.name}" if architecture else "",
         model_kwargs=_kwargs(raw.get("model_args")),
         num_classes=_count(raw.get("num_classes")) or _count(pretrained.get("num_classes")),
-        preprocess=_preprocess(pretrained),
+        preprocess={**_preprocess(_as_timm(raw)), **_preprocess(pretrained)},
         class_names=_names(names),
         model_type=clean(model_type) if isinstance(model_type, str) else None,
     )
+
+
+def from_preprocessor(source: Source) -> dict[str, object]:
+    """`Facts.preprocess`, as a `preprocessor_config.json` says it.
+
+    Raises:
+        ModelRejected: it is no JSON object, or unreasonably large.
+    """
+    return _preprocess(from_processor(_object(source)))
+
+
+def _object(source: Source) -> dict[str, Any]:
+    """The object in a JSON file."""
+    if source.size > MAX_CONFIG:
+        raise ModelRejected(f"{source.name} has {source.size:,} bytes", hint="remove it, or fetch it again")
+    try:
+        raw = json.loads(source.read(0, source.size).decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ModelRejected(f"{source.name} is not valid JSON: {clean(error)}", hint="fetch it again") from error
+    if not isinstance(raw, dict):
+        raise ModelRejected(f"{source.name} holds no object", hint="fetch it again")
+    return raw
+
+
+def _as_timm(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """What a configuration of the user's own says at its top, by timm's names."""
+    names = {"mean": "image_mean", "std": "image_std", "input_size": "image_size"}
+    return {**raw, **{own: raw.get(own, raw.get(other)) for own, other in names.items()}}
 
 
 def _architecture(raw: object) -> str | None:
@@ -135,7 +157,7 @@ def is_plain(value: object) -> bool:
 
 
 def _preprocess(raw: Mapping[str, Any]) -> dict[str, object]:
-    """Any of mean, std, input_size, crop_pct, interpolation, crop_mode whose value can be one."""
+    """Any of mean, std, input_size, crop_pct, interpolation, crop_mode, channel_order whose value can be one."""
     kept: dict[str, object] = {}
     for name in ("mean", "std"):
         values: Any = raw.get(name)
@@ -153,8 +175,9 @@ def _preprocess(raw: Mapping[str, Any]) -> dict[str, object]:
         kept["crop_pct"] = float(crop)
     if raw.get("interpolation") in _INTERPOLATIONS:
         kept["interpolation"] = raw["interpolation"]
-    if raw.get("crop_mode") in _CROP_MODES:
-        kept["crop_mode"] = raw["crop_mode"]
+    for name, known in (("crop_mode", _CROP_MODES), ("channel_order", ("rgb", "bgr"))):
+        if raw.get(name) in known:
+            kept[name] = raw[name]
     return kept
 
 

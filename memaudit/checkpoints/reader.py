@@ -46,12 +46,11 @@ def read(path: str | os.PathLike[str], *, weights: Weights | None = None) -> Che
     first = next(iter(parts.values()))
     refuse_partial((name for part in parts.values() for name in part.tensors), where)
     tensors, beside, prefix = bare(_merge(parts, layout), where)
-    said_by_config = layout.facts != Facts()
     return Checkpoint(
         path=layout.path,
         format=first.format,
         tensors=tensors,
-        facts=layout.facts if said_by_config else first.facts,
+        facts=layout.facts.over(first.facts),
         weights=first.weights,
         stripped_prefix=prefix,
         beside=beside,

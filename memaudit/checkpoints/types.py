@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -21,7 +21,7 @@ class Facts:
         architecture: a timm registry name, or None.
         origin: where the facts came from, for messages (`config.json`, `arch in the checkpoint`).
         model_kwargs: allow-listed scalars, or short lists of them.
-        preprocess: any of `mean`, `std`, `input_size`, `crop_pct`, `interpolation`, `crop_mode`.
+        preprocess: any of `mean`, `std`, `input_size`, `crop_pct`, `interpolation`, `crop_mode`, `channel_order`.
         class_names: names by label where the file declares them.
         model_type: the `model_type` of a transformers `config.json`; the package memaudit-transformers loads those.
     """
@@ -34,6 +34,13 @@ class Facts:
     class_names: tuple[str, ...] = ()
     epoch: int | None = None
     model_type: str | None = None
+
+    def over(self, other: Facts) -> Facts:
+        """These, and what only `other` says."""
+        own = {f.name: getattr(self, f.name) for f in fields(self)}
+        said = {name: value if value or value == 0 else getattr(other, name) for name, value in own.items()}
+        origin = self.origin if self.architecture else other.origin
+        return replace(self, **{**said, "origin": origin, "preprocess": {**other.preprocess, **self.preprocess}})
 
 
 @dataclass(frozen=True)
