@@ -19,6 +19,7 @@ from memaudit.cli.loaded import Loaded, load
 from memaudit.cli.sources import Sources
 from memaudit.cli.values import audits, choice, positive
 from memaudit.errors import ExitCode
+from memaudit.text import clean
 
 if TYPE_CHECKING:
     from memaudit.cli.progress import Stages
@@ -80,10 +81,11 @@ def scan(
             test=loaded.test,
             states=states,
         )
-        if run.dry_run:
-            typer.echo(_plan(auditor, len(states)))
-            return int(ExitCode.OK)
         outputs.rehearse(auditor.skeleton(), targets)
+        if run.dry_run:
+            text, code = _plan(auditor)
+            typer.echo(text)
+            return int(code)
         with auditor.journalled(folder, fresh=run.fresh) as journal:
             if journal.recorded:
                 progress.stage(f"resume after {journal.recorded} batches")
@@ -165,6 +167,7 @@ def _series(
     """The checkpoints of the run, if the audits that were asked for need them; and what to tell the reader of them."""
     from memaudit.checkpoints import find_series
     from memaudit.findings import ReportWarning
+    from memaudit.pipeline.load import losses
     from memaudit.pipeline.series import read_states
     from memaudit.settings import OVER_TIME, PROFILES
 
@@ -176,28 +179,30 @@ def _series(
         progress.stage("read checkpoints", min(most, len(series.points)))
     elif not series.notes:
         return (), ()
+    settled = loaded.settled
+    exclusive = not settled.adapter.multi_label
     states, notes = read_states(
-        loaded.settled.adapter, series, weights=loaded.checkpoint.weights, most=most, tick=progress.advance
+        settled.adapter,
+        series,
+        weights=loaded.checkpoint.weights,
+        most=most,
+        tick=progress.advance,
+        losses=(lambda: losses(settled.adapter, (loaded.flagged, settled.reference), settings.device))
+        if exclusive
+        else None,
     )
     return states, tuple(ReportWarning(code="MEM106", message=note) for note in notes)
 
 
-def _plan(auditor: Auditor, states: int) -> str:
-    """What the audit would do, after the checks that it makes first."""
-    from memaudit.engine.device import automatic_batch_size, exact_arithmetic, resolve_device
-    from memaudit.engine.evaluator import Evaluator
+def _plan(auditor: Auditor) -> tuple[str, ExitCode]:
+    """What the audit would do, after the checks that it makes first, and how it would end if every limit is met."""
     from memaudit.pipeline.plan import plan
-    from memaudit.pipeline.premises import check_labels, check_network
 
-    adapter, settings, sets = auditor.adapter, auditor.settings, auditor.admitted
-    device = resolve_device(settings.device)
-    adapter.module.to(device)
-    evaluator = Evaluator(adapter, settings.batch_size or automatic_batch_size(sets.reference.pixels[:1], device))
-    with exact_arithmetic():
-        check_network(evaluator, sets.reference)
-    check_labels(sets.flagged, sets.reference, adapter.num_classes)
-    lines = [f"incomplete {reason}" for reason in sets.incomplete]
-    return "\n".join([plan(evaluator, sets.flagged, sets.reference, settings, states), *lines])
+    seen = auditor.look().context
+    lines = plan(auditor.evaluator, seen.flagged, seen.reference, auditor.settings, len(auditor.states))
+    lines += "".join(f"\nwarning    {clean(w.message, 400)} ({w.code})" for w in auditor.warnings)
+    lines += "".join(f"\nincomplete {clean(reason, 400)}" for reason in auditor.incomplete)
+    return lines, ExitCode.INCOMPLETE if auditor.incomplete else ExitCode.OK
 
 
 def _thumbnails(images: str | None, report: Report, auditor: Auditor) -> dict[str, bytes]:

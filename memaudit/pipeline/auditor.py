@@ -101,15 +101,19 @@ class Auditor:
             pass
         return self.report()
 
-    def findings(self) -> Iterator[Finding]:
-        """Findings as they land. After the last one `report` may be called; it holds their final figures."""
+    def look(self) -> Observed:
+        """Every check that an audit makes before it measures, and one look at each example.
+
+        Raises:
+            PremiseBroken, ModelRejected, DataRejected, Incomplete: the audit cannot be made.
+        """
         self.started = time.time()
         device = resolve_device(self.settings.device)
         self.adapter.module.to(device)
         batch = self.settings.batch_size or automatic_batch_size(self.admitted.reference.pixels[:1], device)
         dtype: torch.dtype = getattr(torch, self.settings.dtype)
         self.evaluator = Evaluator(self.adapter, batch, gradient_dtype=dtype)
-        with exact_arithmetic(), keeping_freed():
+        with exact_arithmetic():
             self.observed = prepare(
                 self.evaluator,
                 self.admitted,
@@ -120,8 +124,14 @@ class Auditor:
                 progress=self.progress,
                 deadline=self.started + (self.settings.time_limit or float("inf")),
             )
-            self.warnings += self.observed.warnings
-            self.incomplete += self.observed.incomplete
+        self.warnings += self.observed.warnings
+        self.incomplete += self.observed.incomplete
+        return self.observed
+
+    def findings(self) -> Iterator[Finding]:
+        """Findings as they land. After the last one `report` may be called; it holds their final figures."""
+        with exact_arithmetic(), keeping_freed():
+            self.look()
             yield from self._findings()
 
     def report(self) -> Report:

@@ -15,8 +15,9 @@ from memaudit.checkpoints import Series, Weights, find_series, read
 from memaudit.checkpoints.load import aligned, fitted
 from memaudit.checkpoints.series import NAME_THEM
 from memaudit.errors import MemauditError, ModelRejected, UsageError
+from memaudit.network.scoped import holding
 from memaudit.network.states import State, canonical
-from memaudit.pipeline.lineage import stray
+from memaudit.pipeline.lineage import stray, uphill
 from memaudit.text import clean
 
 T = TypeVar("T")
@@ -33,12 +34,14 @@ def read_states(
     weights: Weights | None,
     most: int,
     tick: Callable[[int], None] = lambda _: None,
+    losses: Callable[[], Tensor] | None = None,
 ) -> tuple[list[State], list[str]]:
     """The checkpoints of `series` that will be used, earliest first and the audited model last; and notes on the rest.
 
     Args:
         weights: which to take where a file holds raw and averaged ones: those the audited model was taken from.
         most: states at most; more checkpoints are thinned out evenly.
+        losses: `(n,)` of some examples by the network as it stands: a run's losses fall.
 
     Raises:
         ModelRejected: a checkpoint that the user named is not this model's. One that was found by itself is left out.
@@ -81,11 +84,19 @@ def read_states(
     if strangers:
         notes.append(f"{len(strangers)} checkpoints beside the model were left out: {strangers[0]}")
     whole = ended(states, final)
-    if reason := stray(whole[:-1], whole[-1]):
+    reason = stray(whole[:-1], whole[-1])
+    if not reason and losses is not None and len(whole) > 1:
+        reason = uphill(whole[:-1], [_held(adapter.module, state, losses) for state in whole])
+    if reason:
         shown = f"the checkpoints {'named' if series.named else 'beside the model'} do not lead to it: {reason}"
         notes.append(shown if series.named else f"{shown}; none was taken: {NAME_THEM}")
         return (whole if series.named else ended([], final)), notes
     return whole, notes
+
+
+def _held(module: nn.Module, state: State, losses: Callable[[], Tensor]) -> Tensor:
+    with holding(module, state.tensors):
+        return losses()
 
 
 def from_memory(adapter: Adapter, checkpoints: object, *, most: int) -> tuple[list[State], list[str]]:

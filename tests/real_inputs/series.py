@@ -201,4 +201,18 @@ CASES = [
         lambda: run("epoch_{}.pth", 0, range(5)) | {"epoch_2.pth": (past(1)[2], 2), "final.pth": (past(0)[5], None)},
         counted(0, "do not lead to it"),
     ),
+    led(
+        "a run whose files count backwards",
+        "final.pth",
+        lambda: (
+            {f"epoch_{n}.pth": (past(0)[e], n) for n, e in enumerate((5, 3, 2))} | {"final.pth": (past(0)[0], None)}
+        ),
+        counted(0, "fits the examples better than the model"),
+    ),
+    led(
+        "two states that are one another's past and not the model's",
+        "final.pth",
+        lambda: run("epoch_{}.pth", 0, range(3, 5), start=3) | {"final.pth": (past(0)[5], None)},
+        counted(0, "do not lead to it"),
+    ),
 ]
