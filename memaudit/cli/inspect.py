@@ -175,8 +175,23 @@ def _preprocess(adapter: Any) -> dict[str, Any]:
     p = adapter.preprocess
     return {
         "input_size": list(p.input_size), "mean": list(p.mean), "std": list(p.std), "crop_pct": p.crop_pct,
-        "interpolation": p.interpolation, "origin": p.origin, "origins": dict(p.origins),
+        "interpolation": p.interpolation, "origin": p.origin, "origins": dict(p.origins), "guessed": _guessed(adapter),
     }  # fmt: skip
+
+
+def _guessed(adapter: Any) -> dict[str, str]:
+    from memaudit.adapters.preprocessing import guessed
+
+    return guessed(adapter.preprocess, transform=getattr(adapter, "transform", None) is not None)
+
+
+def _guesses(adapter: Any) -> list[str]:
+    """What of the preprocessing is nobody's word: the flags that settle it."""
+    found = _guessed(adapter)
+    if not found:
+        return []
+    tried = "; scan tries usual ones on the reference" if {"mean", "std", "input_size"} & set(found) else ""
+    return [f"                 guessed, until you say it: {' '.join(found.values())}{tried}"]
 
 
 def _origins(preprocess: Preprocess) -> list[str]:
@@ -214,6 +229,7 @@ def _lines(adapter: Any, info: Any, units: Any, sites: Any) -> list[str]:
         f"parameters     {info.parameters:,}",
         f"preprocessing  {geometry}, mean {mean}, std {std} ({clean(p.origin)})",
         *_origins(p),
+        *_guesses(adapter),
         f"units          {searched}",
     ]
     shown = units.by_layer if len(units.by_layer) <= LAYERS_SHOWN else units.by_layer[: LAYERS_SHOWN - 1]

@@ -55,31 +55,21 @@ def load(
     def read_reference(used: Adapter, limit: int | None) -> ExampleSet:
         return read("reference", sources.reference, used, limit)
 
+    def read_flagged(used: Adapter) -> ExampleSet:
+        return read("flagged", sources.flagged, used)
+
     from memaudit.pipeline import pixels
 
     settled = settle(checkpoint, options, network.adapter, read_reference, device)
-    settled = pixels.settle_files(settled, options, read_reference, device)
+    settled = pixels.settle_files(settled, options, read_reference, device, flagged=read_flagged)
     settled = pixels.check_normalisation(settled, options, names, device)
+    pixels.check_size(settled, options, read_reference, device)
     same = sources.flagged == sources.reference  # a whole training set stands for both
-    flagged = settled.reference if same else read("flagged", sources.flagged, settled.adapter)
+    flagged = settled.reference if same else read_flagged(settled.adapter)
     test = None if sources.test is None else read("test", sources.test, settled.adapter)
     sets = {"flagged": flagged, "reference": settled.reference, "test": test}
-    warnings = (
-        *settled.warnings,
-        *pixels.odd_files(options, settled.adapter.preprocess, **sets),
-        *_ends(settled.adapter),
-    )
+    warnings = pixels.notes(settled, options, sets)
     return Loaded(checkpoint, settled, flagged, test, _names(settled.adapter, names), order, warnings)
-
-
-def _ends(adapter: Adapter) -> tuple[ReportWarning, ...]:
-    """That the network ends in probabilities, where it does."""
-    from memaudit.findings import ReportWarning
-
-    if not adapter.ends_in:
-        return ()
-    said = f"the network ends in {adapter.ends_in}; everything is measured on the logits below it"
-    return (ReportWarning(code="MEM912", message=said),)
 
 
 def _arrays(sources: Sources) -> Arrays | None:

@@ -16,10 +16,10 @@ from memaudit.data.classes import Classes
 from memaudit.data.decode import Progress, check_memory
 from memaudit.data.examples import ExampleSet
 from memaudit.data.images import RowError, Unreadable
-from memaudit.data.images.decoding import to_channels
-from memaudit.data.images.geometry import check_preprocess, fit
+from memaudit.data.images.decoding import Odd, counted, oddities, to_channels
+from memaudit.data.images.geometry import check_preprocess
 from memaudit.data.images.preprocess import Preprocess
-from memaudit.data.images.worker import as_array
+from memaudit.data.images.worker import arrayed
 from memaudit.data.tensors import as_tensor, list_tensors, tensor_id
 from memaudit.errors import DataRejected
 
@@ -50,10 +50,11 @@ def from_dataset(
     total, items = _items(dataset, limit)
     images: list[Tensor] = []
     identities, labels, indices = [], [], []
+    odd: list[Odd] = []
     fitted = False
     for index, item in items:
         try:
-            image, identity = _image(item, preprocess, source)
+            image, identity, own = _image(item, preprocess, source)
             labels.append(_label(item[1]))
             fitted = fitted or isinstance(item[0], Image.Image)
         except (RowError, Unreadable) as reason:
@@ -65,6 +66,7 @@ def from_dataset(
             )
         images.append(image)
         identities.append(identity)
+        odd.append(own)
         indices.append(index)
         check_memory(len(images), image.numel() * image.element_size(), source)
         if progress:
@@ -76,7 +78,7 @@ def from_dataset(
     read = replace(listing, identities=tuple(identities)).load(preprocess)
     numbered = tuple(e.model_copy(update={"index": indices[e.index]}) for e in read.examples)
     whole = len(dataset) if hasattr(dataset, "__len__") else len(images)
-    return replace(read, examples=numbered, omitted=whole - len(images))
+    return replace(read, examples=numbered, omitted=whole - len(images), seen=counted(odd))
 
 
 def _items(dataset: Any, limit: int | None) -> tuple[int | None, Iterator[tuple[int, Any]]]:
@@ -89,23 +91,23 @@ def _items(dataset: Any, limit: int | None) -> tuple[int | None, Iterator[tuple[
     return chosen, ((i, dataset[i]) for i in positions)
 
 
-def _image(item: Any, preprocess: Preprocess, source: str) -> tuple[Tensor, str]:
-    """The image of `item` as a tensor, and its content id from before any resizing."""
+def _image(item: Any, preprocess: Preprocess, source: str) -> tuple[Tensor, str, Odd]:
+    """The image of `item` as a tensor, its content id from before any resizing, and what is odd about it."""
     if not isinstance(item, tuple | list) or len(item) < 2:
         raise RowError(f"a {type(item).__name__}, not (image, label)")
     image = item[0]
     if isinstance(image, Image.Image):
-        upright = to_channels(
-            ImageOps.exif_transpose(image) if preprocess.exif == "apply" else image, preprocess.input_size[0]
-        )
-        values = np.array(as_array(fit(upright, preprocess)))
-        return torch.from_numpy(values), tensor_id(torch.from_numpy(np.array(upright)))
+        upright = ImageOps.exif_transpose(image) if preprocess.exif == "apply" else image
+        taken = to_channels(upright, preprocess.input_size[0], preprocess.bit_depth)
+        odd = oddities(image)
+        content = torch.from_numpy(np.array(upright if odd & Odd.DEEP else taken))
+        return torch.from_numpy(np.array(arrayed(taken, preprocess))), tensor_id(content), odd
     if isinstance(image, np.ndarray):
         image = as_tensor(image, source)
     if not isinstance(image, Tensor):
         raise RowError(f"its image is a {type(image).__name__}; give a PIL image, an array or a tensor")
     image = image.detach().cpu()
-    return image, tensor_id(image)
+    return image, tensor_id(image), Odd(0)
 
 
 def _label(value: Any) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor
 from memaudit.data.decode import Decoder, Progress, in_threads
 from memaudit.data.examples import ExampleSet, distinct
 from memaudit.data.images import RowError, Unreadable
-from memaudit.data.images.decoding import Odd
+from memaudit.data.images.decoding import counted
 from memaudit.data.images.preprocess import Preprocess
 from memaudit.data.numbering import numbered
 from memaudit.data.ondemand import OnDemand, Store
@@ -161,7 +161,7 @@ class FileListing(Listing):
             duplicates=duplicates,
             omitted=len(self.rows) - len(rows),
             row_order=self.row_order,
-            seen=_counted(odd, self._linked(files)),
+            seen=counted(odd, linked=self._linked(files)),
         )
 
     def _linked(self, files: Sequence[Path]) -> int:
@@ -184,9 +184,3 @@ def _values(store: Store, read: Sequence[int], keep: Sequence[int]) -> Tensor | 
         if target != slot:
             store.kept[target] = store.kept[slot]
     return store.kept[: len(keep)]
-
-
-def _counted(odd: Sequence[Odd], linked: int) -> dict[str, int]:
-    """How many files have each oddity, by its name in small letters; those that none has are left out."""
-    counts = {str(kind.name).lower(): sum(bool(o & kind) for o in odd) for kind in Odd} | {"linked": linked}
-    return {name: count for name, count in counts.items() if count}

@@ -10,12 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from memaudit.adapters.base import Adapter
+from memaudit.adapters.base import Adapter, ModelOptions
 from memaudit.data import ExampleSet, Preprocess, from_dataset, from_tensors, paired_names
 from memaudit.errors import DataRejected, UsageError
+from memaudit.findings import ReportWarning
 from memaudit.network.scoped import as_found
 from memaudit.network.states import State
+from memaudit.pipeline import pixels
 from memaudit.pipeline.auditor import Auditor
+from memaudit.pipeline.load import Settled, settle_presets
 from memaudit.pipeline.series import from_memory
 from memaudit.report.document import Report
 from memaudit.settings import PROFILES, Progress, Settings
@@ -59,20 +62,55 @@ def audit(
     """
     chosen = settings_for(model, settings, options)
     shape = model.preprocess if isinstance(model, Adapter) else preprocess or as_given(flagged, model)
-    sets = [examples_of(s, name, shape, multi_label) for s, name in ((flagged, "flagged"), (reference, "reference"))]
     with as_found(model.module if isinstance(model, Adapter) else model):
         adapter = model if isinstance(model, Adapter) else wrap(model, shape)
         adapter.multi_label = adapter.multi_label or multi_label
-        states: Sequence[State] = ()
-        notes: list[str] = []
-        if isinstance(checkpoints, str | Path) or len(checkpoints):
-            most = PROFILES[chosen.profile].checkpoints if chosen.profile in PROFILES else 2
-            states, notes = from_memory(adapter, checkpoints, most=most)
         names = paired_names(class_names, adapter.num_classes) if adapter.multi_label else tuple(class_names)
-        auditor = Auditor(adapter, sets[0], sets[1], chosen, class_names=names, progress=progress, states=states)
-        for note in notes:
-            auditor.warn("MEM106", note)
-        return auditor.run()
+        own = adapter.preprocess
+        try:
+            sets, warnings = _read(adapter, flagged, reference, names, chosen.device)
+            states: Sequence[State] = ()
+            if isinstance(checkpoints, str | Path) or len(checkpoints):
+                most = PROFILES[chosen.profile].checkpoints if chosen.profile in PROFILES else 2
+                states, said = from_memory(adapter, checkpoints, most=most)
+                warnings += tuple(ReportWarning(code="MEM106", message=note) for note in said)
+            auditor = Auditor(adapter, *sets, chosen, class_names=names, progress=progress, states=states)
+            auditor.warnings += warnings
+            return auditor.run()
+        finally:
+            adapter.preprocess = own
+
+
+def _read(
+    adapter: Adapter, flagged: Any, reference: Any, names: tuple[str, ...], device: str
+) -> tuple[tuple[ExampleSet, ExampleSet], tuple[ReportWarning, ...]]:
+    """Flagged and reference examples as the network was trained on such images, and what a reader must know of that."""
+
+    def read(used: Adapter, most: int | None) -> ExampleSet:
+        return examples_of(reference, "reference", used.preprocess, used.multi_label)
+
+    def read_flagged(used: Adapter) -> ExampleSet:
+        return examples_of(flagged, "flagged", used.preprocess, used.multi_label)
+
+    given = adapter.preprocess
+    said = ModelOptions(
+        mean=given.mean or None,
+        exif=None if given.exif == "ignore" and _again(reference) else given.exif,
+        bit_depth=given.bit_depth if given.bit_depth or _again(reference) else "clip",
+    )
+    taken = settle_presets(adapter, read, device)
+    settled = Settled(adapter, read(adapter, None), taken)
+    if len(settled.reference) > 1:
+        settled = pixels.settle_files(settled, said, read, device, flagged=read_flagged, words=pixels.CODE)
+        settled = pixels.check_normalisation(settled, said, names, device, pixels.CODE)
+    own = read_flagged(adapter)
+    warnings = pixels.notes(settled, said, {"flagged": own, "reference": settled.reference}, pixels.CODE)
+    return (own, settled.reference), warnings
+
+
+def _again(data: Any) -> bool:
+    """Whether the images can be read once more, in another way."""
+    return not isinstance(data, ExampleSet) and hasattr(data, "__getitem__")
 
 
 def settings_for(model: object, settings: Settings | None, options: Mapping[str, Any]) -> Settings:

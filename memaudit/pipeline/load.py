@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from memaudit.adapters.base import Adapter, ModelOptions
 from memaudit.adapters.registry import choose
 from memaudit.checkpoints import Checkpoint
 from memaudit.data import ExampleSet, Preprocess
-from memaudit.engine.answers import margin, predicted
+from memaudit.engine.answers import loss, margin, predicted
 from memaudit.engine.device import automatic_batch_size, exact_arithmetic, resolve_device
 from memaudit.engine.evaluator import Evaluator
 from memaudit.errors import UsageError
@@ -23,6 +24,8 @@ from memaudit.text import clean
 TWIN_IMAGES = 512
 # And those by which several ways of preparing images are distinguished.
 PRESET_IMAGES = 128
+# And of each set, those whose loss along a series is looked at.
+LOSS_IMAGES = 200
 # One-sided exact McNemar test between the best twin and each other one: below this, the better one is taken.
 TWIN_P = 0.01
 
@@ -55,7 +58,7 @@ def settle(
     """
     first = choose(checkpoint, options, name)
     if len(first.alternatives) < 2:
-        warnings = _prepare(first, read_reference, device)
+        warnings = settle_presets(first, read_reference, device)
         return Settled(first, read_reference(first, None), warnings)
     sets: dict[Preprocess, ExampleSet] = {}
     tried: list[tuple[str, Adapter, ExampleSet, Tensor]] = []
@@ -79,12 +82,12 @@ def settle(
         )
     message = f"taken as {best[0]} because it fits the reference best ({'; '.join(shown)})"
     best[1].alternatives = first.alternatives
-    prepared = _prepare(best[1], read_reference, device)
+    prepared = settle_presets(best[1], read_reference, device)
     reference = read_reference(best[1], None) if prepared else best[2]
     return Settled(best[1], reference, (ReportWarning(code="MEM901", message=message), *prepared))
 
 
-def _prepare(
+def settle_presets(
     adapter: Adapter, read_reference: Callable[[Adapter, int | None], ExampleSet], device: str
 ) -> tuple[ReportWarning, ...]:
     """Of several ways of preparing images that the network is known with, take the one that clearly fits the reference.
@@ -114,14 +117,24 @@ def _prepare(
 
 def right(adapter: Adapter, reference: ExampleSet, device: str, most: int = TWIN_IMAGES) -> Tensor:
     """`(n,)` bool: which reference images the candidate predicts correctly."""
+    logits, labels = answers(adapter, reference, device, most)
+    return predicted(margin(logits, labels.clamp(max=logits.shape[1] - 1)))
+
+
+def answers(adapter: Adapter, examples: ExampleSet, device: str, most: int) -> tuple[Tensor, Tensor]:
+    """Logits `(n, classes)` of at most `most` examples, evenly spread, and their labels."""
     target = resolve_device(device)
     adapter.module.to(target)
-    rows = list(range(0, len(reference), -(-len(reference) // most)))
-    with exact_arithmetic():
-        evaluator = Evaluator(adapter, automatic_batch_size(reference.pixels[:1], target))
-        logits = evaluator.logits(reference, rows)
+    rows = list(range(0, len(examples), -(-len(examples) // most)))
+    with exact_arithmetic(), torch.no_grad():
+        logits = Evaluator(adapter, automatic_batch_size(examples.pixels[:1], target)).logits(examples, rows)
     adapter.module.to("cpu")
-    return predicted(margin(logits, reference.labels[rows].clamp(max=logits.shape[1] - 1)))
+    return logits, examples.labels[rows]
+
+
+def losses(adapter: Adapter, sets: Sequence[ExampleSet], device: str) -> Tensor:
+    """Cross-entropy `(n,)` of some examples of each set, by the network as it stands."""
+    return torch.cat([loss(*answers(adapter, examples, device, LOSS_IMAGES)) for examples in sets if len(examples)])
 
 
 def better(best: Tensor, other: Tensor) -> bool:

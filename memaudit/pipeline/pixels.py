@@ -7,23 +7,24 @@ decisively better, it is taken (files) or named as a ready option (normalisation
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from memaudit.adapters.base import Adapter, ModelOptions
+from memaudit.adapters.preprocessing import guessed
 from memaudit.data import ExampleSet, Preprocess
-from memaudit.engine.device import exact_arithmetic, resolve_device
-from memaudit.engine.evaluator import Evaluator
-from memaudit.errors import PremiseBroken, UsageError
+from memaudit.errors import MemauditError, PremiseBroken, UsageError
 from memaudit.findings import ReportWarning
 from memaudit.pipeline.class_order import check_class_order
-from memaudit.pipeline.load import Settled, better, right
+from memaudit.pipeline.load import Settled, answers, better, right
 
 # Reference images that a usual normalisation is tried on.
 TRIED_IMAGES = 200
+# And another size; with fewer wrong ones than this, no other size can be decisively better.
+SIZE_IMAGES, FEWEST_WRONG = 128, 7
+SIDES = (224, 64, 32)
 # Mean and std that training scripts use, by name, of images in [0, 1].
 RECIPES: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "no normalisation": ((), ()),
@@ -35,33 +36,73 @@ RECIPES: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 ReadReference = Callable[[Adapter, int | None], ExampleSet]
 
 
-def settle_files(settled: Settled, options: ModelOptions, read: ReadReference, device: str) -> Settled:
+@dataclass(frozen=True)
+class Words:
+    """How whoever called says what images go through: by flags here, by arguments in `CODE`.
+
+    Attributes:
+        pixels: gives mean, std and the order of channels.
+        depth: says how images of more than 8 bits were taken.
+        exif, bits, normal: the names of these settings.
+    """
+
+    pixels: Callable[[Preprocess, Preprocess], str]
+    depth: str
+    exif: str
+    bits: str
+    normal: str
+
+
+def settle_files(
+    settled: Settled,
+    options: ModelOptions,
+    read: ReadReference,
+    device: str,
+    *,
+    flagged: Callable[[Adapter], ExampleSet],
+    words: Words | None = None,
+) -> Settled:
     """Of the ways to decode what is odd about the reference's files, the one that clearly fits it.
+
+    Args:
+        flagged: the flagged examples, read for an adapter. Where photographs are recognised turned or not, these tell:
+            a network gives labels that it learned by heart to the pixels that it learned them from.
 
     Raises:
         UsageError: images have more than 8 bits, and the reference does not tell how they were taken.
     """
     reference = settled.reference
     if reference.seen.get("turned") and options.exif is None:
-        settled = _turned(settled, read, device)
+        settled = _turned(settled, read, device, words or FLAGS, flagged)
     if reference.seen.get("deep") and options.bit_depth is None:
-        settled = _deep(settled, read, device)
+        settled = _deep(settled, read, device, words or FLAGS)
     return settled
 
 
-def _turned(settled: Settled, read: ReadReference, device: str) -> Settled:
+def _turned(
+    settled: Settled, read: ReadReference, device: str, words: Words, flagged: Callable[[Adapter], ExampleSet]
+) -> Settled:
     base = settled.adapter.preprocess
-    other = _with(settled, replace(base, exif="apply"), read)
-    before, after = (right(s.adapter, s.reference, device) for s in (_with(settled, base), other))
+    way = replace(base, exif="apply")
+    other = _with(settled, way, read)
+    after = right(other.adapter, other.reference, device)
+    before = right(_with(settled, base).adapter, settled.reference, device)
+    told = "the reference"
+    if len(before) == len(after) and not better(after, before) and not better(before, after):
+        own = [right(_with(settled, p).adapter, flagged(settled.adapter), device) for p in (base, way)]
+        if len(own[0]) == len(own[1]):
+            (before, after), told = own, "the flagged examples"
+    figures = _figures(("turned", after), ("as they lie", before))
     if len(before) == len(after) and better(after, before):
-        text = "photographs are turned by their orientation tag because that fits the reference"
-        return _with(
-            other, replace(base, exif="apply"), note=f"{text}: {_figures(('turned', after), ('as they lie', before))}"
-        )
-    return _with(settled, base)
+        text = f"photographs are turned by their orientation tag because that fits {told}"
+        return _with(other, way, note=f"{text}: {figures}")
+    if len(before) == len(after) and better(before, after):
+        return _with(settled, base)
+    text = f"nothing settles whether photographs were turned by their orientation tag ({told}: {figures})"
+    return _with(settled, base, note=f"{text}; they were left as they lie, as torchvision and timm do ({words.exif})")
 
 
-def _deep(settled: Settled, read: ReadReference, device: str) -> Settled:
+def _deep(settled: Settled, read: ReadReference, device: str, words: Words) -> Settled:
     base, seen = settled.adapter.preprocess, settled.reference.seen
     ways = [base, replace(base, bit_depth=16)]
     if not seen.get("beyond_12_bits"):
@@ -76,16 +117,11 @@ def _deep(settled: Settled, read: ReadReference, device: str) -> Settled:
     if any(len(score) != len(r) or not better(score, r) for _, _, r, _ in tried[1:]):
         raise UsageError(
             f"{seen['deep']} reference images have more than 8 bits, and nothing tells how the network was given them",
-            hint=f"as the network was trained: --bit-depth {name} (cut at 255), --bit-depth 12 or --bit-depth 16"
-            if name == "clip"
-            else f"as the network was trained: --bit-depth {name}, or --bit-depth clip (cut at 255)",
+            hint=f"say how the network was trained on them: {words.depth}",
             details=[figures],
         )
-    return _with(
-        best,
-        way,
-        note=f"images of more than 8 bits are taken with --bit-depth {name}, which fits the reference: {figures}",
-    )
+    taken = f"images of more than 8 bits are taken with {words.bits} {name}, which fits the reference"
+    return _with(best, way, note=f"{taken}: {figures}")
 
 
 def _with(settled: Settled, way: Preprocess, read: ReadReference | None = None, note: str = "") -> Settled:
@@ -100,7 +136,13 @@ def _figures(*tried: tuple[str, Tensor]) -> str:
     return ", ".join(f"{name} {float(r.float().mean()):.3f}" for name, r in tried)
 
 
-def check_normalisation(settled: Settled, options: ModelOptions, names: tuple[str, ...], device: str) -> Settled:
+def check_normalisation(
+    settled: Settled,
+    options: ModelOptions,
+    names: tuple[str, ...],
+    device: str,
+    words: Words | None = None,
+) -> Settled:
     """Raise where another usual normalisation or channel order fits the reference decisively better.
 
     Returns:
@@ -114,32 +156,74 @@ def check_normalisation(settled: Settled, options: ModelOptions, names: tuple[st
         return settled
     if getattr(adapter, "transform", None) is not None:
         return settled
-    before, predictions, labels = _answers(adapter, reference, device)
-    check_class_order(names, predictions, labels)
-    guessed = dict(base.origins).get("mean", "default") not in ("flags", "checkpoint")
+    logits, labels = answers(adapter, reference, device, TRIED_IMAGES)
+    check_class_order(names, logits.argmax(1), labels)
+    before = logits.argmax(1) == labels
+    words = words or FLAGS
+    unsaid = options.mean is None and dict(base.origins).get("mean") != "checkpoint"
     # What is said, or what a user's own code does by itself, is in question only where the network does badly.
-    if (base.raw or not guessed) and float(before.float().mean()) >= 0.5:
+    if (base.raw or not unsaid) and float(before.float().mean()) >= 0.5:
         return settled
     tried = []
     for name, way in _ways(base):
         adapter.preprocess = way
-        tried.append((name, way, _answers(adapter, reference, device)[0]))
+        logits, labels = answers(adapter, reference, device, TRIED_IMAGES)
+        tried.append((name, way, logits.argmax(1) == labels))
     adapter.preprocess = base
-    name, way, best = max(tried, key=lambda t: float(t[2].float().mean()))
+    _refuse(base, before, tried, words)
     figures = _figures(("as it is", before), *((n, r) for n, _, r in tried))
-    if better(best, before):
+    rivals = [n for n, w, r in tried if not better(before, r) and w.bgr == base.bgr]
+    if unsaid and rivals and base.mean and options.mean is None:
+        note = f"mean and std are a guess ({base.origin}) that the reference does not settle: {figures}; say them with "
+        note += words.normal
+        return replace(settled, warnings=(*settled.warnings, ReportWarning(code="MEM910", message=note)))
+    return settled
+
+
+def check_size(settled: Settled, options: ModelOptions, read: ReadReference, device: str) -> None:
+    """Raise where another usual size of images fits the reference decisively better than one that nobody said.
+
+    Raises:
+        PremiseBroken: with the accuracies, and the option that gives the better one.
+    """
+    adapter, base = settled.adapter, settled.adapter.preprocess
+    if "input_size" not in guessed(base) or adapter.multi_label:
+        return
+
+    def seen(way: Preprocess) -> Tensor:
+        adapter.preprocess = way
+        try:
+            return right(adapter, read(adapter, SIZE_IMAGES), device)
+        finally:
+            adapter.preprocess = base
+
+    before = seen(base)
+    if int((~before).sum()) < FEWEST_WRONG:
+        return
+    own = options.arrays.shape[-1:] if options.arrays and len(options.arrays.shape) == 3 else ()
+    tested = adapter.test_size[-1:] if adapter.test_size else ()
+    tried = []
+    for side in dict.fromkeys((*tested, *own, *SIDES)):
+        way = replace(base, input_size=(base.input_size[0], side, side))
+        if way.input_size == base.input_size:
+            continue
+        try:
+            tried.append((f"images of {side} x {side}", way, seen(way)))
+        except MemauditError:  # not a size for this network
+            continue
+    _refuse(base, before, tried, FLAGS)
+
+
+def _refuse(base: Preprocess, before: Tensor, tried: Sequence[tuple[str, Preprocess, Tensor]], words: Words) -> None:
+    """Raise where the best of `tried` is decisively better than `before`, what `base` gives on the same images."""
+    name, way, best = max(tried, key=lambda t: float(t[2].float().mean()), default=("", base, before))
+    if len(best) == len(before) and better(best, before):
         raise PremiseBroken(
             f"images are not prepared as the network was trained (MEM909): reference accuracy is "
             f"{float(before.float().mean()):.3f}, and {float(best.float().mean()):.3f} with {name}",
-            hint=f"if that is how it was trained: {_option(way, base)}",
-            details=[figures],
+            hint=f"if that is how it was trained: {words.pixels(way, base)}",
+            details=[_figures(("as it is", before), *((n, r) for n, _, r in tried))],
         )
-    rivals = [n for n, w, r in tried if not better(before, r) and w.bgr == base.bgr]
-    if guessed and rivals and base.mean and options.mean is None:
-        note = f"mean and std are a guess ({base.origin}) that the reference does not settle: {figures}; say them with "
-        note += "--mean and --std"
-        return replace(settled, warnings=(*settled.warnings, ReportWarning(code="MEM910", message=note)))
-    return settled
 
 
 def _ways(base: Preprocess) -> Iterator[tuple[str, Preprocess]]:
@@ -149,7 +233,9 @@ def _ways(base: Preprocess) -> Iterator[tuple[str, Preprocess]]:
     yield "the channels in the other order", replace(base, bgr=not base.bgr)
 
 
-def _option(way: Preprocess, base: Preprocess) -> str:
+def _flags(way: Preprocess, base: Preprocess) -> str:
+    if way.input_size != base.input_size:
+        return f"--input-size {','.join(map(str, way.input_size))}"
     if way.bgr != base.bgr:
         return f"--channel-order {'bgr' if way.bgr else 'rgb'}"
     if not way.mean:
@@ -161,16 +247,19 @@ def _listed(values: tuple[float, ...]) -> str:
     return ",".join(f"{v:.6g}" for v in values)
 
 
-def _answers(adapter: Adapter, reference: ExampleSet, device: str) -> tuple[Tensor, Tensor, Tensor]:
-    """`(n,)` each: which of some reference images are predicted correctly, what is predicted, their labels."""
-    target = resolve_device(device)
-    adapter.module.to(target)
-    rows = list(range(0, len(reference), -(-len(reference) // TRIED_IMAGES)))
-    with exact_arithmetic(), torch.no_grad():
-        predictions = Evaluator(adapter, 64).logits(reference, rows).argmax(1)
-    adapter.module.to("cpu")
-    labels = reference.labels[rows]
-    return predictions == labels, predictions, labels
+def _arguments(way: Preprocess, base: Preprocess) -> str:
+    said = [f"input_size={base.input_size}"]
+    if way.mean:
+        said.append(f"mean=({_listed(way.mean)}), std=({_listed(way.std)})")
+    said += ["bgr=True"] if way.bgr else []
+    return f"preprocess=Preprocess({', '.join(said)})"
+
+
+FLAGS = Words(_flags, "--bit-depth clip (cut at 255), 12 or 16", "--exif apply", "--bit-depth", "--mean and --std")
+CODE = Words(
+    _arguments, "preprocess=Preprocess(..., bit_depth=12 or 16), or images of 8 bits", "exif='apply'", "bit_depth=",
+    "preprocess=",
+)  # fmt: skip
 
 
 _TOLD = {
@@ -181,21 +270,39 @@ _TOLD = {
 }
 
 
-def odd_files(options: ModelOptions, preprocess: Preprocess, **sets: ExampleSet | None) -> list[ReportWarning]:
-    """What is odd about the files of each set, counted, and how it was taken.
+def notes(
+    settled: Settled, options: ModelOptions, sets: Mapping[str, ExampleSet | None], words: Words | None = None
+) -> tuple[ReportWarning, ...]:
+    """What a reader must know of how examples became inputs, and of what the network makes of them.
+
+    Args:
+        sets: all that are read, by name.
 
     Raises:
         UsageError: only examples outside the reference have more than 8 bits, and nobody says how to take them.
     """
-    exif = "which is applied" if preprocess.exif == "apply" else "left alone as torchvision and timm do (--exif apply)"
+    adapter, spoken = settled.adapter, words or FLAGS
+    found = [*settled.warnings, *_odd_files(options, adapter.preprocess, spoken, sets)]
+    if adapter.ends_in:
+        said = f"the network ends in {adapter.ends_in}; everything is measured on the logits below it"
+        found.append(ReportWarning(code="MEM912", message=said))
+    return tuple(found)
+
+
+def _odd_files(
+    options: ModelOptions, preprocess: Preprocess, words: Words, sets: Mapping[str, ExampleSet | None]
+) -> list[ReportWarning]:
+    """What is odd about the files of each set, counted, and how it was taken."""
+    exif = f"left alone as torchvision and timm do ({words.exif})"
+    exif = "which is applied" if preprocess.exif == "apply" else exif
     kept = f"scaled by {preprocess.bit_depth} bits"
-    depth = kept if preprocess.bit_depth else "cut at 255 as torchvision and timm do (--bit-depth)"
+    depth = kept if preprocess.bit_depth else f"cut at 255 as torchvision and timm do ({words.bits.rstrip('=')})"
     warnings = []
     deep = [name for name, examples in sets.items() if examples is not None and examples.seen.get("deep")]
     if deep and "reference" not in deep and options.bit_depth is None:
         raise UsageError(
             f"{deep[0]} images have more than 8 bits, those of the reference do not",
-            hint="say how the network was trained on them: --bit-depth clip (cut at 255), --bit-depth 12 or 16",
+            hint=f"say how the network was trained on them: {words.depth}",
         )
     for name, examples in sets.items():
         for kind, told in _TOLD.items():

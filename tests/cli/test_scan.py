@@ -156,6 +156,18 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(cli: Command, work: Path) 
     assert "units      80 in 3 layers (channel)" in ran.out
 
 
+def test_a_dry_run_of_examples_that_cannot_all_be_read_is_incomplete_as_the_scan_is(cli: Command, work: Path) -> None:
+    rows = [f"flagged/{p.relative_to(work / 'flagged')},{p.parent.name}" for p in sorted(work.glob("flagged/*/*.png"))]
+    (work / "broken.png").write_bytes(b"")
+    (work / "some.csv").write_text("\n".join(["path,label", *rows[:4], "broken.png,1"]))
+    before = tree(work)
+    words = ("scan", *MODEL, "--flagged", "some.csv", "--reference", "reference.npz", "--out", "elsewhere", *FAST)
+    ran = cli(*words, "--dry-run")
+    assert (ran.code, tree(work)) == (ExitCode.INCOMPLETE, before)
+    assert "incomplete 1 flagged examples could not be read: line 6: broken.png" in ran.out
+    assert cli(*words).code == ExitCode.INCOMPLETE
+
+
 def test_thumbnails_are_on_the_page_when_asked_for(cli: Command, work: Path) -> None:
     plain = (work / "report/report.html").read_text("utf-8")
     cli(*SCAN, "--out", "report", "--images", "thumbs")
@@ -603,6 +615,9 @@ def test_inspect_shows_what_would_be_audited(cli: Command) -> None:
     assert rows["classes"] == "10"
     assert rows["preprocessing"] == "1x8x8, crop 1, bicubic, mean none, std none (flags)"
     assert rows["units"] == "80 of kind channel; searched: 80 channels in 3 layers"
+    assert "guessed, until you say it: --mean --std --crop-pct --interpolation --crop-mode; scan tries" in ran.out
+    said = ("--mean", "0.5", "--std", "0.5", "--crop-pct", "1", "--interpolation", "bicubic", "--crop-mode", "center")
+    assert "guessed" not in cli("inspect", *MODEL, *said).out
 
 
 def test_inspect_prints_json_in_the_reports_shapes(cli: Command, work: Path) -> None:
@@ -611,6 +626,8 @@ def test_inspect_prints_json_in_the_reports_shapes(cli: Command, work: Path) -> 
     assert shown["model"] == {**report.model.model_dump(mode="json"), "candidates": []}
     assert [u["layer"] for u in shown["units"]["by_layer"]] == [u.layer for u in report.units.by_layer]
     assert shown["preprocess"]["input_size"] == [1, 8, 8]
+    assert shown["preprocess"]["guessed"]["mean"] == "--mean"
+    assert "input_size" not in shown["preprocess"]["guessed"]
 
 
 def test_inspect_refuses_a_network_that_has_no_units_as_scan_would(cli: Command, work: Path) -> None:

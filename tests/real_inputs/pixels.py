@@ -153,6 +153,13 @@ CASES = [
         scan(*MODEL, *DATA, "--exif", "apply"),
         Expected(0, holds=all_fitted),
     ),
+    Case(
+        "pixels",
+        "orientation tags, applied in training, nobody says",
+        by_own(turned, upright),
+        scan(*MODEL, *DATA),
+        Expected(0, holds=all_fitted),
+    ),
     *(
         Case("pixels", f"files called {name}", by_torchvision(suffix(name)), scan(*MODEL, *DATA), PLAIN)
         for name in (".bmp", ".webp", ".ppm", ".tiff", ".PNG")

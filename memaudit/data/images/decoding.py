@@ -9,7 +9,7 @@ channels for a three-channel network and colour becomes luma for a one-channel o
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import IntFlag
 from io import BytesIO
 
@@ -97,7 +97,7 @@ def decoded(content: bytes, suffix: str, preprocess: Preprocess) -> tuple[Image.
         if image_format == "BMP" and image.info.get("compression") in (1, 2):
             raise Unreadable("run-length coded BMP; save it as PNG")
         image.load()
-        odd |= _odd(image)
+        odd |= oddities(image)
         upright = ImageOps.exif_transpose(image) if preprocess.exif == "apply" else image
         return to_channels(upright, preprocess.input_size[0], preprocess.bit_depth), odd
     except (Unreadable, RowError):
@@ -108,12 +108,19 @@ def decoded(content: bytes, suffix: str, preprocess: Preprocess) -> tuple[Image.
         raise Unreadable(f"{image_format} cannot be decoded ({clean(error, 120)})") from None
 
 
-def _odd(image: Image.Image) -> Odd:
+def oddities(image: Image.Image) -> Odd:
+    """What is odd about a picture, whatever file it came from."""
     odd = Odd.TURNED if image.getexif().get(ORIENTATION, 1) in range(2, 9) else Odd(0)
     if image.mode.startswith("I;16"):
         highest = int(np.asarray(image).max())
         odd |= (Odd.DEEP if highest > 255 else Odd(0)) | (Odd.BEYOND_12_BITS if highest > 4095 else Odd(0))
     return odd
+
+
+def counted(odd: Sequence[Odd], **more: int) -> dict[str, int]:
+    """How many have each oddity, by its name in small letters, and `more`; those that none has are left out."""
+    counts = {str(kind.name).lower(): sum(bool(o & kind) for o in odd) for kind in Odd} | more
+    return {name: count for name, count in counts.items() if count}
 
 
 def sniff(content: bytes) -> str:

@@ -45,23 +45,24 @@ def main() -> None:
 
 
 def as_array(image: Image.Image) -> np.ndarray:
-    """`image` as uint8 `(C, H, W)`."""
+    """`image` as `(C, H, W)`, of its own type."""
     array = np.asarray(image)
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
 
 def prepared(content: bytes, suffix: str, preprocess: Preprocess) -> tuple[np.ndarray, Odd]:
-    """The image in `content` at the network's size, and what is odd about the file.
-
-    Returns:
-        `(C, H, W)`: uint8, or float32 in [0, 1] where a bit depth is stated.
-    """
+    """The image in `content` at the network's size, as `arrayed`, and what is odd about the file."""
     image, odd = decoded(content, suffix, preprocess)
+    return arrayed(image, preprocess), odd
+
+
+def arrayed(image: Image.Image, preprocess: Preprocess) -> np.ndarray:
+    """`image` at the network's size: uint8 `(C, H, W)`, or float32 in [0, 1] where a bit depth is stated."""
     array = as_array(fit(image, preprocess))
     if preprocess.bit_depth is not None:
         array = array.astype(np.float32) / 255 if array.dtype == np.uint8 else array.clip(0, 1)
         array = np.broadcast_to(array, preprocess.input_size)
-    return array, odd
+    return array
 
 
 def _answer(suffix: str, content: bytes, preprocess: Preprocess) -> tuple[int, int, bytes]:
