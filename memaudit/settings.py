@@ -25,7 +25,7 @@ class Profile:
         at_risk: rows of the panel measured per finding because the cut is likely to change them, at most.
         at_random: rows drawn from the others per finding; more where `sampled` would not be reached in all.
         copies: augmented copies per finding.
-        draws: random-unit draws per finding.
+        draws: random-unit draws per finding, where fewer do not decide.
         others: other flagged examples per finding.
         neurons: units whose own reference cost is measured, the most shared first.
         clean: matched clean examples put through the same search, in all.
@@ -41,11 +41,11 @@ class Profile:
     look_ahead: int = 0
     panel_rows: int = 512
     at_risk: int = 40
-    at_random: int = 4
+    at_random: int = 1
     sampled: int = 512
     copies: int = 2
     draws: int = 10
-    others: int = 2
+    others: int = 1
     neurons: int = 48
     clean: int = 64
     seeds: int = 0
@@ -61,7 +61,7 @@ class Profile:
 
 PROFILES: Mapping[str, Profile] = {
     "fast": Profile(
-        search_rows=256, panel_rows=256, at_risk=16, at_random=4, sampled=256, others=2, neurons=16, clean=16,
+        search_rows=256, panel_rows=256, at_risk=16, sampled=256, neurons=16, clean=16,
         checkpoints=7, flagged_rows=128, reference_rows=512, retrain_rows=1000, retrain_epochs=5, retrain_seeds=1,
         relearnings=0,
     ),

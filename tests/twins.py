@@ -33,6 +33,12 @@ TWINS: dict[str, str] = {
     "memaudit.audits.localize.controls:Judge.reference_accuracy": (
         "tests/audits/localize/test_controls.py::test_a_sample_of_the_panel_comes_with_an_interval_that_holds_the_truth"
     ),
+    "memaudit.audits.localize.together:together": (
+        "tests/audits/localize/test_controls.py::test_side_by_side_each_measurement_finds_what_it_finds_alone"
+    ),
+    "memaudit.audits.localize.curtailed:undecided": (
+        "tests/audits/localize/test_curtailed.py::test_the_chance_is_that_of_drawing_on_in_a_plain_simulation"
+    ),
     "memaudit.audits.localize.cost:shared_rates": (
         "tests/audits/localize/test_cost.py::test_rates_are_those_of_a_plain_sum_over_the_model"
     ),

@@ -142,7 +142,8 @@ def effort(report: Report) -> str:
     search, verification = round(effort.search), round(effort.verification)
     return (
         f"The search took {search:,} forward passes and its verification {verification:,}, {effort.ratio:.1f} times as "
-        "many; a backward pass counts as one and a half."
+        "many; a backward pass counts as one and a half. Random units are drawn until the planned draws would "
+        "decide otherwise in less than one case of a hundred (stochastic curtailment)."
     )
 
 

@@ -22,7 +22,8 @@ TERMS: dict[str, str] = {
     "localized": "A few units suppress the label, the reference survives, and as many random units do not do it.",
     "entangled": "The label can be suppressed, but the reference pays for it, or random units do it too.",
     "diffuse": "The label was not suppressed within the allowed number of units.",
-    "random units": "A control: as many live units of the same layers, drawn by lot and cut instead.",
+    "random units": "A control: as many live units of the same layers, drawn by lot and cut instead; "
+    "three draws, and on to the planned number where those leave doubt.",
     "set aside": "A half of the reference that no search has seen, kept to measure costs on.",
     "clean example": "An example of the reference; matched ones have the same labels and similar margins.",
     "interval": "Where the true value lies in 95 of 100 such audits, sampling error alone counted.",

@@ -218,7 +218,7 @@ def measure(
         evaluator, space, reference, panel, measure_population(evaluator, space, reference, panel), live, 16, 16, 0
     )
     erased = [p for p in proposals if p.erased]
-    random = [judge.random_units(flagged, p.row, p.cut, 10, str(p.row)) for p in erased]
+    random = judge.together([judge.random_units(flagged, p.row, p.cut, range(10), str(p.row)) for p in erased])
     result: dict[str, Any] = {
         "network": f"{args.network} width {args.width}",
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import torch
 
 from memaudit.audits.base import ForExample, ForReport, Piece, Size, Unfinished
 from memaudit.audits.context import Context
-from memaudit.audits.localize import flagged_set
+from memaudit.audits.localize import curtailed, flagged_set
 from memaudit.audits.localize.controls import Judge
 from memaudit.audits.localize.cost import settle_costs
+from memaudit.audits.localize.curtailed import rounds, undecided, with_intervals
 from memaudit.audits.localize.job import Proposal
 from memaudit.audits.localize.known import known_units
 from memaudit.audits.localize.population import Population, measure_population
 from memaudit.audits.localize.search import Search
-from memaudit.data import finding_id
+from memaudit.audits.localize.together import Ask, Measurement
+from memaudit.data import ExampleSet, finding_id
 from memaudit.engine.answers import prediction
 from memaudit.engine.draws import generator_for
 from memaudit.engine.loop import BACKWARD
@@ -37,12 +40,10 @@ from memaudit.system.memory import give_back
 REFERENCE_BUDGET = 0.05
 # Random units may erase this share of the draws before an erased example counts as entangled.
 RANDOM_BUDGET = 0.1
-# Findings between two times that freed memory is given back to the system.
-GIVE_BACK_EVERY = 256
 # For the estimate of passes: units a search cuts and tries on average, and reference rows per finding that are measured
 # because the cut is likely to change them, from CIFAR-10 and digits audits.
 TYPICAL_UNITS = 3
-TYPICAL_AT_RISK = 16
+TYPICAL_AT_RISK = 8
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,13 @@ class Localize:
     def passes(self, size: Size) -> float:
         """The population's effects, the search, verification, and the set as a whole."""
         profile = size.profile
-        panel = min(profile.panel_rows, TYPICAL_AT_RISK + profile.at_random)
+        panel = min(
+            profile.panel_rows, TYPICAL_AT_RISK + max(profile.at_random, profile.sampled // max(1, size.fitted))
+        )
         looked = TYPICAL_UNITS * min(profile.look_ahead, size.units)
         search = size.fitted * (2 * (1 + BACKWARD) + TYPICAL_UNITS + looked)
-        verify = size.fitted * (1 + panel + profile.draws + 2 * profile.copies + profile.others)
+        draws = min(profile.draws, 1.1 * curtailed.FIRST)
+        verify = size.fitted * (1 + panel + draws + 2 * profile.copies + profile.others)
         group = min(profile.clean, size.fitted) * (10 + looked) + 5 * 2 * flagged_set.CURVE_ROWS
         effects = (1 + BACKWARD) * (profile.search_rows + profile.panel_rows)
         return effects + search + verify + group + profile.neurons * panel
@@ -89,18 +93,20 @@ class Localize:
         search, judge = _prepared(context)
         found: dict[int, Localized] = {}
         with context.stage("localize", len(context.fitted), own_steps=True):
-            for proposal in search.run(context.evaluator, context.flagged, context.fitted):
+            proposals = search.run(context.evaluator, context.flagged, context.fitted)
+            while wave := list(islice(proposals, max(1, context.evaluator.batch_size // 2))):
                 if context.late:
                     left = len(context.fitted) - len(found)
                     yield Unfinished(f"{left} flagged examples not audited")
                     break
-                context.progress.advance()
-                if len(found) % GIVE_BACK_EVERY == 0:
-                    give_back()
                 with context.evaluator.counting("verify"):
-                    found[proposal.row] = judged(context, judge, proposal)
-                yield ForExample(proposal.row, found[proposal.row].values)
-        found = _settled(found)
+                    landed = verified(context, judge, wave)
+                found |= landed
+                for row, one in landed.items():
+                    context.progress.advance()
+                    yield ForExample(row, one.values)
+                give_back()
+        found = _settled(_drawn_on(context, judge, found), context.profile.draws)
         for row, one in found.items():
             yield ForExample(row, one.values)
         yield from _set_as_a_whole(context, search, judge, found)
@@ -146,24 +152,38 @@ def _population(context: Context, rows: Sequence[int]) -> Population:
     return measure_population(context.evaluator, context.space, context.reference, chosen, context.fill)
 
 
-def judged(context: Context, judge: Judge, proposal: Proposal) -> Localized:
-    """Measure a proposal with a fresh ablation, put its controls beside it, and say what became of it."""
+def verified(context: Context, judge: Judge, wave: Sequence[Proposal]) -> dict[int, Localized]:
+    """Proposals measured with fresh ablations, by row: the cut, its controls, what became of the example."""
+    copied = judge.copied(context.flagged, [proposal.row for proposal in wave])
+    copies = [None] * len(wave) if copied is None else [(copied[0], rows) for rows in copied[1]]
+    found = judge.together([_judged(context, judge, one, own) for one, own in zip(wave, copies, strict=True)])
+    return {proposal.row: one for proposal, one in zip(wave, found, strict=True)}
+
+
+def _judged(
+    context: Context, judge: Judge, proposal: Proposal, copies: tuple[ExampleSet, range] | None
+) -> Measurement[Localized]:
+    """Measure one proposal, put its controls beside it, and say what became of it.
+
+    What takes a varying number of steps comes last, so that those of many findings run side by side until then.
+    """
     row, cut, flagged, profile = proposal.row, proposal.cut, context.flagged, context.profile
-    example = flagged.examples[row]
-    key = f"{example.id}:{example.label}"
-    logits = context.evaluator.logits(flagged, [row], [cut], context.space, context.fill)[0]
+    example, key = flagged.examples[row], _key(flagged, row)
+    logits = (yield Ask(flagged, [row], [cut]))[0]
     after = prediction(logits, example.label) if bool(torch.isfinite(logits).all()) else None
-    cost = judge.reference_accuracy(cut, key)
-    random = judge.random_units(flagged, row, cut, profile.draws, key)
+    first = rounds(profile.draws)[0]
+    erasing = yield from judge.random_units(flagged, row, cut, first, key)
+    (random,) = with_intervals([(erasing, len(first))])
     controls = Controls(
         random=random,
-        augmented=judge.augmented(flagged, row, cut),
-        flagged_others=judge.flagged_others(flagged, row, cut, context.fitted, profile.others, key),
+        flagged_others=(yield from judge.flagged_others(flagged, row, cut, context.fitted, profile.others, key)),
+        augmented=None if copies is None else (yield from judge.augmented(*copies, cut)),
     )
+    cost = yield from judge.reference_accuracy(cut, key)
     erased = after is not None and after.prediction != example.label
     return Localized(
         id=finding_id(example.id, example.label),
-        outcome=_outcome(cost, random) if erased else Outcome.DIFFUSE,
+        outcome=_outcome(cost, random, profile.draws) if erased else Outcome.DIFFUSE,
         after=after,
         units=[context.space.unit(number) for number in cut],
         reference_accuracy=cost,
@@ -171,24 +191,53 @@ def judged(context: Context, judge: Judge, proposal: Proposal) -> Localized:
     )
 
 
-def _outcome(cost: ReferenceAccuracy, random: RandomControl) -> Outcome:
+def _key(flagged: ExampleSet, row: int) -> str:
+    """What an example's random draws depend on, beside the seed and their purpose."""
+    return f"{flagged.examples[row].id}:{flagged.examples[row].label}"
+
+
+def _drawn_on(context: Context, judge: Judge, found: Mapping[int, Localized]) -> dict[int, Localized]:
+    """Random draws go on where those so far have not decided; see `curtailed`."""
+    planned, flagged, known = context.profile.draws, context.flagged, dict(found)
+    for draws in rounds(planned)[1:]:
+        open_ = undecided([one.controls.random for one in known.values()], planned, RANDOM_BUDGET * planned)
+        rows = [
+            row
+            for (row, one), doubt in zip(known.items(), open_, strict=True)
+            if doubt and one.controls.random.draws == draws.start
+        ]
+        cuts = {row: [context.space.number(u.layer, u.index, u.kind) for u in known[row].units] for row in rows}
+        with context.evaluator.counting("verify"):
+            more = judge.together(
+                [judge.random_units(flagged, row, cuts[row], draws, _key(flagged, row)) for row in rows]
+            )
+        for row, erasing in zip(rows, more, strict=True):
+            controls = known[row].controls
+            random = RandomControl(draws=draws.stop, erased=controls.random.erased + erasing)
+            known[row] = replace(known[row], controls=controls.model_copy(update={"random": random}))
+    return known
+
+
+def _outcome(cost: ReferenceAccuracy, random: RandomControl, planned: int) -> Outcome:
     """What becomes of an erased example: localized if the reference survives and random units do not do the same."""
     survives = cost.after >= cost.before - REFERENCE_BUDGET
-    special = random.erased <= RANDOM_BUDGET * random.draws
+    special = random.erased <= RANDOM_BUDGET * planned
     return Outcome.LOCALIZED if survives and special else Outcome.ENTANGLED
 
 
-def _settled(found: Mapping[int, Localized]) -> dict[int, Localized]:
-    """Reference costs once more, now that what all findings' samples say together is known."""
+def _settled(found: Mapping[int, Localized], planned: int) -> dict[int, Localized]:
+    """Costs and random draws once more, now that what all findings' samples say together is known."""
     costs = settle_costs([one.reference_accuracy for one in found.values()])
-    return {
-        row: replace(
+    draws = with_intervals([(one.controls.random.erased, one.controls.random.draws) for one in found.values()])
+    settled = {}
+    for (row, one), cost, random in zip(found.items(), costs, draws, strict=True):
+        settled[row] = replace(
             one,
             reference_accuracy=cost,
-            outcome=_outcome(cost, one.controls.random) if one.outcome in flagged_set.ERASED else one.outcome,
+            controls=interned(one.controls.model_copy(update={"random": random})),
+            outcome=_outcome(cost, random, planned) if one.outcome in flagged_set.ERASED else one.outcome,
         )
-        for (row, one), cost in zip(found.items(), costs, strict=True)
-    }
+    return settled
 
 
 def _set_as_a_whole(context: Context, search: Search, judge: Judge, found: Mapping[int, Localized]) -> Iterator[Piece]:

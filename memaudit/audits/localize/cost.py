@@ -108,6 +108,14 @@ def shared_rates(counts: Sequence[tuple[int, int]], unchanged: int = 0) -> dict[
 def _shared(kinds: tuple[tuple[tuple[int, int], int], ...], unchanged: int) -> dict[tuple[int, int], Triple]:
     if not kinds:
         return {}
+    share, a, b = posterior(kinds, unchanged)
+    return {kind: _rate(share, a + kind[0], b + kind[1] - kind[0]) for kind, _ in kinds}
+
+
+def posterior(
+    kinds: Sequence[tuple[tuple[int, int], int]], unchanged: int = 0
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Which beta distributions `(share, a, b)` the rates behind so many of each `(hits, rows)` may be drawn from."""
     mean, weight = np.meshgrid(MEANS, WEIGHTS, indexing="ij")
     a, b = mean * weight, (1 - mean) * weight
     support = np.log(np.gradient(MEANS))[:, None] + unchanged * np.log1p(-mean)
@@ -116,8 +124,7 @@ def _shared(kinds: tuple[tuple[tuple[int, int], int], ...], unchanged: int) -> d
     share = np.exp(support - support.max())
     share /= share.sum()
     likely = share > NEGLIGIBLE
-    share, a, b = share[likely] / share[likely].sum(), a[likely], b[likely]
-    return {kind: _rate(share, a + kind[0], b + kind[1] - kind[0]) for kind, _ in kinds}
+    return share[likely] / share[likely].sum(), a[likely], b[likely]
 
 
 def _rate(share: NDArray[np.float64], a: NDArray[np.float64], b: NDArray[np.float64]) -> Triple:

@@ -49,11 +49,11 @@ def neurons(findings: Sequence[Found], judge: Judge, most: int, tick: Tick) -> l
             serves.setdefault(unit, []).append(finding.id)
     order = {site.layer: place for place, site in enumerate(judge.space.sites)}
     ranked = sorted(serves.items(), key=lambda item: (-len(item[1]), order[item[0].layer], item[0].index))
-    costs = []
-    for unit, _ in ranked[:most]:
-        number = judge.space.number(unit.layer, unit.index, unit.kind)
-        costs.append(judge.reference_accuracy([number], str(unit)))
-        tick(1)
+    numbers = [judge.space.number(unit.layer, unit.index, unit.kind) for unit, _ in ranked[:most]]
+    costs = judge.together(
+        [judge.reference_accuracy([n], str(unit)) for n, (unit, _) in zip(numbers, ranked, strict=False)]
+    )
+    tick(len(costs))
     after = [c.after for c in settle_costs(costs)] + [None] * (len(ranked) - len(costs))
     return [
         Neuron(layer=unit.layer, index=unit.index, kind=unit.kind, erases=ids, reference_accuracy_after=accuracy)

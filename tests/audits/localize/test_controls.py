@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import pytest
 import torch
 from torch import Tensor
 
-from memaudit.audits.localize.controls import BLOCK, Judge, augment
+from memaudit.audits.localize.controls import QUIET, Judge, augment
 from memaudit.audits.localize.cost import settle_costs
 from memaudit.audits.localize.population import measure_population
+from memaudit.audits.localize.together import Measurement
 from memaudit.audits.panels import matched_clean
-from memaudit.data import Preprocess, from_tensors
+from memaudit.data import ExampleSet, Preprocess, from_tensors
 from memaudit.engine.answers import margin
 from memaudit.engine.draws import generator_for
-from memaudit.findings import AugmentedControl, FlaggedOthersControl, interned
+from memaudit.engine.evaluator import Evaluator
+from memaudit.findings import AugmentedControl, FlaggedOthersControl, ReferenceAccuracy, interned
 from memaudit.intervals import bootstrap, wilson
 from memaudit.numbers import tidy
 from memaudit.pipeline.assemble import auroc
@@ -25,6 +28,16 @@ from tests import reference as slow
 from tests.conftest import Trained
 
 PANEL = list(range(40, 300, 2))
+T = TypeVar("T")
+
+
+def alone(judge: Judge, measurement: Measurement[T]) -> T:
+    """What one measurement finds with no other beside it."""
+    return judge.together([measurement])[0]
+
+
+def accuracy(judge: Judge, cut: Sequence[int], key: str) -> ReferenceAccuracy:
+    return alone(judge, judge.reference_accuracy(cut, key))
 
 
 def judge(trained: Trained, at_risk: int = 8, at_random: int = 8, seed: int = 0, panel: Sequence[int] = PANEL) -> Judge:
@@ -68,7 +81,7 @@ def test_the_whole_panel_is_counted_exactly(trained: Trained, at_risk: int, at_r
     everything = judge(trained, at_risk, at_random)
     before = slow.accuracy(trained.module, trained.space, trained.reference, PANEL, [])
     for cut in [[], [3], *random_cuts(12)]:
-        found = everything.reference_accuracy(cut, "any")
+        found = accuracy(everything, cut, "any")
         after = slow.accuracy(trained.module, trained.space, trained.reference, PANEL, cut)
         assert (found.before, found.after, found.examples) == (tidy(before), tidy(after), len(PANEL))
         low, high = slow.wilson(round(after * len(PANEL)), len(PANEL))
@@ -85,7 +98,7 @@ def test_retained_counts_only_those_right_before(trained: Trained) -> None:
         if int(slow.logits_of(trained.module, trained.reference, row).argmax()) == label:
             right += 1
             kept += int(slow.logits_of(copy, trained.reference, row).argmax()) == label
-    found = everything.reference_accuracy(cut, "any")
+    found = accuracy(everything, cut, "any")
     assert found.retained == tidy(kept / right)
     assert found.retained is not None
     assert found.retained < 0.9
@@ -99,14 +112,14 @@ def test_a_sample_of_the_panel_comes_with_an_interval_that_holds_the_truth(
     cuts = random_cuts(150, seed=1)
     alone = []
     for number, cut in enumerate(cuts):
-        found = sampling.reference_accuracy(cut, str(number))
-        assert BLOCK <= found.examples <= at_risk + at_random
+        found = accuracy(sampling, cut, str(number))
+        assert QUIET <= found.examples <= at_risk + at_random
         assert found.examples == found.at_risk.rows + found.at_random.rows
         assert found.low <= found.after <= found.high
         alone.append(found)
-    truth = [everything.reference_accuracy(cut, "").after for cut in cuts]
+    truth = [accuracy(everything, cut, "").after for cut in cuts]
     assert min(truth) < 0.7  # the cuts do something to be estimated
-    for estimates, lean in ((alone, 0.04), (settle_costs(alone), 0.015)):
+    for estimates, lean in ((alone, 0.05), (settle_costs(alone), 0.015)):
         pairs = list(zip(estimates, truth, strict=True))
         assert sum(e.low <= t <= e.high for e, t in pairs) >= 0.95 * len(cuts)
         assert abs(sum(e.after - t for e, t in pairs)) / len(cuts) < lean
@@ -116,15 +129,15 @@ def test_a_sample_of_the_panel_comes_with_an_interval_that_holds_the_truth(
 def test_the_estimate_weighs_the_sample_by_what_it_stands_for(trained: Trained) -> None:
     """Averaged over many draws, a sampled stratum gives the truth."""
     cut = random_cuts(25)[20]
-    truth = judge(trained, 1000).reference_accuracy(cut, "").after
+    truth = accuracy(judge(trained, 1000), cut, "").after
     base = judge(trained, 4, 20)
-    estimates = [replace(base, seed=s).reference_accuracy(cut, "x").after for s in range(150)]
+    estimates = [accuracy(replace(base, seed=s), cut, "x").after for s in range(150)]
     assert len(set(estimates)) > 5
     assert sum(estimates) / len(estimates) == pytest.approx(truth, abs=0.02)
 
 
 def test_the_rows_at_risk_are_those_the_cut_is_likely_to_change(trained: Trained) -> None:
-    """Of the 16 rows it looks at first, many more change than of 16 drawn at random."""
+    """Of the rows it looks at first, many more change than of 16 drawn at random."""
     base = judge(trained, 16, 16)
 
     def changed(rows: list[int], cut: list[int]) -> int:
@@ -136,21 +149,21 @@ def test_the_rows_at_risk_are_those_the_cut_is_likely_to_change(trained: Trained
     first = drawn = 0
     for number, cut in enumerate(random_cuts(30)):
         watched = Watched(base)
-        replace(base, evaluator=watched).reference_accuracy(cut, str(number))  # type: ignore[arg-type]
+        accuracy(replace(base, evaluator=watched), cut, str(number))  # type: ignore[arg-type]
         rows = watched.rows[0]
-        assert len(set(rows)) == BLOCK + 16
+        assert len(set(rows)) == QUIET + 16
         assert set(rows) <= set(PANEL)
-        first += 2 * changed(rows[:BLOCK], cut)
-        drawn += changed(rows[BLOCK:], cut)
+        first += 4 * changed(rows[:QUIET], cut)
+        drawn += changed(rows[QUIET:], cut)
     assert first > 1.5 * drawn > 0
 
 
-def test_blocks_are_measured_until_one_does_not_change(trained: Trained) -> None:
+def test_rows_are_measured_until_so_many_in_a_row_do_not_change(trained: Trained) -> None:
     base = judge(trained, 40, 8)
     asked = Counter[int]()
     for number, cut in enumerate(random_cuts(40)):
         watched = Watched(base)
-        found = replace(base, evaluator=watched).reference_accuracy(cut, str(number))  # type: ignore[arg-type]
+        found = accuracy(replace(base, evaluator=watched), cut, str(number))  # type: ignore[arg-type]
         measured = [row for rows in watched.rows for row in rows]
         assert len(measured) == len(set(measured)) == found.examples  # none twice
         before = base.population.margins > 0
@@ -165,19 +178,18 @@ def test_blocks_are_measured_until_one_does_not_change(trained: Trained) -> None
             ]
             flips.append(int(right[1]) - int(right[0]))
         assert (found.at_risk.lost, found.at_risk.gained) == (flips.count(-1), flips.count(1))
-        blocks = [flips[i : i + BLOCK] for i in range(0, len(flips), BLOCK)]
-        assert all(any(block) for block in blocks[:-1])
-        assert not any(blocks[-1]) or len(flips) == 40
-        asked[len(blocks)] += 1
+        assert not any(flips[-QUIET:]) or len(flips) == 40
+        assert all(any(flips[end - QUIET : end]) for end in range(QUIET, len(flips)))
+        asked[len(flips)] += 1
     assert len(asked) > 2
 
 
 def test_the_same_key_measures_the_same_rows_in_any_order(sampling: Judge) -> None:
     cuts = random_cuts(10)
-    forwards = [sampling.reference_accuracy(c, str(i)) for i, c in enumerate(cuts)]
-    backwards = [sampling.reference_accuracy(c, str(i)) for i, c in reversed(list(enumerate(cuts)))]
+    forwards = [accuracy(sampling, c, str(i)) for i, c in enumerate(cuts)]
+    backwards = [accuracy(sampling, c, str(i)) for i, c in reversed(list(enumerate(cuts)))]
     assert forwards == backwards[::-1]
-    assert replace(sampling, seed=1).reference_accuracy(cuts[9], "9") != forwards[9]
+    assert accuracy(replace(sampling, seed=1), cuts[9], "9") != forwards[9]
 
 
 # ---- random units -------------------------------------------------------------------------------------------------
@@ -185,7 +197,8 @@ def test_the_same_key_measures_the_same_rows_in_any_order(sampling: Judge) -> No
 
 def drawn(judge: Judge, trained: Trained, cut: list[int], key: str = "k", draws: int = 30) -> list[list[int]]:
     watched = Watched(judge)
-    replace(judge, evaluator=watched).random_units(trained.flagged, 1, cut, draws, key)  # type: ignore[arg-type]
+    watching = replace(judge, evaluator=watched)  # type: ignore[arg-type]
+    alone(watching, watching.random_units(trained.flagged, 1, cut, range(draws), key))
     return watched.cuts
 
 
@@ -224,8 +237,8 @@ def test_the_same_seed_and_key_draw_the_same_whatever_was_drawn_before(trained: 
 
 def test_drawing_leaves_the_global_generator_alone(trained: Trained, sampling: Judge) -> None:
     state = torch.get_rng_state()
-    sampling.random_units(trained.flagged, 1, [1, 20], 10, "k")
-    sampling.reference_accuracy([1, 20], "k")
+    alone(sampling, sampling.random_units(trained.flagged, 1, [1, 20], range(10), "k"))
+    accuracy(sampling, [1, 20], "k")
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -233,13 +246,19 @@ def test_random_erasures_are_counted_as_edited_copies_say(trained: Trained, samp
     cut = list(range(20, 36))  # so many that random units of the layer erase too, sometimes
     draws = drawn(sampling, trained, cut, draws=20)
     for row in (0, 1, 2):
-        found = sampling.random_units(trained.flagged, row, cut, 20, "k")
+        found = alone(sampling, sampling.random_units(trained.flagged, row, cut, range(20), "k"))
+        parts = [sampling.random_units(trained.flagged, row, cut, part, "k") for part in (range(3), range(3, 20))]
         label = trained.flagged.examples[row].label
         logits = [slow.logits_of(slow.cut_copy(trained.module, trained.space, d), trained.flagged, row) for d in draws]
         erased = sum(float(slow.margin_of(z, label)) < 0 for z in logits)
-        assert (found.draws, found.erased) == (20, erased)
-        assert (found.low, found.high) == pytest.approx(slow.wilson(erased, 20))
+        assert found == erased == sum(sampling.together(parts))
     assert erased
+
+
+def copied(judge: Judge, examples: ExampleSet, row: int, cut: Sequence[int]) -> AugmentedControl:
+    found = judge.copied(examples, [row])
+    assert found is not None
+    return alone(judge, judge.augmented(found[0], found[1][0], cut))
 
 
 # ---- copies and other examples ------------------------------------------------------------------------------------
@@ -272,14 +291,14 @@ def test_a_copy_that_changes_nothing_is_no_evidence(trained: Trained, sampling: 
         pixels[..., 3:5] = torch.arange(8.0)[:, None] / 8
     examples = from_tensors(pixels, torch.tensor([0]), preprocess=Preprocess((1, 8, 8)), num_classes=10)
     assert len(augment(examples, 0)) == copies
-    assert sampling.augmented(examples, 0, [1]).copies <= copies
+    assert copied(sampling, examples, 0, [1]).copies <= copies
 
 
 def test_of_the_copies_that_were_fitted_so_many_are_erased(trained: Trained, sampling: Judge) -> None:
     cut = list(range(30, 60))
     fitted = erased = 0
     for row in range(20):
-        found = sampling.augmented(trained.flagged, row, cut)
+        found = copied(sampling, trained.flagged, row, cut)
         copies = augment(trained.flagged, row)
         copy = slow.cut_copy(trained.module, trained.space, cut)
         label = trained.flagged.examples[row].label
@@ -295,7 +314,11 @@ def test_of_the_copies_that_were_fitted_so_many_are_erased(trained: Trained, sam
 def test_other_flagged_examples_that_go_with_the_cut(trained: Trained, sampling: Judge) -> None:
     cut = list(range(30, 50))
     fitted = list(range(2, 30))
-    found = sampling.flagged_others(trained.flagged, 5, cut, fitted, 100, "k")
+
+    def others(fitted: list[int], most: int) -> FlaggedOthersControl:
+        return alone(sampling, sampling.flagged_others(trained.flagged, 5, cut, fitted, most, "k"))
+
+    found = others(fitted, 100)
     copy = slow.cut_copy(trained.module, trained.space, cut)
     lost = sum(
         float(slow.margin_of(slow.logits_of(copy, trained.flagged, r), trained.flagged.examples[r].label)) < 0
@@ -304,8 +327,31 @@ def test_other_flagged_examples_that_go_with_the_cut(trained: Trained, sampling:
     )
     assert (found.examples, found.lost) == (27, lost)
     assert 0 < lost < 27
-    assert sampling.flagged_others(trained.flagged, 5, cut, fitted, 4, "k").examples == 4
-    assert sampling.flagged_others(trained.flagged, 5, cut, [5], 4, "k").examples == 0
+    assert others(fitted, 4).examples == 4
+    assert others([5], 4).examples == 0
+
+
+def test_side_by_side_each_measurement_finds_what_it_finds_alone(trained: Trained, sampling: Judge) -> None:
+    """Measurements of different lengths on two sets, in one batch after another, against one row a pass."""
+    cuts = random_cuts(12)
+
+    def everything(judge: Judge) -> list[Measurement[object]]:
+        return [
+            m
+            for n, cut in enumerate(cuts)
+            for m in (
+                judge.reference_accuracy(cut, str(n)),
+                judge.random_units(trained.flagged, n, cut, range(5), str(n)),
+                judge.flagged_others(trained.flagged, n, cut, range(30), 3, str(n)),
+            )
+        ]
+
+    watched = Watched(sampling)
+    found = replace(sampling, evaluator=watched).together(everything(sampling))  # type: ignore[arg-type]
+    plain = replace(sampling, evaluator=Evaluator(trained.evaluator().adapter, 1))
+    assert found == [plain.together([m])[0] for m in everything(plain)]
+    assert len(watched.rows[0]) >= 12 * QUIET
+    assert sampling.together([]) == []
 
 
 def test_each_matched_example_is_fitted_of_the_same_label_near_in_margin_and_used_once() -> None:
