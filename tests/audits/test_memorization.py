@@ -7,12 +7,13 @@ import copy
 import pytest
 import torch
 from scipy.stats import betabinom
+from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from memaudit.adapters.base import Adapter
 from memaudit.audits.memorization.along_training import late
-from memaudit.audits.memorization.joint import join
+from memaudit.audits.memorization.joint import discrimination, join, weights_of
 from memaudit.audits.memorization.parts import Part, conformal
 from memaudit.audits.memorization.relearned import ASKED, RATE, moved, put_back, relearned
 from memaudit.audits.memorization.verdict import adjusted, call, false_rate, tail
@@ -48,10 +49,25 @@ def test_a_clean_example_is_compared_with_what_its_own_fold_says() -> None:
 def test_parts_of_which_one_has_folds_join_fold_by_fold() -> None:
     folded = Part("relearned", drawn(2, 5).mean(0), drawn(8), drawn(2, 5), torch.arange(8) % 2)
     plain = Part("neighbours", drawn(5, seed=2), drawn(8, seed=3))
-    joint = join([folded, plain])
+    joint = join([folded, plain], torch.tensor([0.8, 0.2], dtype=torch.float64))
     assert joint.by_fold is not None
     assert torch.allclose(joint.by_fold.mean(0), joint.scores)
     assert joint.fold is folded.fold
+
+
+def test_a_part_that_cannot_tell_changed_labels_counts_nothing() -> None:
+    blind = Part("relearned", drawn(5), drawn(400, seed=3))
+    seeing = Part("neighbours", drawn(5, seed=2), drawn(400, seed=4) / 2)
+    weights = weights_of([blind, seeing], [drawn(400, seed=5), drawn(400, seed=6) / 2 + 0.5]).tolist()
+    assert weights[0] < 0.3 < 0.7 < weights[1]
+    assert weights_of([blind], [blind.calibration]).tolist() == [1.0]
+
+
+def test_discrimination_is_that_of_the_area_under_the_curve() -> None:
+    other, own = (drawn(60, seed=1) * 10).round() / 10, (drawn(80, seed=2) * 8).round() / 10
+    labels = [1] * 60 + [0] * 80
+    assert discrimination(other, own) == pytest.approx(2 * roc_auc_score(labels, torch.cat([other, own])) - 1)
+    assert discrimination(own, other) == 0.0
 
 
 def test_lists_of_clean_examples_are_rarely_called() -> None:

@@ -35,15 +35,8 @@ def build() -> nn.Module:
     return timm.create_model("resnet10t", num_classes=10)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--without", action="store_true", help="the changed rows are left out")
-    args = parser.parse_args()
-    images, labels, given, changed = data(args.data)
-    x, y = normalise(images), torch.from_numpy(given)
-    rows = np.setdiff1d(np.arange(TRAINED), changed) if args.without else np.arange(TRAINED)
+def learn(x: torch.Tensor, y: torch.Tensor, rows: np.ndarray) -> nn.Module:
+    """A network trained on `rows` of `x` and `y`, in evaluation mode."""
     torch.manual_seed(0)
     model = build()
     steps = len(rows) // BATCH
@@ -58,7 +51,19 @@ def main() -> None:
             F.cross_entropy(model(x[batch]), y[batch]).backward()
             optimizer.step()
             schedule.step()
-    model.eval()
+    return model.eval()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--without", action="store_true", help="the changed rows are left out")
+    args = parser.parse_args()
+    images, labels, given, changed = data(args.data)
+    x, y = normalise(images), torch.from_numpy(given)
+    rows = np.setdiff1d(np.arange(TRAINED), changed) if args.without else np.arange(TRAINED)
+    model = learn(x, y, rows)
     with torch.no_grad():
         said = torch.cat([model(part) for part in x.split(250)]).argmax(1)
     print("changed", float((said[changed] == y[changed]).float().mean()))

@@ -11,7 +11,7 @@ from torch import Tensor
 from memaudit.audits.atypicality import Neighbours
 from memaudit.audits.context import Context
 from memaudit.audits.memorization.along_training import followed, late
-from memaudit.audits.memorization.joint import join, mean
+from memaudit.audits.memorization.joint import join, mean, weights_of
 from memaudit.audits.memorization.parts import Part, conformal
 from memaudit.audits.memorization.relearned import MEMBERS, Asked, relearned
 from memaudit.engine.answers import predicted
@@ -95,10 +95,11 @@ def measured(context: Context) -> Estimate:
     kinds: tuple[Kind, ...] = (_neighbours(found), _relearned, _along_training)
     scores = [one for kind in kinds if (one := kind(context, clean)) is not None]
     parts = tuple(one.part(clean.known) for one in scores)
-    joint = join(parts)
+    weights = weights_of(parts, [one.other[clean.known] for one in scores])
+    joint = join(parts, weights)
     fold = next((one.fold for one in scores if one.fold is not None), torch.zeros(len(clean.rows), dtype=torch.int64))
-    every = within(mean(parts, [one.own for one in scores]), fold, clean.known, joint.calibration)
-    other = within(mean(parts, [one.other for one in scores]), fold, clean.known, joint.calibration)
+    every = within(mean([one.own for one in scores], weights), fold, clean.known, joint.calibration)
+    other = within(mean([one.other for one in scores], weights), fold, clean.known, joint.calibration)
     return Estimate(parts, joint, every, other[clean.known])
 
 

@@ -7,27 +7,46 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from memaudit.audits.memorization.parts import Part
+from memaudit.audits.memorization.parts import EQUAL, Part
 
 # The estimate that parts join to; by name, as reports print it.
 JOINT = "estimate"
-# What a part counts beside the others.
+# What a part counts beside the others where all tell changed labels alike.
 WEIGHTS: Mapping[str, float] = {"relearned": 1.0, "neighbours": 0.25, "along training": 0.5}
 
 
-def join(parts: Sequence[Part]) -> Part:
+def weights_of(parts: Sequence[Part], other: Sequence[Tensor]) -> Tensor:
+    """`(parts,)`, summing to 1: what each part counts, less where it cannot tell changed labels from given ones.
+
+    Args:
+        other: per part `(R,)`, the calibration examples' scores under changed labels.
+    """
+    prior = torch.tensor([WEIGHTS.get(part.name, 1.0) for part in parts], dtype=torch.float64)
+    told = torch.tensor(
+        [discrimination(scores, p.calibration) for p, scores in zip(parts, other, strict=True)], dtype=torch.float64
+    )
+    weights = prior * told
+    return weights / weights.sum() if float(weights.sum()) > 0 else prior / prior.sum()
+
+
+def discrimination(other: Tensor, own: Tensor) -> float:
+    """2 AUROC - 1 of `other` `(m,)` against `own` `(n,)`, at least 0: 0 where neither is higher on the whole."""
+    ordered, asked = own.double().sort().values, other.double()
+    below = torch.searchsorted(ordered, asked - EQUAL) + torch.searchsorted(ordered, asked + EQUAL)
+    return max(0.0, float(below.double().mean()) / max(1, len(own)) - 1)
+
+
+def join(parts: Sequence[Part], weights: Tensor) -> Part:
     """Their weighted mean, for the examples in question and for the clean ones alike, and fold by fold."""
     folded = next((p for p in parts if p.by_fold is not None), None)
     by_fold = fold = None
     if folded is not None and folded.by_fold is not None:
         count, fold = len(folded.by_fold), folded.fold
-        by_fold = mean(parts, [p.scores.expand(count, -1) if p.by_fold is None else p.by_fold for p in parts])
-    scores = mean(parts, [p.scores for p in parts])
-    return Part(JOINT, scores, mean(parts, [p.calibration for p in parts]), by_fold, fold)
+        by_fold = mean([p.scores.expand(count, -1) if p.by_fold is None else p.by_fold for p in parts], weights)
+    scores = mean([p.scores for p in parts], weights)
+    return Part(JOINT, scores, mean([p.calibration for p in parts], weights), by_fold, fold)
 
 
-def mean(parts: Sequence[Part], scores: Sequence[Tensor]) -> Tensor:
-    """The weighted mean of `scores`, one tensor a part, all of one shape."""
-    weights = torch.tensor([WEIGHTS.get(part.name, 1.0) for part in parts], dtype=torch.float64)
-    joined = torch.stack([s.double() for s in scores], -1) @ (weights / weights.sum())
-    return joined.clamp(0, 1)
+def mean(scores: Sequence[Tensor], weights: Tensor) -> Tensor:
+    """The weighted mean of `scores`, one tensor a part, all of one shape; `weights` sum to 1."""
+    return (torch.stack([s.double() for s in scores], -1) @ weights).clamp(0, 1)
