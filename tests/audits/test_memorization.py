@@ -39,7 +39,7 @@ def test_a_p_value_counts_the_clean_examples_that_score_as_high() -> None:
 
 def test_a_clean_example_is_compared_with_what_its_own_fold_says() -> None:
     by_fold, clean, fold = drawn(2, 20), drawn(50, seed=1), torch.arange(50) % 2
-    part = Part("relearned", by_fold.mean(0), clean, by_fold, fold)
+    part = Part("relearned", by_fold.mean(0), clean, by_fold=by_fold, fold=fold)
     expected = [
         (1 + sum(float(clean[i]) >= float(by_fold[fold[i], row]) - 1e-6 for i in range(50))) / 51 for row in range(20)
     ]
@@ -47,7 +47,7 @@ def test_a_clean_example_is_compared_with_what_its_own_fold_says() -> None:
 
 
 def test_parts_of_which_one_has_folds_join_fold_by_fold() -> None:
-    folded = Part("relearned", drawn(2, 5).mean(0), drawn(8), drawn(2, 5), torch.arange(8) % 2)
+    folded = Part("relearned", drawn(2, 5).mean(0), drawn(8), by_fold=drawn(2, 5), fold=torch.arange(8) % 2)
     plain = Part("neighbours", drawn(5, seed=2), drawn(8, seed=3))
     joint = join([folded, plain], torch.tensor([0.8, 0.2], dtype=torch.float64))
     assert joint.by_fold is not None

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import memaudit
+from memaudit.audits.memorization.verdict import call
 from memaudit.data import Preprocess
 from memaudit.engine.loop import BACKWARD
 from memaudit.intervals import wilson
@@ -256,18 +257,42 @@ def row(name: str, score: np.ndarray, changed: np.ndarray, seconds: float | None
     )
 
 
+def p_values(report: memaudit.Report) -> Tensor:
+    """`(N,)` in the order given; 1 where the label is not fitted."""
+    found = sorted(report.findings, key=lambda f: f.example.index)
+    return torch.tensor([f.estimate.p_value if f.fitted else 1.0 for f in found], dtype=torch.float64)
+
+
 def verdict(name: str, report: memaudit.Report, changed: np.ndarray) -> str:
-    called = np.array([bool(f.memorized) for f in sorted(report.findings, key=lambda f: f.example.index)])
-    small = np.array([f.estimate.p_value <= LEVEL for f in sorted(report.findings, key=lambda f: f.example.index)])
-    said = report.summary.memorization
+    """One line: how many are called of a list of changed labels, of 300 true ones, and of both together."""
+    p, said = p_values(report), report.summary.memorization
     assert said is not None
+    yes, no = p[torch.from_numpy(changed)], p[torch.from_numpy(~changed)][:300]
+    called = [int(call(one, said.calibration).called.sum()) for one in (yes, no)]
+    both = [
+        sum(f.memorized for f in report.findings if (f.example.index in set(np.flatnonzero(m))))
+        for m in (changed, ~changed)
+    ]
     passes = report.passes
-    cost = passes.get("relearning forward", 0) + BACKWARD * passes.get("relearning backward", 0)
+    cost = sum(n * (BACKWARD if stage.endswith(" backward") else 1) for stage, n in passes.items())
     return (
-        f"| {name} | {int(called[changed].sum())} / {int(called[~changed].sum())} | {int(small[changed].sum())} / "
-        f"{int(small[~changed].sum())} | {said.power:.2f} | {said.beyond:.0f} ({said.beyond_low} to "
-        f"{said.beyond_high}) | {cost / (len(changed) + said.calibration):.0f} |"
+        f"| {name} | {called[0]} of {len(yes)} | {called[1]} of {len(no)} | {both[0]} + {both[1]} | "
+        f"{int((yes <= LEVEL).sum())} / {float((no <= LEVEL).double().mean()):.3f} | {said.power:.2f} | "
+        f"{cost / (len(changed) + report.data.reference.count):.0f} |"
     )
+
+
+def never_seen(case: Case, rows: np.ndarray, repetitions: int) -> str:
+    """How often a network that was trained without the changed rows is said to have memorized any of them."""
+    assert case.without is not None
+    reds, counts = 0, []
+    for seed in range(repetitions):
+        chosen = np.random.default_rng(seed).choice(rows, len(rows) // 2, replace=False)
+        only = replace(case, asked=case.asked[case.changed], changed=case.changed[case.changed])
+        report = scanned(only, chosen, case.without, seed=seed)
+        called = sum(f.memorized for f in report.findings)
+        reds, counts = reds + bool(called), [*counts, called]
+    return f"trained without them: {reds} of {repetitions} lists called, {counts}"
 
 
 def main() -> None:
@@ -276,23 +301,53 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True, help="folder with the trained weights")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--no-retraining", action="store_true")
+    parser.add_argument("--retrain", action="store_true", help="also train four networks on three quarters each")
+    parser.add_argument("--without", type=int, default=0, help="audits of the network trained without the changed rows")
     args = parser.parse_args()
     case = CASES[args.case](args.data, args.work)
-    changed = case.changed
-    lines, verdicts = [], []
+    changed, lines, verdicts, notes = case.changed, [], [], []
     for name, rows in case.references.items():
-        start = time.time()
+        start = time.process_time()
         report = scanned(case, rows)
-        spent = time.time() - start
+        spent = time.process_time() - start
         verdicts.append(verdict(name, report, changed))
         for part, score in estimates(report).items():
-            lines.append(row(f"{part}, {name}", score, changed, spent if part == "estimate" else None))
-        lines.append(row(f"k-NN, penultimate layer, {name}", penultimate(case, rows), changed))
-        print(verdicts[-1], *lines[-5:], sep="\n", flush=True)
-    for name, score in simple(case).items():
-        lines.append(row(name, score, changed))
-    publish("\n".join([*verdicts, *lines]), None)
+            lines.append(row(f"{part}; {name}", score, changed, spent if part == "estimate" else None))
+        lines.append(row(f"k-NN, penultimate layer; {name}", penultimate(case, rows), changed))
+        print(verdicts[-1], *lines[-6:], sep="\n", flush=True)
+    lines += [row(name, score, changed) for name, score in simple(case).items()]
+    for count in (1, 2, 3, 5, 9, 16) if len(case.series) >= 9 else ():
+        if count <= len(case.series):
+            lines += [row(f"{name}, {count} checkpoints", score, changed) for name, score in along(case, count).items()]
+    if args.without:
+        notes += [f"{never_seen(case, rows, args.without)}; {name}" for name, rows in case.references.items()][:1]
+    if args.retrain:
+        lines.append(row("retrained, 4 folds", retrained(case, args.work), changed))
+    text = TABLE.format(
+        case=args.case,
+        count=len(changed),
+        changed=int(changed.sum()),
+        verdicts="\n".join(verdicts),
+        lines="\n".join(lines),
+        notes="\n\n".join(notes),
+    )
+    publish(text, args.out)
+
+
+TABLE = """# Memorized: {case}
+
+Made by `python -m tests.benchmarks.memorized {case}`. Of {count} training images {changed} have a changed label.
+
+| reference | called of the changed | of 300 true | of one list | p <= 0.05 | power said | passes an example |
+|---|---|---|---|---|---|---|
+{verdicts}
+
+| score; reference | AUROC (95 %) | average precision | found at 5 % of the true labels | processor seconds |
+|---|---|---|---|---|
+{lines}
+
+{notes}
+"""
 
 
 if __name__ == "__main__":

@@ -9,8 +9,10 @@ from torch import Tensor
 from memaudit.audits.base import ForExample, ForReport, Piece, Size
 from memaudit.audits.context import Context
 from memaudit.audits.memorization.estimating import FOLDS, Estimate, measured
+from memaudit.audits.memorization.parts import conformal
 from memaudit.audits.memorization.relearned import ASKED, epochs_for
 from memaudit.audits.memorization.verdict import LEVEL, Calls, call
+from memaudit.audits.memorization.views import VIEWS
 from memaudit.engine.loop import BACKWARD
 from memaudit.findings import Estimate as Estimated
 from memaudit.findings import EstimatePart, Memorization, ReportWarning
@@ -30,20 +32,21 @@ class Memorized:
     name = "memorization"
 
     def passes(self, size: Size) -> float:
-        """Relearning on half of the reference at a time, asking every example; and one forward a checkpoint."""
+        """Relearning on half of the reference at a time, asking every example; a forward a view, and a checkpoint."""
         rows = min(size.reference, size.profile.relearn_rows)
         epochs = epochs_for(-(-rows // FOLDS))
         asked = min(ASKED, epochs) * (FOLDS * size.flagged + rows)
         learned = epochs * rows * (FOLDS - 1) * (1 + BACKWARD)
         series = size.states * (size.flagged + rows) if size.states > 1 else 0
-        return size.profile.relearnings * (learned + asked) + series
+        views = len(VIEWS) * (size.flagged + rows)
+        return size.profile.relearnings * (learned + asked) + series + views
 
     def run(self, context: Context) -> Iterator[Piece]:
         """`estimate` and `memorized` of every flagged example, and `memorization` of the list."""
         found = measured(context)
         fitted = context.fitted
         p_values = found.joint.p_values()
-        calls = call(p_values[fitted], len(found.joint.calibration))
+        calls = call(p_values[fitted], int(found.joint.known))
         called = {row for row, yes in zip(fitted, calls.called.tolist(), strict=True) if yes}
         adjusted = dict(zip(fitted, calls.q_values.tolist(), strict=True))
         by_part = [(part, part.p_values().tolist()) for part in found.parts]
@@ -67,8 +70,9 @@ class Memorized:
 
 
 def _summed(found: Estimate, calls: Calls, called: int) -> Memorization:
-    power, hard = _share(found.other), _share(found.every)
-    known = len(found.joint.calibration)
+    joint = found.joint
+    power, hard = _share(found.other), _share(conformal(joint.calibration, joint.calibration, joint.weight))
+    known = int(joint.known)
     return Memorization(
         called=called,
         reached=calls.reached,

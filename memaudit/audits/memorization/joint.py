@@ -12,7 +12,7 @@ from memaudit.audits.memorization.parts import EQUAL, Part
 # The estimate that parts join to; by name, as reports print it.
 JOINT = "estimate"
 # What a part counts beside the others where all tell changed labels alike.
-WEIGHTS: Mapping[str, float] = {"relearned": 1.0, "neighbours": 0.25, "along training": 0.5}
+WEIGHTS: Mapping[str, float] = {"relearned": 1.0, "views": 1.0, "neighbours": 0.25, "along training": 0.5}
 
 
 def weights_of(parts: Sequence[Part], other: Sequence[Tensor]) -> Tensor:
@@ -44,7 +44,7 @@ def join(parts: Sequence[Part], weights: Tensor) -> Part:
         count, fold = len(folded.by_fold), folded.fold
         by_fold = mean([p.scores.expand(count, -1) if p.by_fold is None else p.by_fold for p in parts], weights)
     scores = mean([p.scores for p in parts], weights)
-    return Part(JOINT, scores, mean([p.calibration for p in parts], weights), by_fold, fold)
+    return Part(JOINT, scores, mean([p.calibration for p in parts], weights), parts[0].weight, by_fold, fold)
 
 
 def mean(scores: Sequence[Tensor], weights: Tensor) -> Tensor:

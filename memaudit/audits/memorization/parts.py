@@ -24,31 +24,43 @@ class Part:
         name: as reports print it.
         scores: `(N,)` in [0, 1], larger: more memorized.
         calibration: `(R,)`, the same score of clean examples, each computed by something that never saw its label.
-        by_fold: `(K, N)`, the scores by each fold's network, where they are made by several; `scores` is their mean.
-        fold: `(R,)` int64, whose network scored each clean example.
+        weight: `(R,)` in (0, 1], what each of them counts; None: 1 each.
+        by_fold: `(K, N)`, the scores by each choice of networks, where there are several; `scores` is their mean.
+        fold: `(R,)` int64, which choice scored each clean example.
     """
 
     name: str
     scores: Tensor
     calibration: Tensor
+    weight: Tensor | None = None
     by_fold: Tensor | None = None
     fold: Tensor | None = None
+
+    @property
+    def known(self) -> float:
+        """How many clean examples the p-values rest on: the sum of their weights."""
+        return float(len(self.calibration) if self.weight is None else self.weight.sum())
 
     def p_values(self) -> Tensor:
         """`(N,)`: the chance that a clean example scores as high."""
         if self.by_fold is None or self.fold is None:
-            return conformal(self.scores, self.calibration)
-        above = torch.stack(
-            [reached(scores, self.calibration[self.fold == k]) for k, scores in enumerate(self.by_fold)]
-        )
-        return (1 + above.sum(0)).double() / (1 + len(self.calibration))
+            return conformal(self.scores, self.calibration, self.weight)
+        above = torch.zeros(len(self.scores), dtype=torch.float64)
+        for k, scores in enumerate(self.by_fold):
+            own = self.fold == k
+            above += reached(scores, self.calibration[own], None if self.weight is None else self.weight[own])
+        return (1 + above) / (1 + self.known)
 
 
-def conformal(scores: Tensor, calibration: Tensor) -> Tensor:
-    """`(N,)` in (0, 1]: (1 + calibration scores at least as large) / (1 + calibration scores)."""
-    return (1 + reached(scores, calibration)).double() / (1 + len(calibration))
+def conformal(scores: Tensor, calibration: Tensor, weight: Tensor | None = None) -> Tensor:
+    """`(N,)` in (0, 1]: (1 + calibration scores at least as large) / (1 + calibration scores), each by its weight."""
+    total = len(calibration) if weight is None else float(weight.sum())
+    return (1 + reached(scores, calibration, weight)).double() / (1 + total)
 
 
-def reached(scores: Tensor, calibration: Tensor) -> Tensor:
-    """`(N,)`: how many calibration scores are at least as large."""
-    return len(calibration) - torch.searchsorted(calibration.double().sort().values, scores.double() - EQUAL)
+def reached(scores: Tensor, calibration: Tensor, weight: Tensor | None = None) -> Tensor:
+    """`(N,)` float64: how many calibration scores are at least as large, each by its weight."""
+    order = calibration.argsort()
+    counts = torch.ones(len(order), dtype=torch.float64) if weight is None else weight[order].double()
+    above = torch.cat([counts.flip(0).cumsum(0).flip(0), torch.zeros(1, dtype=torch.float64)])
+    return above[torch.searchsorted(calibration[order].double(), scores.double() - EQUAL)]
