@@ -16,7 +16,7 @@ from memaudit.audits.memorization.along_training import late
 from memaudit.audits.memorization.joint import discrimination, join, weights_of
 from memaudit.audits.memorization.parts import Part, conformal
 from memaudit.audits.memorization.relearned import ASKED, RATE, moved, put_back, relearned
-from memaudit.audits.memorization.verdict import adjusted, call, false_rate, tail
+from memaudit.audits.memorization.verdict import FALSE_DISCOVERIES, adjusted, call, false_rate, tail
 from memaudit.audits.retrain import BATCH
 from memaudit.data import Preprocess, from_tensors
 from memaudit.engine.draws import generator_for
@@ -37,22 +37,23 @@ def test_a_p_value_counts_the_clean_examples_that_score_as_high() -> None:
     assert conformal(scores, clean).tolist() == pytest.approx(expected)
 
 
-def test_a_clean_example_is_compared_with_what_its_own_fold_says() -> None:
-    by_fold, clean, fold = drawn(2, 20), drawn(50, seed=1), torch.arange(50) % 2
-    part = Part("relearned", by_fold.mean(0), clean, by_fold=by_fold, fold=fold)
-    expected = [
-        (1 + sum(float(clean[i]) >= float(by_fold[fold[i], row]) - 1e-6 for i in range(50))) / 51 for row in range(20)
-    ]
-    assert part.p_values().tolist() == pytest.approx(expected)
+def test_a_clean_example_counts_by_its_weight() -> None:
+    scores, clean, weight = drawn(20), drawn(50, seed=1), drawn(50, seed=2)
+    part = Part("views", scores, clean, weight)
+    above = [sum(float(w) for c, w in zip(clean, weight, strict=True) if float(c) >= float(s) - 1e-6) for s in scores]
+    expected = [(1 + one) / (1 + float(weight.sum())) for one in above]
+    assert part.p_values().tolist() == pytest.approx(expected, rel=1e-5)
+    assert part.known == pytest.approx(float(weight.sum()))
 
 
-def test_parts_of_which_one_has_folds_join_fold_by_fold() -> None:
-    folded = Part("relearned", drawn(2, 5).mean(0), drawn(8), by_fold=drawn(2, 5), fold=torch.arange(8) % 2)
-    plain = Part("neighbours", drawn(5, seed=2), drawn(8, seed=3))
-    joint = join([folded, plain], torch.tensor([0.8, 0.2], dtype=torch.float64))
-    assert joint.by_fold is not None
-    assert torch.allclose(joint.by_fold.mean(0), joint.scores)
-    assert joint.fold is folded.fold
+def test_parts_join_to_their_weighted_mean_for_flagged_and_clean_alike() -> None:
+    weight = drawn(8, seed=9)
+    one = Part("relearned", drawn(5), drawn(8), weight)
+    two = Part("neighbours", drawn(5, seed=2), drawn(8, seed=3), weight)
+    joint = join([one, two], torch.tensor([0.8, 0.2], dtype=torch.float64))
+    assert joint.scores.tolist() == pytest.approx((0.8 * one.scores + 0.2 * two.scores).tolist(), rel=1e-5)
+    assert joint.calibration.tolist() == pytest.approx((0.8 * one.calibration + 0.2 * two.calibration).tolist())
+    assert joint.weight is weight
 
 
 def test_a_part_that_cannot_tell_changed_labels_counts_nothing() -> None:
@@ -88,9 +89,18 @@ def test_memorized_examples_among_clean_ones_are_counted_beyond_chance() -> None
     p_values = torch.cat([torch.full((60,), 1 / 501), drawn(140).double()])
     found = call(p_values, 500)
     assert found.called[:60].all()
-    assert found.called[60:].sum() <= 14
+    assert found.called[60:].sum() <= 20
     assert found.low <= 60 <= found.high
     assert abs(found.beyond - 60) <= 8
+
+
+def test_a_list_that_surely_holds_memorized_examples_has_as_many_called() -> None:
+    few = torch.cat([torch.full((40,), 0.04, dtype=torch.float64), torch.linspace(0.02, 1, 960, dtype=torch.float64)])
+    found = call(few, 2000)
+    assert float(found.q_values.min()) > FALSE_DISCOVERIES
+    assert found.chance < 0.05
+    assert 0 < found.low == int(found.called.sum())
+    assert found.called[few.argsort(stable=True)[: found.low]].all()
 
 
 def test_one_strong_example_in_a_short_list_is_called() -> None:

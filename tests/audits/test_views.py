@@ -30,7 +30,9 @@ def test_a_moved_view_is_a_crop_of_the_image_with_its_edges_repeated() -> None:
 def test_a_zoomed_view_is_a_resized_crop() -> None:
     corner = F.interpolate(images(3)[:, :, :26, 6:], size=32, mode="bilinear", align_corners=False)
     found = View(down=ZOOM - 1, right=1 - ZOOM, zoom=ZOOM)(images(3))
-    assert torch.allclose(found[:, :, 1:-1, 1:-1], corner[:, :, 1:-1, 1:-1], atol=1e-5)  # at a crop's edge it has no more
+    assert torch.allclose(
+        found[:, :, 1:-1, 1:-1], corner[:, :, 1:-1, 1:-1], atol=1e-5
+    )  # at a crop's edge it has no more
 
 
 def test_a_turned_view_of_a_quarter_is_the_image_turned() -> None:
@@ -65,4 +67,6 @@ def test_what_is_no_image_has_no_views() -> None:
     shape = Preprocess((6,), origin="given")
     table = from_tensors(torch.rand(10, 6), torch.arange(10) % 2, preprocess=shape, num_classes=2, source="drawn")
     network = Adapter(nn.Linear(6, 2).eval(), architecture="linear", preprocess=shape, reason="a test")
-    assert seen(Evaluator(network, 4), [Panel(table, range(10))], table.labels, torch.ones(10, dtype=torch.bool)) is None
+    assert (
+        seen(Evaluator(network, 4), [Panel(table, range(10))], table.labels, torch.ones(10, dtype=torch.bool)) is None
+    )

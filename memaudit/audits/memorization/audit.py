@@ -35,7 +35,7 @@ class Memorized:
         """Relearning on half of the reference at a time, asking every example; a forward a view, and a checkpoint."""
         rows = min(size.reference, size.profile.relearn_rows)
         epochs = epochs_for(-(-rows // FOLDS))
-        asked = min(ASKED, epochs) * (FOLDS * size.flagged + rows)
+        asked = min(ASKED, epochs) * (size.flagged + rows)
         learned = epochs * rows * (FOLDS - 1) * (1 + BACKWARD)
         series = size.states * (size.flagged + rows) if size.states > 1 else 0
         views = len(VIEWS) * (size.flagged + rows)

@@ -62,22 +62,18 @@ class Scores:
     """One kind of evidence on everybody.
 
     Attributes:
-        flagged: `(N,)`, or `(K, N)` by each choice of networks that clean examples were scored by.
+        flagged: `(N,)`.
         own, other: `(n,)` of the clean examples under their own and under other labels.
-        fold: `(n,)`, which choice scored each clean example.
     """
 
     name: str
     flagged: Tensor
     own: Tensor
     other: Tensor
-    fold: Tensor | None = None
 
     def part(self, weight: Tensor) -> Part:
         """As a part that is calibrated on the clean examples, each by its weight `(n,)`."""
-        if self.fold is None:
-            return Part(self.name, self.flagged, self.own, weight)
-        return Part(self.name, self.flagged.mean(0), self.own, weight, self.flagged, self.fold)
+        return Part(self.name, self.flagged, self.own, weight)
 
 
 @dataclass(frozen=True)
@@ -119,7 +115,8 @@ def _clean(context: Context, found: Neighbours) -> Clean:
     known = predicted(context.reference_margins[rows])
     if int(known.sum()) < 2:  # nothing that the model predicts: every clean example has to do
         known = torch.ones_like(known)
-    said = torch.cat(context.evaluator.each(context.reference, rows.tolist(), Asked()))
+    with context.stage("reference", len(rows)):
+        said = torch.cat(context.evaluator.each(context.reference, rows.tolist(), Asked()))
     learned = torch.where(known, labels, said.argmax(1))
     return Clean(rows, labels, learned, found.others[: len(rows)], torch.where(learned == labels, 1.0, HARD))
 
@@ -165,40 +162,40 @@ def _relearned(context: Context, clean: Clean) -> Scores | None:
         return None
     groups = _groups(context)
     everybody = _everybody(context)
-    folds = torch.stack([_halves(len(clean.rows), context.seed, number) for number in range(count)])
-    flagged = torch.zeros(count, FOLDS, len(everybody))
-    own, other = torch.zeros(len(clean.rows)), torch.zeros(len(clean.rows))
+    flagged, own, other = torch.zeros(len(everybody)), torch.zeros(len(clean.rows)), torch.zeros(len(clean.rows))
     with context.stage("relearning", count * FOLDS, own_steps=True):
         mirror = _mirrored(context, clean.rows[clean.known].tolist())
-        for number, fold in enumerate(folds):
+        for number in range(count):
             member = MEMBERS[number % len(MEMBERS)]
+            fold = _folds(len(clean.rows), context.seed, f"{number}")
+            asker = _folds(len(everybody), context.seed, f"{number} flagged")
             for k in range(FOLDS):
                 inside, outside = clean.rows[fold != k].tolist(), clean.rows[fold == k].tolist()
+                asked = (asker == k).nonzero().flatten()
                 said = relearned(
                     context.evaluator,
                     member.span(groups),
                     Panel(context.reference, inside),
-                    [everybody, Panel(context.reference, outside)],
+                    [Panel(everybody.examples, asked.tolist()), Panel(context.reference, outside)],
                     generator=generator_for(context.seed, "relearn", f"{number} {k}"),
                     share=member.share,
                     mirror=mirror,
                 )
-                flagged[number, k] = _against(said[0], context.flagged.labels)
+                flagged[asked] += _against(said[0], context.flagged.labels[asked]) / count
                 own[fold == k] += _against(said[1], clean.labels[fold == k]) / count
                 other[fold == k] += _against(said[1], clean.others[fold == k]) / count
                 context.progress.advance()
-    networks, which = torch.unique(folds.T, dim=0, return_inverse=True)
-    asked = torch.stack([flagged[torch.arange(count), halves].mean(0) for halves in networks])
-    return Scores("relearned", asked, own, other, which)
+    return Scores("relearned", flagged, own, other)
 
 
-def _halves(rows: int, seed: int, number: int) -> Tensor:
-    """`(rows,)`: the fold of each clean example, drawn anew for each member.
+def _folds(rows: int, seed: int, name: str) -> Tensor:
+    """`(rows,)`: which fold each example belongs to, drawn anew for each member.
 
-    Each clean example is then scored by networks that have about as little in common as those of any other one: with
-    the same halves for all members a flagged example would have to look memorized to both.
+    A flagged example is asked of one fold's network as a clean one is, so that the two are exchangeable. Asked of both
+    it would be scored with less noise than what it is compared with, and half as many clean examples as the level says
+    would be called.
     """
-    order = torch.randperm(rows, generator=generator_for(seed, "folds", str(number)))
+    order = torch.randperm(rows, generator=generator_for(seed, "folds", name))
     return torch.empty(rows, dtype=torch.int64).scatter(0, order, torch.arange(rows) % FOLDS)
 
 

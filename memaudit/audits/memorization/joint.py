@@ -37,14 +37,9 @@ def discrimination(other: Tensor, own: Tensor) -> float:
 
 
 def join(parts: Sequence[Part], weights: Tensor) -> Part:
-    """Their weighted mean, for the examples in question and for the clean ones alike, and fold by fold."""
-    folded = next((p for p in parts if p.by_fold is not None), None)
-    by_fold = fold = None
-    if folded is not None and folded.by_fold is not None:
-        count, fold = len(folded.by_fold), folded.fold
-        by_fold = mean([p.scores.expand(count, -1) if p.by_fold is None else p.by_fold for p in parts], weights)
-    scores = mean([p.scores for p in parts], weights)
-    return Part(JOINT, scores, mean([p.calibration for p in parts], weights), parts[0].weight, by_fold, fold)
+    """Their weighted mean, for the examples in question and for the clean ones alike."""
+    scores, calibration = mean([p.scores for p in parts], weights), mean([p.calibration for p in parts], weights)
+    return Part(JOINT, scores, calibration, parts[0].weight)
 
 
 def mean(scores: Sequence[Tensor], weights: Tensor) -> Tensor:

@@ -1,8 +1,7 @@
 """Parts of an estimate: a score per example, and the same score of clean examples, from which p-values follow.
 
 The p-values are conformal (Vovk et al. 2005): a clean example's own score is computed without its label, so that it and
-the score of an example in question are exchangeable when that example is clean too. Where clean examples are scored
-fold by fold, each is compared with what the same fold's network says of the example in question (Vovk 2015).
+the score of an example in question are exchangeable when that example is clean too.
 """
 
 from __future__ import annotations
@@ -25,16 +24,12 @@ class Part:
         scores: `(N,)` in [0, 1], larger: more memorized.
         calibration: `(R,)`, the same score of clean examples, each computed by something that never saw its label.
         weight: `(R,)` in (0, 1], what each of them counts; None: 1 each.
-        by_fold: `(K, N)`, the scores by each choice of networks, where there are several; `scores` is their mean.
-        fold: `(R,)` int64, which choice scored each clean example.
     """
 
     name: str
     scores: Tensor
     calibration: Tensor
     weight: Tensor | None = None
-    by_fold: Tensor | None = None
-    fold: Tensor | None = None
 
     @property
     def known(self) -> float:
@@ -43,13 +38,7 @@ class Part:
 
     def p_values(self) -> Tensor:
         """`(N,)`: the chance that a clean example scores as high."""
-        if self.by_fold is None or self.fold is None:
-            return conformal(self.scores, self.calibration, self.weight)
-        above = torch.zeros(len(self.scores), dtype=torch.float64)
-        for k, scores in enumerate(self.by_fold):
-            own = self.fold == k
-            above += reached(scores, self.calibration[own], None if self.weight is None else self.weight[own])
-        return (1 + above) / (1 + self.known)
+        return conformal(self.scores, self.calibration, self.weight)
 
 
 def conformal(scores: Tensor, calibration: Tensor, weight: Tensor | None = None) -> Tensor:
