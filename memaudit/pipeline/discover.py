@@ -18,13 +18,11 @@ from memaudit.audits.discovery.copies import Copies, folds, near_copies
 from memaudit.audits.discovery.neighbours import Votes, features, vote
 from memaudit.audits.discovery.unseen import effort, mirrored, unseen
 from memaudit.audits.memorization.relearned import spans
-from memaudit.audits.memorization.views import VIEWS
-from memaudit.audits.memorization.views import seen as viewed
 from memaudit.data import ExampleSet, Preprocess
 from memaudit.engine.answers import margin, predicted
 from memaudit.engine.device import automatic_batch_size, exact_arithmetic, resolve_device
 from memaudit.engine.draws import generator_for
-from memaudit.engine.evaluator import Evaluator, Panel
+from memaudit.engine.evaluator import Evaluator
 from memaudit.engine.journal import Journal, journalled
 from memaudit.errors import DataRejected, Incomplete, PremiseBroken, UsageError
 from memaudit.findings import ReportWarning
@@ -167,20 +165,9 @@ class Discovery:
             said = f"the model predicts {percent(fitted)} of these labels: is this what it was trained on?"
             self.warn("MEM120", said)
         copies, votes = self._neighbours(layers, classes)
-        teachers = judge.teachers(votes.shares, labels)
-        views = self._viewed(teachers & predicted(margin(logits, labels)))
-        answers = self._relearned(copies, teachers)
+        answers = self._relearned(copies, judge.teachers(votes.shares, labels))
         return Seen(
-            self.adapter,
-            self.evaluator,
-            self.examples,
-            self.class_names,
-            logits,
-            copies,
-            votes,
-            views,
-            answers,
-            self.started,
+            self.adapter, self.evaluator, self.examples, self.class_names, logits, copies, votes, answers, self.started
         )
 
     def _drop(self, finite: Tensor, logits: Tensor, layers: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -204,13 +191,6 @@ class Discovery:
 
             found = self.evaluator.once("neighbours", compute)
         return Copies(found[0], found[1]), Votes(found[2], found[3], found[4])
-
-    def _viewed(self, known: Tensor) -> Tensor | None:
-        """`(N,)` probability of each label in views of its image; `known` says which examples to choose views by."""
-        examples = self.examples
-        with self._stage("views", len(VIEWS) * len(examples)):
-            said = viewed(self.evaluator, [Panel(examples, range(len(examples)))], examples.labels, known)
-        return None if said is None else said[0].gather(1, examples.labels[:, None]).squeeze(1)
 
     def _relearned(self, copies: Copies, teachers: Tensor) -> dict[str, Tensor]:
         """By name, class probabilities `(N, classes)` from layers that were learned again without the example."""

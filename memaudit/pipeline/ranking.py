@@ -46,11 +46,9 @@ TOPS = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100
 # An example whose label is probably right may stand beside others as clean.
 TRUSTED = 0.5
 NEIGHBOURS = "neighbours"
-VIEWS = "views"
 LOSS = "loss"
 MEANINGS: Mapping[str, str] = {
     NEIGHBOURS: "share of the nearest others, in the model's own layers, that have another label",
-    VIEWS: "1 - probability of the label in moved, mirrored and zoomed views of the image",
     LOSS: "1 - the model's own confidence in the label",
 }
 RELEARNED = "1 - probability of the label when everything from this layer on was learned again from other examples"
@@ -61,7 +59,6 @@ class Seen:
     """All that a discovery measured.
 
     Attributes:
-        views: `(N,)` probability of the label in views of the image, where there are any.
         answers: by name `(N, classes)` probabilities from layers that never saw the example.
         started: seconds since the epoch.
     """
@@ -73,7 +70,6 @@ class Seen:
     logits: Tensor
     copies: Copies
     votes: Votes
-    views: Tensor | None
     answers: Mapping[str, Tensor]
     started: float
 
@@ -87,7 +83,7 @@ def assemble(
 ) -> tuple[Ranking, Table]:
     """The document, and the table of all rows in its order."""
     labels = seen.examples.labels
-    judged = judge(seen.logits, labels, seen.answers, seen.votes.shares, seen.views)
+    judged = judge(seen.logits, labels, seen.answers, seen.votes.shares)
     parts = _parts(seen, judged)
     twins = [pair for pair in seen.copies.pairs() if int(labels[pair[0]]) != int(labels[pair[1]])]
     examples, evaluator = seen.examples, seen.evaluator
@@ -144,7 +140,6 @@ def skeleton(
         torch.zeros(count, classes),
         Copies(torch.full((count, 1), -1), torch.zeros(count, 1)),
         Votes(even, torch.zeros(count, 1, dtype=torch.int64), torch.zeros(count, 1)),
-        None,
         {"relearned": even},
         time.time(),
     )
@@ -158,8 +153,6 @@ def _parts(seen: Seen, judged: Judged) -> dict[str, Tensor]:
         return (1 - probabilities.gather(1, seen.examples.labels[:, None]).squeeze(1).double()).clamp(0, 1)
 
     found = {name: against(said) for name, said in seen.answers.items()}
-    if seen.views is not None:
-        found[VIEWS] = (1 - seen.views.double()).clamp(0, 1)
     return {**found, NEIGHBOURS: against(seen.votes.shares), LOSS: (1 - judged.confidence).clamp(0, 1)}
 
 

@@ -17,8 +17,6 @@ from memaudit.findings.ranking import Standing
 FLOOR = 1e-3
 # What the neighbours' votes count beside the relearned layers.
 NEIGHBOURS = WEIGHTS["neighbours"]
-# And views of the image.
-VIEWED = WEIGHTS["views"]
 # Memorized ones are called as long as at most this share of them is expected to have a fitting label.
 FALSE_DISCOVERIES = 0.05
 # A label that is not predicted is called probably wrong from this probability on.
@@ -60,27 +58,21 @@ def teachers(shares: Tensor, labels: Tensor) -> Tensor:
     return own >= shares.max(1).values - 1e-6
 
 
-def judge(
-    logits: Tensor, labels: Tensor, answers: Mapping[str, Tensor], shares: Tensor, views: Tensor | None = None
-) -> Judged:
-    """The estimate, order and standing of each example, from all evidence.
+def judge(logits: Tensor, labels: Tensor, answers: Mapping[str, Tensor], shares: Tensor) -> Judged:
+    """What all evidence comes to.
 
-    Neighbours and views ask a network that may hold the label, so they help to put the examples in order and no more:
-    how many labels are wrong, and which, rests on the relearned layers alone.
+    Neighbours see features that may hold the label, so they help to put the examples in order and no more: how many
+    labels are wrong, and which, rests on the relearned layers alone.
 
     Args:
         logits: `(N, classes)` of the model as it is.
         answers: by name `(N, classes)` probabilities of each class, from layers that never saw the example.
         shares: `(N, classes)` of the neighbours' votes.
-        views: `(N,)` probability of the label in views of the image; None: there are none.
     """
     noise = fit_noise(joined(list(answers.values())), labels)
     own = confidence(logits, labels)
     support, votes = (said.double().gather(1, labels[:, None]).squeeze(1) for said in (noise.support, shares))
-    held, weight = support + NEIGHBOURS * votes, 1 + NEIGHBOURS
-    if views is not None:
-        held, weight = held + VIEWED * views.double(), weight + VIEWED
-    gap = own - held / weight
+    gap = own - (support + NEIGHBOURS * votes) / (1 + NEIGHBOURS)
     wrong = noise.replaced(labels)
     fitted = predicted(margin(logits, labels))
     suggested = noise.support.argmax(1)
