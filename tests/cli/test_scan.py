@@ -20,11 +20,11 @@ import torch
 from filelock import FileLock
 from safetensors.torch import save_file
 
-from memaudit import report as reports
 from memaudit.__main__ import run
 from memaudit.data import ondemand
 from memaudit.errors import ExitCode
 from memaudit.findings import Outcome
+from memaudit.report import formats
 from memaudit.report.document import Report
 from tests.cli_support import (
     FAST,
@@ -708,7 +708,7 @@ def test_what_would_stop_the_report_at_the_end_stops_it_before_the_audit(
         seen.append(skeleton)
         raise RuntimeError("a name no renderer has met")
 
-    monkeypatch.setitem(reports._RENDERERS, ".json", trip)
+    monkeypatch.setitem(formats._RENDERERS, ".json", trip)
     assert cli("scan", "test_resnet.safetensors", *SMALL, *NPZ, *FAST).code == ExitCode.BUG
     (skeleton,) = seen
     assert [f.example.index for f in skeleton.findings] == list(range(6))
