@@ -119,7 +119,7 @@ def _check_logits(adapter: Adapter, images: Tensor) -> None:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise AdapterFault(
             f"forward returned {clean(found)} for images {tuple(images.shape)}, not ({len(images)}, classes)",
-            hint="override forward to return the logits alone, one row per image",
+            hint="wrap the network in a module that returns the logits alone, one row per image",
         )
     if logits.shape[1] != adapter.num_classes:
         raise AdapterFault(

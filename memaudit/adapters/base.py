@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, final
 
 import torch
 from safetensors.torch import save
@@ -35,7 +35,7 @@ class Adapter:
     Attributes:
         module: the network, in eval mode, float32, strictly loaded; parameters need no gradient.
         architecture: its name, as reports print it.
-        preprocess: from an example to `forward`'s argument.
+        preprocess: from an example to what the module is called with, where `inputs` is not overridden.
         reason: why this adapter took the checkpoint, in a few words.
         alternatives: architectures that fit the same tensors but compute differently, this one included; more than
             one asks the caller to choose by reference accuracy.
@@ -54,6 +54,19 @@ class Adapter:
     test_size: tuple[int, int, int] | None = None
     name: ClassVar[str] = ""
     folders: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **options: object) -> None:
+        """A subclass says what the module is called with (`inputs`); what is made of its outputs is one rule for all.
+
+        Raises:
+            TypeError: it overrides `forward`.
+        """
+        super().__init_subclass__(**options)
+        if "forward" in cls.__dict__:
+            raise TypeError(
+                f"{cls.__name__}.forward: an adapter does not override forward; override inputs(batch), which says what "
+                "the module is called with, or wrap the module"
+            )
 
     def __init__(
         self,
@@ -95,12 +108,20 @@ class Adapter:
         return None
 
     def inputs(self, batch: Tensor) -> tuple[Tensor, ...]:
-        """What the module is called with, for a batch of examples (images in [0, 1]); differentiable."""
+        """What the module is called with, for a batch of examples; the hook of adapters that know better.
+
+        Args:
+            batch: `(N, *preprocess.input_size)` on the module's device: images float32 in [0, 1], token ids int64.
+
+        Returns:
+            The module's positional arguments, each with N rows; differentiable by `batch` where that is no token ids.
+        """
         if self.preprocess.masked:
             ids, mask = batch.unbind(1)
             return ids, mask
         return (self.preprocess.normalise(batch),)
 
+    @final
     def forward(self, images: Tensor) -> Tensor:
         """Logits `(N, classes)` of a batch of examples (images `(N, C, H, W)` in [0, 1]); differentiable."""
         outputs = self._outputs(images)

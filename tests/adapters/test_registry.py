@@ -112,3 +112,13 @@ def test_a_source_tree_that_is_not_installed_has_a_version_too(isolated: bool, t
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import memaudit; print(memaudit.__version__)"
     ran = subprocess.run([sys.executable, *alone, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert ran.stdout.strip() == ("not installed" if isolated else version("memaudit"))
+
+
+def test_a_plugin_that_overrides_forward_is_told_what_to_override(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = "class Old(A):\n    def forward(self, images):\n        return self.module(images).logits\n"
+    (tmp_path / "old_plugin.py").write_text(PLUGIN + own)
+    declare(tmp_path, "old", {"old": "old_plugin:Old"}, monkeypatch)
+    with pytest.raises(UsageError, match=r"cannot be imported: TypeError: Old\.forward: .*override inputs\(batch\)"):
+        load_class("old")
