@@ -42,11 +42,27 @@ TWINS: dict[str, str] = {
     "memaudit.audits.localize.cost:shared_rates": (
         "tests/audits/localize/test_cost.py::test_rates_are_those_of_a_plain_sum_over_the_model"
     ),
+    "memaudit.audits.atypicality:atypicality": "tests/audits/test_atypicality.py::test_support_is_that_of_brute_force",
+    "memaudit.audits.atypicality:observe_flagged": (
+        "tests/audits/test_atypicality.py::test_flagged_examples_seen_part_by_part_are_those_seen_at_once"
+    ),
+    "memaudit.audits.discovery.copies:near_copies": (
+        "tests/audits/test_discovery.py::test_copies_found_part_by_part_are_those_of_a_plain_comparison"
+    ),
+    "memaudit.audits.discovery.neighbours:vote": (
+        "tests/audits/test_discovery.py::test_votes_are_those_of_a_plain_count"
+    ),
+    "memaudit.audits.memorization.relearned:relearned": (
+        "tests/audits/test_memorization.py::test_relearning_is_a_plain_loop_and_leaves_the_network_as_it_was"
+    ),
     "memaudit.audits.gradients:account": (
         "tests/audits/test_layerwise.py::test_gradient_figures_are_those_of_autograd_on_the_summed_loss"
     ),
     "memaudit.audits.rewind:rewind": (
         "tests/audits/test_layerwise.py::test_each_cell_is_that_of_a_plain_load_and_evaluation"
+    ),
+    "memaudit.data.ondemand:Store": (
+        "tests/data/test_ondemand.py::test_a_set_of_any_size_is_read_and_is_the_one_in_memory"
     ),
     "memaudit.erase.curvature:spectra": "tests/erase/test_curvature.py::test_spectra_are_those_of_the_slow_factors",
     "memaudit.intervals.rates:bootstrap": (

@@ -64,8 +64,8 @@ class Adapter:
         super().__init_subclass__(**options)
         if "forward" in cls.__dict__:
             raise TypeError(
-                f"{cls.__name__}.forward: an adapter does not override forward; override inputs(batch), which says what "
-                "the module is called with, or wrap the module"
+                f"{cls.__name__}.forward: an adapter does not override forward; override inputs(batch), which says "
+                "what the module is called with, or wrap the module"
             )
 
     def __init__(

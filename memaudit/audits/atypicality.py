@@ -105,6 +105,7 @@ def observe(evaluator: Evaluator, examples: ExampleSet, space: UnitSpace) -> Obs
     return Observation(logits, features, statistics)
 
 
+# Fast path; its slow twin: tests/twins.py.
 def observe_flagged(
     evaluator: Evaluator, examples: ExampleSet, space: UnitSpace, reference: Observation, reference_labels: Tensor
 ) -> tuple[Observation, Support, Tensor]:
@@ -157,6 +158,7 @@ def voting_sites(space: UnitSpace) -> list[int]:
     return sorted({(i + 1) * count // wanted - 1 for i in range(wanted)})
 
 
+# Fast path; its slow twin: tests/twins.py.
 def atypicality(
     features: Sequence[Tensor],
     labels: Tensor,

@@ -18,6 +18,7 @@ KEPT = 4 * 2**30
 THREADS = min(8, os.cpu_count() or 1)
 
 
+# Fast path; its slow twin: tests/twins.py.
 class Store:
     """Makes values on a few threads, and keeps the first that fit into `KEPT`.
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from memaudit.audits.discovery import copies as copying
 from memaudit.audits.discovery import judge
 from memaudit.audits.discovery.copies import Copies, folds, near_copies
 from memaudit.audits.discovery.neighbours import vote
@@ -37,6 +38,23 @@ def test_a_copy_with_a_little_noise_is_found_and_nothing_else() -> None:
     copies = near_copies(examples)
     assert [(a, b) for a, b, _ in copies.pairs()] == [(3, 7), (3, 30), (7, 30)]
     assert copies.clusters()[[3, 7, 30, 8]].tolist() == [3, 3, 3, 8]
+
+
+def test_copies_found_part_by_part_are_those_of_a_plain_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = torch.rand(30, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    for row in (7, 11, 29):
+        pixels[row] = (pixels[3] + 0.01 * randoms(1, 8, 8, seed=row)).clamp(0, 1)
+    examples = from_tensors(pixels, torch.arange(30) % 3, preprocess=Preprocess((1, 8, 8)), num_classes=3)
+    monkeypatch.setattr(copying, "PART", 7)
+    found = near_copies(examples)
+    images = list(pixels)
+    apart = [[9.0 if a is b else float((a - b).square().mean().sqrt()) for b in images] for a in images]
+    limit = 0.13 * sorted(min(row) for row in apart)[(len(apart) - 1) // 2]
+    for row, near in enumerate(apart):
+        expected = sorted((o for o in range(30) if near[o] <= limit), key=lambda o: near[o])
+        assert [o for o in found.rows[row].tolist() if o >= 0] == expected
+        distances = [d for d in found.distances[row].tolist() if d < torch.inf]
+        assert distances == pytest.approx([near[o] for o in expected], abs=1e-4)
 
 
 def test_folds_keep_copies_together_and_classes_apart() -> None:

@@ -57,6 +57,7 @@ def features(evaluator: Evaluator, examples: ExampleSet, space: UnitSpace) -> tu
     return logits, [torch.cat([batch[0] for batch in seen[number]]) for number in voting]
 
 
+# Fast path; its slow twin: tests/twins.py.
 def vote(
     layers: Sequence[Tensor], labels: Tensor, classes: int, copies: Copies, tick: Callable[[int], None] = silent
 ) -> Votes:

@@ -114,6 +114,7 @@ def epochs_for(rows: int) -> int:
     return max(EPOCHS, -(-LEAST_STEPS // -(-rows // BATCH)))
 
 
+# Fast path; its slow twin: tests/twins.py.
 def relearned(
     evaluator: Evaluator,
     group: LayerGroup,
