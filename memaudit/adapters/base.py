@@ -86,7 +86,7 @@ class Adapter:
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, options: ModelOptions) -> Adapter:
-        """Build the architecture on `meta`, hold it against the file's tensors, load strictly.
+        """Build the architecture on `meta`, compare it with the file's tensors, load strictly.
 
         Raises:
             ModelRejected: the tensors do not fit, or the architecture cannot be decided.
@@ -104,7 +104,7 @@ class Adapter:
 
     @property
     def encode(self) -> Callable[[Sequence[str]], Tensor] | None:
-        """Of a network that reads text: from texts to `(N, 2, T)` token ids and mask, by its own tokenizer."""
+        """For a network that reads text: from texts to `(N, 2, T)` token ids and mask, by its own tokenizer."""
         return None
 
     def inputs(self, batch: Tensor) -> tuple[Tensor, ...]:

@@ -34,7 +34,7 @@ def library_of(architecture: str) -> str:
 
 
 def installed_version(library: str) -> str:
-    """Of one of `LIBRARIES`."""
+    """The version of one of `LIBRARIES`."""
     return vision.version() if library == "torchvision" else str(timm.__version__)
 
 

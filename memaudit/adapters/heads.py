@@ -1,6 +1,6 @@
 """From whatever a network returns to logits `(N, classes)`: one rule for every head, so that nobody else asks.
 
-A single logit is two classes. Of several labels an example may have at once (multi-label), each is a question of its
+A single logit is two classes. Where an example may have several labels at once (multi-label), each is a question of its
 own: class `2 j` is "label j is absent", class `2 j + 1` "it is there". An example's row of the logits answers the one
 question it is asked; all other classes stand so far below that they change no margin, probability or gradient.
 """

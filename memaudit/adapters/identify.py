@@ -268,7 +268,7 @@ def main() -> None:
     """Write the index of the installed libraries beside this file."""
     path = Path(__file__).with_name(index.SHIPPED)
     entries = index.build_index(progress=_report)
-    index.write_atomically(path, index.encode(entries))
+    index.write_atomically(path, index.packed(entries))
     sys.stderr.write(f"{path.name}: {len(entries)} architectures, {path.stat().st_size:,} bytes\n")
 
 

@@ -51,7 +51,7 @@ SIDES = (96, 131)  # pixels they are tried on
 
 @dataclass(frozen=True)
 class Size:
-    """How an image size that the architecture must be told shows in the shapes.
+    """How an image size that the architecture takes as an argument shows in the shapes.
 
     Attributes:
         slots: dimensions that follow it; none where it changes settings alone (Swin's windows).
@@ -109,14 +109,14 @@ def load_index(progress: Progress | None = None) -> tuple[IndexEntry, ...]:
     found: dict[str, tuple[IndexEntry, ...]] = {}
     for file in (shipped, cached):
         if len(found) < len(LIBRARIES) and file.is_file():
-            found = {**decode(file.read_bytes()), **found}
+            found = {**unpacked(file.read_bytes()), **found}
     missing = [library for library in LIBRARIES if library not in found]
     if not missing:
         return tuple(entry for library in LIBRARIES for entry in found[library])
     known = tuple(entry for entries in found.values() for entry in entries)
     entries = known + build_index([a for a in architectures() if library_of(a) in missing], progress, known)
     with contextlib.suppress(OSError):  # no cache means building again next time, not failing now
-        write_atomically(cached, encode(entries))
+        write_atomically(cached, packed(entries))
     return entries
 
 
@@ -228,7 +228,7 @@ def hash_tensor(name: str, shape: tuple[int, ...], free: Collection[Slot]) -> in
     return int.from_bytes(hashlib.blake2b(f"{name}|{sizes}".encode("utf-8", "surrogatepass"), digest_size=8).digest())
 
 
-def encode(entries: Iterable[IndexEntry]) -> bytes:
+def packed(entries: Iterable[IndexEntry]) -> bytes:
     """The index as a file: slots and layers are kept once and referred to by position."""
     shared: dict[str, int] = {}
 
@@ -246,7 +246,7 @@ def encode(entries: Iterable[IndexEntry]) -> bytes:
     return gzip.compress(json.dumps(table, separators=(",", ":")).encode(), 9, mtime=0)
 
 
-def decode(data: bytes) -> dict[str, tuple[IndexEntry, ...]]:
+def unpacked(data: bytes) -> dict[str, tuple[IndexEntry, ...]]:
     """The entries of a file by library, if of the installed version; none if it is damaged or of another format."""
     try:
         table = json.loads(gzip.decompress(data))

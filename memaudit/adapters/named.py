@@ -40,7 +40,7 @@ MAX_GROWTH, GROWTH_SLACK = 4, 1 << 28  # times the checkpoint's float32 bytes; b
 
 
 @dataclass(frozen=True)
-class Plan:
+class Blueprint:
     """What will be built, and why.
 
     Attributes:
@@ -74,7 +74,7 @@ class NamedAdapter(Adapter):
         return cls.realise(plan_of(checkpoint, options, cls.name), checkpoint, options)
 
     @classmethod
-    def realise(cls, planned: Plan, checkpoint: Checkpoint, options: ModelOptions) -> NamedAdapter:
+    def realise(cls, planned: Blueprint, checkpoint: Checkpoint, options: ModelOptions) -> NamedAdapter:
         """What `load` does once it is known what to build."""
         if options.input_size is not None and len(options.input_size) != 3:
             raise UsageError(
@@ -115,7 +115,7 @@ class NamedAdapter(Adapter):
             return cls.load(read(path), ModelOptions())
 
 
-def plan_of(checkpoint: Checkpoint, options: ModelOptions, library: str | None = None) -> Plan:
+def plan_of(checkpoint: Checkpoint, options: ModelOptions, library: str | None = None) -> Blueprint:
     """Which architecture, from the first of: `--arch`, the checkpoint's own word, its tensors.
 
     Args:
@@ -139,7 +139,7 @@ def plan_of(checkpoint: Checkpoint, options: ModelOptions, library: str | None =
             hint="name it with --arch, or give a factory with --adapter file.py:name; plugins: memaudit adapters list",
         )
     first = candidates[0]
-    return Plan(
+    return Blueprint(
         first.architecture,
         {**first.kwargs, **options.model_kwargs},
         "names and shapes of its tensors",
@@ -173,18 +173,18 @@ def _of_library(candidates: list[Candidate], library: str | None) -> list[Candid
     return [replace(c, architecture=same[0], same=same) for c, same in own if same]
 
 
-def _named(architecture: str, reason: str, checkpoint: Checkpoint, options: ModelOptions) -> Plan:
+def _named(architecture: str, reason: str, checkpoint: Checkpoint, options: ModelOptions) -> Blueprint:
     """The plan for an architecture somebody named; what the file says about another one is left out."""
     facts = checkpoint.facts
     same = facts.architecture is not None and facts.architecture.split(".")[0] == architecture.split(".")[0]
     said = {**(facts.model_kwargs if same else {}), **options.model_kwargs}
     fixed = {name: value for name, value in said.items() if value not in (None, "") and name != "num_classes"}
     kwargs = {**fit(architecture, checkpoint.tensors, fixed), **fixed}
-    return Plan(architecture, kwargs, reason, same=(architecture,))
+    return Blueprint(architecture, kwargs, reason, same=(architecture,))
 
 
-def _sized(plan: Plan, checkpoint: Checkpoint, options: ModelOptions) -> Plan:
-    """The plan with the image size that was said, where no tensor shows it and the architecture must be told (Swin).
+def _sized(plan: Blueprint, checkpoint: Checkpoint, options: ModelOptions) -> Blueprint:
+    """The plan with the image size that was said, where no tensor shows it and the architecture asks for it (Swin).
 
     Raises:
         UsageError: `--input-size` contradicts the tensors.
@@ -212,7 +212,7 @@ def _sized(plan: Plan, checkpoint: Checkpoint, options: ModelOptions) -> Plan:
     return replace(plan, kwargs=kwargs)
 
 
-def _check_on_meta(plan: Plan, checkpoint: Checkpoint, options: ModelOptions) -> None:
+def _check_on_meta(plan: Blueprint, checkpoint: Checkpoint, options: ModelOptions) -> None:
     """Names, shapes, classes and memory, before anything is allocated."""
     where = clean(checkpoint.path.name)
     classes = plan.kwargs.get("num_classes")
@@ -242,7 +242,7 @@ def _check_on_meta(plan: Plan, checkpoint: Checkpoint, options: ModelOptions) ->
         )
 
 
-def _unbuildable(plan: Plan, options: ModelOptions, error: Exception) -> MemauditError:
+def _unbuildable(plan: Blueprint, options: ModelOptions, error: Exception) -> MemauditError:
     """The error for keyword arguments timm does not take: the user's fault if they are the user's."""
     if isinstance(error, MemauditError):
         return error
@@ -255,7 +255,7 @@ def _unbuildable(plan: Plan, options: ModelOptions, error: Exception) -> Memaudi
     )
 
 
-def _presets(plan: Plan, checkpoint: Checkpoint, options: ModelOptions) -> tuple[Preprocess, ...]:
+def _presets(plan: Blueprint, checkpoint: Checkpoint, options: ModelOptions) -> tuple[Preprocess, ...]:
     """The ways of seeing images that this network is known with, where nobody says which: the likeliest first.
 
     Architectures that are equal module by module may still be for other means (vit and deit) or images (xcit 224 and
@@ -290,7 +290,7 @@ def _guess(presets: tuple[Preprocess, ...]) -> Preprocess:
 
 
 def _preprocess(
-    plan: Plan, checkpoint: Checkpoint, options: ModelOptions, origin: str, defaults: dict[str, Any]
+    plan: Blueprint, checkpoint: Checkpoint, options: ModelOptions, origin: str, defaults: dict[str, Any]
 ) -> Preprocess:
     """Training-time preprocessing, with the channels and the image size that the tensors prove."""
     facts: dict[str, Any] = dict(checkpoint.facts.preprocess)
@@ -310,7 +310,7 @@ def _preprocess(
 
 
 def _test_size(
-    used: Preprocess, plan: Plan, checkpoint: Checkpoint, options: ModelOptions
+    used: Preprocess, plan: Blueprint, checkpoint: Checkpoint, options: ModelOptions
 ) -> tuple[int, int, int] | None:
     """The other size, where the checkpoint or timm gives one for tests and nobody chose."""
     facts, defaults = checkpoint.facts.preprocess, default_config(plan.architecture)

@@ -11,7 +11,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING
 
 from memaudit.checkpoints import Checkpoint
-from memaudit.checkpoints.wrapped import plain
+from memaudit.checkpoints.wrapped import bare_names
 from memaudit.errors import MemauditError, ModelRejected, UsageError
 from memaudit.text import clean, closest
 from memaudit.version import __version__
@@ -88,7 +88,7 @@ def choose(checkpoint: Checkpoint, options: ModelOptions, name: str | None = Non
     if not (spec or options.arch or checkpoint.facts.architecture) and checkpoint.facts.model_type:
         spec = _companion(checkpoint)
     if spec in (None, *OWN):
-        checkpoint = replace(checkpoint, tensors=plain(checkpoint.tensors))
+        checkpoint = replace(checkpoint, tensors=bare_names(checkpoint.tensors))
     architecture = options.arch or checkpoint.facts.architecture
     renamed = _renamed(architecture) if architecture and spec in (None, "timm") else None
     if renamed is not None:

@@ -39,7 +39,7 @@ def is_vision(architecture: str) -> bool:
 
 
 def version() -> str:
-    """Of the installed torchvision."""
+    """The version of the installed torchvision."""
     return str(torchvision.__version__)
 
 

@@ -50,7 +50,7 @@ Piece = ForExample | ForLayer | ForReport | Unfinished
 
 
 @dataclass(frozen=True)
-class Size:
+class Workload:
     """How large an audit is, for an estimate of its passes.
 
     Attributes:
@@ -76,7 +76,7 @@ class Audit(Protocol):
     def name(self) -> str:
         """What `--audit` calls it."""
 
-    def passes(self, size: Size) -> float:
+    def passes(self, size: Workload) -> float:
         """Examples forwarded, about; a backward pass counts as `loop.BACKWARD` forward passes."""
 
     def run(self, context: Context) -> Iterator[Piece]:

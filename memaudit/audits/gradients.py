@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from memaudit.adapters.base import Adapter
-from memaudit.audits.base import ForLayer, Piece, Size, Unfinished
+from memaudit.audits.base import ForLayer, Piece, Unfinished, Workload
 from memaudit.audits.context import Context
 from memaudit.audits.panels import drawn, matched_rows
 from memaudit.engine.batchnorm import CALIBRATION_BATCH, norms, of_the_batch
@@ -174,7 +174,7 @@ class Gradients:
 
     name = "gradients"
 
-    def passes(self, size: Size) -> float:
+    def passes(self, size: Workload) -> float:
         """One forward and two backward passes of every example at every checkpoint."""
         rows = min(size.flagged, ROWS * size.profile.flagged_rows)
         return (1 + 2 * BACKWARD) * size.states * (2 * rows + min(size.reference, ROWS * size.profile.reference_rows))

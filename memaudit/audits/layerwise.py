@@ -10,7 +10,7 @@ from memaudit.findings import LayerEvidence
 from memaudit.network.layer_groups import LayerGroup
 
 
-def evidence(groups: Sequence[LayerGroup], found: Sequence[Mapping[str, Any]]) -> list[LayerEvidence]:
+def layer_evidence(groups: Sequence[LayerGroup], found: Sequence[Mapping[str, Any]]) -> list[LayerEvidence]:
     """The evidence on each of `groups`, in execution order.
 
     Args:

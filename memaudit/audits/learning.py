@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from memaudit.audits.base import ForExample, ForReport, Piece, Size
+from memaudit.audits.base import ForExample, ForReport, Piece, Workload
 from memaudit.audits.context import Context
 from memaudit.audits.panels import mean_or_none
 from memaudit.data.examples import ExampleSet
@@ -81,7 +81,7 @@ class LearningOrder:
 
     name = "learning order"
 
-    def passes(self, size: Size) -> float:
+    def passes(self, size: Workload) -> float:
         """Every flagged example and both reference panels at every checkpoint."""
         rows = size.flagged + min(size.fitted, size.profile.flagged_rows)
         return float(size.states * (rows + min(size.reference, size.profile.reference_rows)))

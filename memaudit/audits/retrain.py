@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from memaudit.audits.base import ForLayer, Piece, Size, Unfinished
+from memaudit.audits.base import ForLayer, Piece, Unfinished, Workload
 from memaudit.audits.context import Context
 from memaudit.engine.draws import generator_for
 from memaudit.engine.evaluator import Evaluator, Panel
@@ -142,7 +142,7 @@ class Retrain:
 
     name = "retrain"
 
-    def passes(self, size: Size) -> float:
+    def passes(self, size: Workload) -> float:
         """Retraining stops after about half its budget of epochs."""
         rows = 2 * min(size.fitted, size.profile.flagged_rows) + min(size.reference, size.profile.reference_rows)
         trained = min(size.reference, size.profile.retrain_rows)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from memaudit.adapters.base import Adapter
-from memaudit.audits.base import ForLayer, Piece, Size, Unfinished
+from memaudit.audits.base import ForLayer, Piece, Unfinished, Workload
 from memaudit.audits.context import Context
 from memaudit.audits.panels import mean_or_none
 from memaudit.engine.answers import margin, predicted
@@ -219,7 +219,7 @@ class Rewind:
 
     name = "rewind"
 
-    def passes(self, size: Size) -> float:
+    def passes(self, size: Workload) -> float:
         """A replayed cell is half a pass."""
         rows = 2 * min(size.fitted, size.profile.flagged_rows) + min(size.reference, size.profile.reference_rows)
         return 0.5 * size.groups * size.states * (2 * rows + CALIBRATION)

@@ -3,7 +3,7 @@
 `read` is the way in; torch is loaded when tensors are read, not when this package is imported. One file per step:
 `source` opens and hashes, `sniff` tells the format, `header` and `tensors` read safetensors, `archive`, `opcodes` and
 `sandbox` take a pickle apart, `unwrap` and `prefixes` find the weights in it, `load` puts them into a module. `series`
-finds the other checkpoints of the same run, `marks` tells when each was saved. `proof` holds a report against a file,
+finds the other checkpoints of the same run, `marks` tells when each was saved. `proof` compares a report with a file,
 `run` reads what a timm run says of its data.
 """
 

@@ -25,8 +25,8 @@ _TRAINING = re.compile(
 def set_aside(tensors: Mapping[str, T]) -> tuple[dict[str, T], dict[str, T]]:
     """`(the network's, what stands beside it)`, both by their full names.
 
-    A loss's or a metric's tensors are told by their names, and only where all the others share one prefix: the network
-    is one attribute of a training module, the loss another.
+    A loss's or a metric's tensors are recognised by their names, and only where all the others share one prefix: the
+    network is one attribute of a training module, the loss another.
     """
     beside = {n for n in tensors if n.rpartition(".")[2] in COUNTERS}
     if AVERAGED in tensors and all(n.startswith("module.") for n in tensors if n != AVERAGED):

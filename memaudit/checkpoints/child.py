@@ -70,7 +70,7 @@ def _run(request: dict[str, Any], stream: BinaryIO) -> None:
     name = request["name"]
     content = _unrestricted(name) if request.get("trusted") else _weights_only(name)
     found = unwrap(content, request["weights"], name)
-    tensors = {key: plain(key, value, name, request["size"]) for key, value in found.tensors.items()}
+    tensors = {key: plain_tensor(key, value, name, request["size"]) for key, value in found.tensors.items()}
     if sum(t.numel() * t.itemsize for t in tensors.values()) > 2 * request["size"] + MEMORY_SLACK:
         raise _too_large(name)
     write_tensors(tensors, {"about": json.dumps(found.about), "weights": found.weights}, stream)
@@ -120,7 +120,7 @@ def _unrestricted(name: str) -> object:
     return content
 
 
-def plain(key: str, value: Tensor, name: str, size: int) -> Tensor:
+def plain_tensor(key: str, value: Tensor, name: str, size: int) -> Tensor:
     """`value` as a dense tensor whose every element is in the file; methods are the class's own, never the instance's.
 
     Raises:

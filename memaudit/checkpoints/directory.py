@@ -94,7 +94,7 @@ def _innermost(folder: Path) -> Path:
 
 
 def _newest(found: list[Path]) -> Path | None:
-    """Of a Lightning series, its `last.ckpt`, else the highest epoch and step in Lightning's own names."""
+    """The `last.ckpt` of a Lightning series, else the highest epoch and step in Lightning's own names."""
     last = [p for p in found if p.name == LAST]
     named = {(int(m[1]), int(m[2])): p for p in found if (m := LIGHTNING.fullmatch(p.name))}
     if last:

@@ -1,6 +1,6 @@
 """The checkpoints that one training run left: which files, in which order, and what is missing from them.
 
-Nothing but names, sizes, headers and pickle instructions is read here; the weights are read, and held against the
+Nothing but names, sizes, headers and pickle instructions is read here; the weights are read, and compared with the
 model, when an audit needs them.
 """
 

@@ -66,14 +66,14 @@ class Checkpoint:
 
     @property
     def sha256(self) -> str:
-        """Of the file's bytes, through the same descriptor the tensors were read from.
+        """Hash of the file's bytes, through the same descriptor the tensors were read from.
 
-        Of a sharded checkpoint: of the lines `<sha256>  <name>` of its index and shards, sorted by name, as `sha256sum`
-        prints them.
+        For a sharded checkpoint, that of the lines `<sha256>  <name>` of its index and shards, sorted by name, as
+        `sha256sum` prints them.
         """
         return self.digest()[0]
 
     @property
     def md5(self) -> str:
-        """Of a checkpoint in one file, since `.dvc` files hold nothing better; empty for several shards."""
+        """MD5 of a checkpoint in one file, since `.dvc` files hold nothing better; empty for several shards."""
         return self.digest()[1]

@@ -37,7 +37,7 @@ ARGUMENTS = (
 
 
 @dataclass(frozen=True)
-class Found:
+class Unwrapped:
     """The weights, which ones they are, and what the checkpoint says beside them (JSON-able, unchecked)."""
 
     tensors: Mapping[str, Tensor]
@@ -45,7 +45,7 @@ class Found:
     about: Mapping[str, object]
 
 
-def unwrap(content: object, weights: Weights | None, where: str) -> Found:
+def unwrap(content: object, weights: Weights | None, where: str) -> Unwrapped:
     """The one table of tensors in `content`.
 
     Args:
@@ -69,7 +69,7 @@ def unwrap(content: object, weights: Weights | None, where: str) -> Found:
     if raw is None and ema is None:
         if weights == "ema":
             raise _absent("ema", where)
-        return Found(_tensors(table, where), "raw", {})
+        return Unwrapped(_tensors(table, where), "raw", {})
     raw_tensors = None if raw is None else _innermost(raw, where)
     ema_tensors = None if ema is None else _averaged(ema, raw_tensors, where)
     if weights is None and raw_tensors is not None and ema is not None and not _equal(raw_tensors, ema_tensors):
@@ -86,7 +86,7 @@ def unwrap(content: object, weights: Weights | None, where: str) -> Found:
     tensors = raw_tensors if chosen == "raw" else ema_tensors
     if tensors is None:
         raise _absent(chosen, where)
-    return Found(tensors, chosen, _about(table))
+    return Unwrapped(tensors, chosen, _about(table))
 
 
 def _refuse_zero(table: dict[Any, Any], where: str) -> None:

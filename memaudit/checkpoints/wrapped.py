@@ -33,7 +33,7 @@ def unwrapped(tensors: Mapping[str, T], where: str) -> dict[str, T]:
     return found
 
 
-def plain(tensors: Mapping[str, T]) -> Mapping[str, T]:
+def bare_names(tensors: Mapping[str, T]) -> Mapping[str, T]:
     """`tensors` by the names of torchvision and timm where they have those of MMPretrain (`backbone.`, `head.fc.`)."""
     backbone = [n for n in tensors if n.startswith("backbone.")]
     head = [n for n in tensors if n.startswith("head.fc.")]
@@ -44,5 +44,5 @@ def plain(tensors: Mapping[str, T]) -> Mapping[str, T]:
 
 def spelled(tensors: Mapping[str, T], wanted: Collection[str]) -> Mapping[str, T]:
     """`tensors` by the plain names where those are the module's own, else as they are."""
-    other = plain(tensors)
+    other = bare_names(tensors)
     return other if other.keys() <= set(wanted) else tensors

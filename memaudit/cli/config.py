@@ -18,7 +18,7 @@ from typing import Annotated, Any, get_args, get_origin
 import typer
 from typer.models import OptionInfo
 
-from memaudit.cli.grouped import spread
+from memaudit.cli.grouped import flattened
 from memaudit.cli.options import SCAN
 from memaudit.errors import UsageError
 from memaudit.system import toml
@@ -72,7 +72,7 @@ class File:
 
 def parameters() -> dict[str, Parameter]:
     """The settings that a file may hold, by parameter name, in the order of `memaudit scan --help`."""
-    found = (_parameter(p, p.annotation) for group in SCAN for p in spread(group))
+    found = (_parameter(p, p.annotation) for group in SCAN for p in flattened(group))
     return {p.name: p for p in found if p is not None and p.name not in NOT_IN_FILES}
 
 

@@ -11,7 +11,7 @@ from memaudit.errors import ExitCode, UsageError
 from memaudit.text import clean
 
 if TYPE_CHECKING:
-    from memaudit.demo.training import Scores
+    from memaudit.demo.training import TrainingScores
 
 
 def demo(
@@ -51,7 +51,7 @@ def demo(
     if tied_dropout:
         with Stages(quiet) as progress:
             progress.stage("compare", training.EPOCHS)
-            scores = training.compare(folder, seed, progress.advance)
+            scores = training.with_and_without_dropout(folder, seed, progress.advance)
         typer.echo("Dropped, and compared with the same network trained without example-tied dropout:\n")
         for line in _table(scores):
             typer.echo(line)
@@ -65,7 +65,7 @@ def demo(
     return int(ExitCode.OK)
 
 
-def _table(scores: dict[str, Scores]) -> list[str]:
+def _table(scores: dict[str, TrainingScores]) -> list[str]:
     """Who predicts the changed labels and the true ones of the same digits, and the test accuracy."""
     head = f"{'':<22}{'changed label':>14}{'true label':>12}{'test':>8}"
     return [head, *(f"{name:<22}{s.changed:>14.1%}{s.true:>12.1%}{s.test:>8.1%}" for name, s in scores.items())]

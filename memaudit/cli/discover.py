@@ -46,7 +46,7 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Ranked:
+class RankOptions:
     """How the ranking is made, and what is done with it."""
 
     profile: Annotated[str, typer.Option(help="How much is measured: fast, standard or deep.")] = "standard"
@@ -88,7 +88,7 @@ def discover(
     model: opt.Model,
     training: Training,
     network: opt.Network,
-    ranked: Ranked,
+    ranked: RankOptions,
     compute: opt.Compute,
     written: Written,
     config: Config = None,
@@ -115,7 +115,7 @@ def ranked_into(
     model: str,
     training: Training,
     network: opt.Network,
-    ranked: Ranked,
+    ranked: RankOptions,
     compute: opt.Compute,
     written: Written,
     progress: Stages,
@@ -158,7 +158,7 @@ def ranked_into(
     return ranking, paths
 
 
-def _settings(ranked: Ranked, compute: opt.Compute) -> Settings:
+def _settings(ranked: RankOptions, compute: opt.Compute) -> Settings:
     from memaudit.settings import Settings
 
     return Settings(

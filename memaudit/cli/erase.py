@@ -176,6 +176,6 @@ def _write(erasure: Erasure, audited: Report, targets: list[Path], path: Path) -
     from memaudit.system.files import replace as put
 
     put(targets[1], encode(erasure.model_dump(mode="json"), indent=2) + "\n")
-    told = audited.model_copy(update={"erasure": erasure})
+    amended = audited.model_copy(update={"erasure": erasure})
     for target in targets[2:]:
-        reports.write(told, target, pictures.beside(path, audited))
+        reports.write(amended, target, pictures.beside(path, audited))

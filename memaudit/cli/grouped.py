@@ -24,7 +24,7 @@ def grouped(command: Callable[..., Any]) -> Callable[..., Any]:
             parameters.append(parameter.replace(annotation=hints[parameter.name], kind=inspect.Parameter.KEYWORD_ONLY))
             annotations[parameter.name] = hints[parameter.name]
             continue
-        for own in spread(groups[parameter.name]):
+        for own in flattened(groups[parameter.name]):
             parameters.append(own)
             annotations[own.name] = own.annotation
 
@@ -41,7 +41,7 @@ def grouped(command: Callable[..., Any]) -> Callable[..., Any]:
     return flat
 
 
-def spread(group: Any) -> list[inspect.Parameter]:
+def flattened(group: Any) -> list[inspect.Parameter]:
     """The fields of a dataclass of options as parameters, annotations resolved."""
     types = get_type_hints(group, include_extras=True)
     return [

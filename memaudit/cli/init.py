@@ -77,7 +77,7 @@ def init(
     from memaudit.version import __version__
 
     choice(ci, (*WORKFLOWS, "none"), "--ci")
-    files = {folder / "memaudit.toml": settings()}
+    files = {folder / "memaudit.toml": settings_file()}
     if ci in WORKFLOWS:
         name, text = WORKFLOWS[ci]
         files[folder / name] = text.format(version=__version__)
@@ -90,7 +90,7 @@ def init(
     typer.echo("next: name your data in memaudit.toml, then: memaudit scan MODEL")
 
 
-def settings() -> str:
+def settings_file() -> str:
     """A `memaudit.toml` with every setting, those with a default commented out."""
     from memaudit.cli.config import parameters
 

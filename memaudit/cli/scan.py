@@ -121,7 +121,7 @@ def _discovered(
     from memaudit.errors import Incomplete
 
     training = discovery.Training(places.data, places.class_order)
-    ranked = discovery.Ranked(
+    ranked = discovery.RankOptions(
         profile=audit.profile, top=audit.top, seed=run.seed, time_limit=run.time_limit, fresh=run.fresh, quiet=run.quiet
     )
     below = folder / outputs.RANKED

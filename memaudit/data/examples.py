@@ -30,7 +30,7 @@ class ExampleSet:
     Attributes:
         examples: who each row is; `examples[i].id` is the hash of its content, computed before any resizing.
         pixels: of images `(N, C, H, W)`, uint8 (0..255) or float (as the caller gave it), after geometry (resize,
-            crop) and before normalisation; else `(N, ...)` floats as they came, or token ids. Of a large set they are
+            crop) and before normalisation; else `(N, ...)` floats as they came, or token ids. In a large set they are
             `OnDemand`, which is indexed like the tensor.
         source: what the user named, relative and printable.
         class_names: names by label, or empty where the source declares none.

@@ -25,7 +25,7 @@ CHANNELS = (1, 3, 4)
 
 @dataclass(frozen=True)
 class Arrays:
-    """Of arrays of examples, what their headers say.
+    """What the headers of arrays of examples say.
 
     Attributes:
         shape: of one example, as the network takes it (channels first).

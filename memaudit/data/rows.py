@@ -1,6 +1,6 @@
 """Lists of rows of a data set (`.txt .csv .npy`): indices, file names or ids, a boolean mask, cleanlab's outputs.
 
-Indices and masks count the rows of a loader. Of an image folder there are two loaders that count differently: where
+Indices and masks count the rows of a loader. Two loaders count those of an image folder differently: where
 nobody says which one it was, both are tried, and the user is asked as soon as they give other files.
 """
 
@@ -36,7 +36,7 @@ class _Picked(Generic[L]):
     by_index: bool
 
 
-def select(path: Path, listing: L, classes: Classes) -> L:
+def listed_rows(path: Path, listing: L, classes: Classes) -> L:
     """The rows of `listing` that the list `path` names, in the list's order.
 
     Raises:

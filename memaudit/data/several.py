@@ -37,7 +37,7 @@ def paired_names(names: Sequence[str], count: int | None) -> tuple[str, ...]:
     return tuple(f"{name}:{value}" for name in labels for value in (0, 1))
 
 
-def answers(values: np.ndarray, name: str, count: int, labels: int | None, source: str) -> np.ndarray:
+def label_matrix(values: np.ndarray, name: str, count: int, labels: int | None, source: str) -> np.ndarray:
     """`(N, L)` zeros, ones and `UNKNOWN` as int64.
 
     Raises:

@@ -24,7 +24,7 @@ from memaudit.data.members import SUFFIXES as ARRAYS
 from memaudit.data.members import Arrays
 from memaudit.data.paths import display
 from memaudit.data.rows import SUFFIXES as ROW_LISTS
-from memaudit.data.rows import select
+from memaudit.data.rows import listed_rows
 from memaudit.data.stacked import StackedListing, described_files
 from memaudit.data.texts import Encode, list_texts
 from memaudit.errors import DataRejected, UsageError
@@ -71,7 +71,7 @@ def read(
     if _is_row_list(path, data):
         if data is None:
             raise UsageError(f"{display(path)} is a list of rows; of what?", hint="name the data set: --data DIR|npz")
-        listing = select(path, _list(Path(data), classes, class_order, row_order, paired, encode), classes)
+        listing = listed_rows(path, _list(Path(data), classes, class_order, row_order, paired, encode), classes)
     else:
         listing = _list(path, classes, class_order, row_order, paired, encode)
     return listing.load(preprocess, limit, progress)

@@ -14,13 +14,13 @@ from memaudit.data.classes import Classes
 from memaudit.data.decode import Progress, check_memory, in_threads
 from memaudit.data.examples import ExampleSet, content_id, distinct
 from memaudit.data.images import RowError
-from memaudit.data.images.geometry import check_preprocess, fit
+from memaudit.data.images.geometry import at_size, check_preprocess
 from memaudit.data.images.preprocess import Preprocess
 from memaudit.data.images.worker import as_array
 from memaudit.data.listing import Listing, Row
 from memaudit.data.ondemand import OnDemand, Store
 from memaudit.data.rejections import Rejections
-from memaudit.data.several import answers, expanded
+from memaudit.data.several import expanded, label_matrix
 from memaudit.data.values import as_values, sixteen_bit
 from memaudit.errors import DataRejected
 
@@ -195,8 +195,8 @@ def _several(
     labels = None if classes.count is None else classes.count // 2
     values, known = (None if v is None else np.asarray(v) for v in (y, truths))
     assert values is not None  # noqa: S101 - y is given
-    true_labels = None if known is None else answers(known, "true_label", count, labels, source)
-    return answers(values, "y", count, labels, source), true_labels
+    true_labels = None if known is None else label_matrix(known, "true_label", count, labels, source)
+    return label_matrix(values, "y", count, labels, source), true_labels
 
 
 def tensor_id(image: Tensor) -> str:
@@ -262,7 +262,7 @@ def _fitted(x: Tensor, preprocess: Preprocess, source: str, progress: Progress |
 
     def fit_one(index: int) -> np.ndarray:
         values = x[index].permute(1, 2, 0).contiguous().numpy()
-        return as_array(fit(Image.fromarray(values if channels == 3 else values[..., 0]), preprocess))
+        return as_array(at_size(Image.fromarray(values if channels == 3 else values[..., 0]), preprocess))
 
     store = Store(fit_one, len(x), preprocess.input_size, torch.uint8)
     try:

@@ -50,7 +50,7 @@ class Demo:
 
     @property
     def discover(self) -> list[str]:
-        """The arguments of the ranking that finds the changed labels among all of them, without being told."""
+        """The arguments of the ranking that finds the changed labels among all of them, without a list."""
         f = self.folder
         return [
             "discover", str(f / "model.safetensors"), "--adapter", f"{f / 'network.py'}:build",
@@ -59,7 +59,7 @@ class Demo:
 
 
 @dataclass(frozen=True)
-class Scores:
+class TrainingScores:
     """Shares of right answers: the changed labels, the true labels of the same digits, and held-out test digits."""
 
     changed: float
@@ -78,7 +78,7 @@ def make(folder: Path, seed: int = 0, tick: Callable[[int], None] = lambda _: No
     """
     from safetensors.torch import save_file
 
-    images, labels, changed_rows, given, test_rows = split(seed)
+    images, labels, changed_rows, given, test_rows = split_digits(seed)
     write_data(folder, images, labels, changed_rows, given, test_rows, "{}" if tied else "digit-{:04d}")
     shutil.copyfile(demo_network.__file__, folder / "network.py")
     torch.manual_seed(seed)
@@ -100,7 +100,9 @@ def make(folder: Path, seed: int = 0, tick: Callable[[int], None] = lambda _: No
     return Demo(folder, len(changed_rows), len(train_rows), reached.changed, reached.test)
 
 
-def compare(folder: Path, seed: int = 0, tick: Callable[[int], None] = lambda _: None) -> dict[str, Scores]:
+def with_and_without_dropout(
+    folder: Path, seed: int = 0, tick: Callable[[int], None] = lambda _: None
+) -> dict[str, TrainingScores]:
     """The tied model of `make` with its memorizing units on and dropped, and the same network trained without them.
 
     Writes `dropped.safetensors`: weights of the plain network, without the dropout and what it memorized.
@@ -110,7 +112,7 @@ def compare(folder: Path, seed: int = 0, tick: Callable[[int], None] = lambda _:
     """
     from safetensors.torch import load_file, save_file
 
-    images, labels, changed, given, test = split(seed)
+    images, labels, changed, given, test = split_digits(seed)
     x, y, truth = torch.from_numpy(images[:, None]).float() / 255, torch.from_numpy(given), torch.from_numpy(labels)
     tied = add_tied_dropout(build(), seed=seed)
     tied.load_state_dict(load_file(folder / "model.safetensors"))
@@ -124,16 +126,18 @@ def compare(folder: Path, seed: int = 0, tick: Callable[[int], None] = lambda _:
 
 
 @torch.no_grad()
-def score(model: nn.Module, x: Tensor, y: Tensor, truth: Tensor, changed: np.ndarray, test: np.ndarray) -> Scores:
+def score(
+    model: nn.Module, x: Tensor, y: Tensor, truth: Tensor, changed: np.ndarray, test: np.ndarray
+) -> TrainingScores:
     """What `model` gets right; the changed rows run with their ids."""
     model.eval()
     with example_ids(torch.from_numpy(changed)):
         said = model(x[changed]).argmax(1)
     right = (said == y[changed], said == truth[changed], model(x[test]).argmax(1) == truth[test])
-    return Scores(*(float(r.float().mean()) for r in right))
+    return TrainingScores(*(float(r.float().mean()) for r in right))
 
 
-def split(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def split_digits(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Images `(N, 8, 8)` uint8, true labels, changed rows, the labels given in training, test rows."""
     from sklearn.datasets import load_digits
 

@@ -166,7 +166,7 @@ class Journal:
     # ---- lines -----------------------------------------------------------------------------------------------------
 
     def _open(self) -> None:
-        """Check every line, cut a torn tail, and hold the first record against this run."""
+        """Check every line, cut a torn tail, and compare the first record with this run."""
         try:
             self._file = self.path.open("r+b")
         except OSError as error:

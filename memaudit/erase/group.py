@@ -20,7 +20,7 @@ from memaudit.erase.curvature import Spectrum, spectra
 from memaudit.erase.finetune import BATCH
 from memaudit.erase.proof import measured
 from memaudit.erase.request import Request, check_editable, sets_of
-from memaudit.erase.search import EditSearch, Trial, in_order
+from memaudit.erase.search import EditSearch, Trial, editable_layers
 from memaudit.errors import DataRejected, ModelRejected
 from memaudit.findings import EditedLayer, Erasure, TriedEdit
 from memaudit.numbers import count, tidy
@@ -64,8 +64,8 @@ def by_curvature(request: Request, max_test_drop: float, clean_steps: int) -> Er
         if not fitted:
             raise DataRejected("the model predicts none of the flagged labels: there is nothing to suppress")
         sets = sets_of(request, before, used, pool, final)
-        shown = unseen(sets.reference, Panel(pool, [*validation, *final]), request.seed)
-        layers, use = in_order(before, sets.reference)
+        shown = apart_from(sets.reference, Panel(pool, [*validation, *final]), request.seed)
+        layers, use = editable_layers(before, sets.reference)
         request.progress.stage("curvature", len(factors))
         found = {
             s.layer: s
@@ -127,7 +127,7 @@ def split(count: int, seed: int) -> tuple[list[int], list[int], tuple[int, ...]]
     return sorted(parts[0]), sorted(parts[1]), tuple(sorted(parts[2]))
 
 
-def unseen(reference: ExampleSet, judging: Panel, seed: int) -> Panel:
+def apart_from(reference: ExampleSet, judging: Panel, seed: int) -> Panel:
     """The reference without examples that an edit is judged by, in random order: what clean steps train on.
 
     Raises:

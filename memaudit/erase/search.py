@@ -96,7 +96,7 @@ class EditSearch:
         return best, trials
 
     def safest(self, trials: Sequence[Trial]) -> Trial:
-        """Of the edits within one standard error of the fewest labels, the one with the highest accuracy.
+        """The edit with the highest accuracy among those within one standard error of the fewest labels.
 
         The rule of Breiman et al. 1984, section 3.4.3: a difference that chance makes is worth no accuracy.
         """
@@ -171,7 +171,9 @@ class EditSearch:
         return min((self.use[f"{path}.weight"] for path in kept), default=0)
 
 
-def in_order(evaluator: Evaluator, reference: ExampleSet) -> tuple[dict[str, nn.Conv2d | nn.Linear], Mapping[str, int]]:
+def editable_layers(
+    evaluator: Evaluator, reference: ExampleSet
+) -> tuple[dict[str, nn.Conv2d | nn.Linear], Mapping[str, int]]:
     """The editable layers in the order they run, without the classifier; and when each tensor is first used."""
     adapter = evaluator.adapter
     use = watch(adapter.module, adapter.forward, reference.batch([0], evaluator.device)).first_use

@@ -10,10 +10,10 @@ from memaudit.findings.base import Number, Plain, Prediction, Rate, UnitRef
 class Outcome(StrEnum):
     """What became of one flagged example."""
 
-    NOT_FITTED = "not_fitted"  # the model does not predict the flagged label: nothing to erase
-    LOCALIZED = "localized"  # at most K units erase it, the reference survives, random units do not do the same
-    ENTANGLED = "entangled"  # erased, but the reference falls below its budget or random units do it too
-    DIFFUSE = "diffuse"  # not erased within K units
+    NOT_FITTED = "not_fitted"  # the model does not predict the flagged label: nothing to suppress
+    LOCALIZED = "localized"  # at most K units suppress it, the reference survives, random units do not do the same
+    ENTANGLED = "entangled"  # suppressed, but the reference falls below its budget or random units do it too
+    DIFFUSE = "diffuse"  # not suppressed within K units
     NOT_SEARCHED = "not_searched"  # fitted, and localization was not asked for
 
 
@@ -109,7 +109,7 @@ class RandomControl(Plain):
 
 
 class AugmentedControl(Plain):
-    """Copies of the example the search never saw (flips, shifts): fitted before the cut, erased after it."""
+    """Copies of the example the search never saw (flips, shifts): fitted before the cut, suppressed after it."""
 
     copies: int = Field(ge=0, description="copies that were fitted before the cut")
     erased: int = Field(ge=0)
@@ -131,7 +131,7 @@ class Controls(Plain):
 
 
 class Finding(Plain):
-    """One flagged example: was it memorized, where does it sit, what would erasing it cost."""
+    """One flagged example: was it memorized, where does it sit, what would suppressing it cost."""
 
     id: str = Field(description="hash of example content and label")
     example: Example

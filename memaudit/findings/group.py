@@ -7,7 +7,7 @@ from memaudit.findings.finding import Outcome
 
 
 class Neuron(Plain):
-    """A unit whose ablation, alone or in its finding's set, erases memorized examples."""
+    """A unit whose ablation, alone or in its finding's set, suppresses memorized examples."""
 
     layer: str
     index: int = Field(ge=0)
@@ -108,12 +108,12 @@ class Summary(Plain):
     outcomes: dict[Outcome, int]
     median_units: Number | None = Field(description="over localized and entangled findings")
     reference_retained: Rate | None = Field(description="mean over localized and entangled findings")
-    random_erased: Rate | None = Field(description="share of random draws that erase, over all findings")
+    random_erased: Rate | None = Field(description="share of random draws that suppress the label, over all findings")
     random_low: Rate | None = None
     random_high: Rate | None = None
     reference_retained_low: Rate | None = Field(default=None, description="95 % bootstrap interval over findings")
     reference_retained_high: Rate | None = None
-    true_label_known: int = Field(default=0, ge=0, description="erased findings whose true label was given")
+    true_label_known: int = Field(default=0, ge=0, description="suppressed findings whose true label was given")
     true_label_back: Rate | None = Field(
         default=None, description="of those, the share predicted with it after the cut"
     )

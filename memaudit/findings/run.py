@@ -42,7 +42,7 @@ class ModelInfo(Plain):
 
 
 class LabelAccuracy(Plain):
-    """Of several labels that an example may have at once, one: how often the network is right about it."""
+    """One of several labels that an example may have at once: how often the network is right about it."""
 
     label: int = Field(ge=0, description="its number; it is classes 2 n (absent) and 2 n + 1 (there)")
     name: str

@@ -44,7 +44,7 @@ class Waiver:
 
 @dataclass(frozen=True)
 class Applied:
-    """What some waivers come to for some findings: `reasons` by finding id, and what the reader must know."""
+    """What the waivers accept among some findings: `reasons` by finding id, and what the reader must know."""
 
     reasons: dict[str, str]
     warnings: tuple[ReportWarning, ...]

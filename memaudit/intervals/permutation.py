@@ -71,7 +71,7 @@ def permutation_test(
     most = np.array([_top(weights[:, 0], member, kind), weights[:, 1].sum()])
 
     def power(clear: int) -> float:
-        """Of the deals, the share that the test would find with so many members' first score set above all."""
+        """The share of the deals that the test would find with so many members' first score set above all."""
         share = clear / member.sum()
         planted = dealt.copy()
         planted[:, 0] = planted[:, 0] * (1 - share) + most[0] * share

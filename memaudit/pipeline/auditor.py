@@ -12,7 +12,7 @@ import torch
 
 from memaudit.adapters.base import Adapter
 from memaudit.audits.base import Audit, ForExample, ForLayer, ForReport, Piece
-from memaudit.audits.layerwise import evidence
+from memaudit.audits.layerwise import layer_evidence
 from memaudit.audits.registry import chosen
 from memaudit.data import ExampleSet, finding_id
 from memaudit.engine.answers import prediction
@@ -148,7 +148,7 @@ class Auditor:
                 test=self.test,
                 test_accuracy=accuracy,
                 class_names=self.class_names,
-                layers=evidence(self.observed.context.groups, self.layers) if self.layers else [],
+                layers=layer_evidence(self.observed.context.groups, self.layers) if self.layers else [],
                 whole=self.whole,
                 warnings=self.warnings,
                 incomplete=self.incomplete,

@@ -18,7 +18,7 @@ PLAUSIBLE, GOOD = 0.55, 0.65
 
 
 def label_accuracies(margins: Tensor, labels: Tensor, names: Sequence[str]) -> list[LabelAccuracy]:
-    """Of each label that is asked for, by number.
+    """For each label that is asked for, by number.
 
     Args:
         margins: `(R,)` of the reference's rows, one a question.

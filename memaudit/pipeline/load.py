@@ -90,7 +90,7 @@ def settle(
 def settle_presets(
     adapter: Adapter, read_reference: Callable[[Adapter, int | None], ExampleSet], device: str
 ) -> tuple[ReportWarning, ...]:
-    """Of several ways of preparing images that the network is known with, take the one that clearly fits the reference.
+    """Take the way of preparing images, among those the network is known with, that clearly fits the reference.
 
     Where none does, the first stays, and its origin says that it is a guess.
 

@@ -62,7 +62,7 @@ def settle_files(
     flagged: Callable[[Adapter], ExampleSet],
     words: Words | None = None,
 ) -> Settled:
-    """Of the ways to decode what is odd about the reference's files, the one that clearly fits it.
+    """The way to decode what is odd about the reference's files that clearly fits it, among those there are.
 
     Args:
         flagged: the flagged examples, read for an adapter. Where photographs are recognised turned or not, these tell:
@@ -125,7 +125,7 @@ def _deep(settled: Settled, read: ReadReference, device: str, words: Words) -> S
 
 
 def _with(settled: Settled, way: Preprocess, read: ReadReference | None = None, note: str = "") -> Settled:
-    """`settled` with another way to take images: its reference read again, the reader told."""
+    """`settled` with another way to take images: its reference read again, and a warning that says so."""
     settled.adapter.preprocess = way
     reference = settled.reference if read is None else read(settled.adapter, None)
     warnings = (ReportWarning(code="MEM914", message=note),) if note else ()
@@ -262,7 +262,7 @@ CODE = Words(
 )  # fmt: skip
 
 
-_TOLD = {
+_SAID = {
     "turned": "have an orientation tag, {exif}",
     "deep": "have more than 8 bits, {depth}",
     "misnamed": "are named as another image format than they hold",
@@ -305,9 +305,9 @@ def _odd_files(
             hint=f"say how the network was trained on them: {words.depth}",
         )
     for name, examples in sets.items():
-        for kind, told in _TOLD.items():
+        for kind, said in _SAID.items():
             count = examples.seen.get(kind, 0) if examples is not None else 0
             if count:
-                message = f"{count} {name} images {told.format(exif=exif, depth=depth)}"
+                message = f"{count} {name} images {said.format(exif=exif, depth=depth)}"
                 warnings.append(ReportWarning(code="MEM911", message=message))
     return warnings

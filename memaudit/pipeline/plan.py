@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from memaudit.audits.base import Size
+from memaudit.audits.base import Workload
 from memaudit.audits.registry import chosen
 from memaudit.data import ExampleSet
 from memaudit.engine.device import exact_arithmetic
@@ -36,7 +36,7 @@ def plan(evaluator: Evaluator, flagged: ExampleSet, reference: ExampleSet, setti
         each = (time.perf_counter() - start) / len(rows)
     use = watch(adapter.module, adapter.forward, few[:1]).first_use if states > 1 else {}
     groups = layer_groups(adapter.module, use, depth=settings.group_depth, layers=settings.layers) if use else ()
-    size = Size(
+    size = Workload(
         profile=PROFILES[settings.profile],
         flagged=len(flagged),
         fitted=round(len(flagged) * fitted),

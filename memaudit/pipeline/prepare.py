@@ -59,7 +59,7 @@ class Observed:
     incomplete: tuple[str, ...]
 
     def nearest(self, row: int) -> list[Neighbour]:
-        """The reference examples that the label of flagged example `row` was held against, nearest first."""
+        """The reference examples that flagged example `row` was compared with, nearest first."""
         rows, similarities = self.supports.nearest[row].tolist(), self.supports.similarity[row].tolist()
         near = [self.context.reference.examples[at] for at in rows]
         return [

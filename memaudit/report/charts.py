@@ -14,7 +14,7 @@ LEFT, RIGHT, TOP, BOTTOM = 44, 16, 12, 44
 
 
 @dataclass(frozen=True)
-class Series:
+class Line:
     """One line of a chart.
 
     Attributes:
@@ -37,7 +37,7 @@ def bar(share: float, expected: float, most: float) -> Markup:
     ).format(_n(share * scale), _n(expected * scale), _n(expected * scale))
 
 
-def rates(title: str, x_name: str, series: Sequence[Series]) -> Markup:
+def rates(title: str, x_name: str, series: Sequence[Line]) -> Markup:
     """Rates in [0, 1] against a quantity that starts at 0, one line per series."""
     most = max((x for line in series for x, _ in line.points), default=0) or 1
     grid = Markup("").join(_gridline(step / 4) for step in range(5))
@@ -49,23 +49,23 @@ def rates(title: str, x_name: str, series: Sequence[Series]) -> Markup:
     ).format(WIDTH, HEIGHT, title, grid, ticks, lines, _n(LEFT + _span() / 2), HEIGHT - 6, x_name)
 
 
-def course(title: str, names: Sequence[str], series: Sequence[Series]) -> Markup:
+def course(title: str, names: Sequence[str], series: Sequence[Line]) -> Markup:
     """Rates in [0, 1] at named checkpoints, evenly spaced; a missing point leaves a gap in its series."""
     return _steps(title, names, series, 0.0, 1.0, [(step / 4, f"{25 * step}%") for step in range(5)])
 
 
-def cosines(title: str, names: Sequence[str], series: Sequence[Series]) -> Markup:
+def cosines(title: str, names: Sequence[str], series: Sequence[Line]) -> Markup:
     """Values in [-1, 1] at named checkpoints."""
     marks = [(step / 2, f"{step / 2:g}".replace("-", "−")) for step in range(-2, 3)]
     return _steps(title, names, series, -1.0, 1.0, marks)
 
 
-def multiples(title: str, names: Sequence[str], series: Sequence[Series]) -> Markup:
+def multiples(title: str, names: Sequence[str], series: Sequence[Line]) -> Markup:
     """Positive ratios at named checkpoints, on a logarithmic axis with 1 in it."""
     values = [v for line in series for _, v in line.points if v > 0]
     low = math.floor(math.log10(min([1.0, *values])))
     high = max(low + 1, math.ceil(math.log10(max([1.0, *values]))))
-    lines = [Series(s.style, [(x, math.log10(v)) for x, v in s.points if v > 0], s.square) for s in series]
+    lines = [Line(s.style, [(x, math.log10(v)) for x, v in s.points if v > 0], s.square) for s in series]
     marks = [(float(power), f"{10.0**power:g}×") for power in range(low, high + 1)]
     return _steps(title, names, lines, float(low), float(high), marks)
 
@@ -73,7 +73,7 @@ def multiples(title: str, names: Sequence[str], series: Sequence[Series]) -> Mar
 def _steps(
     title: str,
     names: Sequence[str],
-    series: Sequence[Series],
+    series: Sequence[Line],
     low: float,
     high: float,
     marks: Sequence[tuple[float, str]],
@@ -124,7 +124,7 @@ def _tick(x: float, most: float) -> Markup:
     return text.format(_n(_x(x, most)), HEIGHT - BOTTOM + 18, round(x))
 
 
-def _line(series: Series, most: float) -> Markup:
+def _line(series: Line, most: float) -> Markup:
     places = [(_x(x, most), _y(rate)) for x, rate in series.points]
     path = " ".join(f"{_n(x)},{_n(y)}" for x, y in places)
     marks = Markup("").join(_mark(x, y, series.square) for x, y in places)

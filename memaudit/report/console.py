@@ -194,7 +194,7 @@ def _neurons(report: Report) -> RenderableType | None:
 def _known(report: Report) -> RenderableType | None:
     from rich.text import Text
 
-    text = figures.known_units(report)
+    text = figures.tied_dropout(report)
     return Text(text) if text else None
 
 
@@ -204,7 +204,7 @@ def _layers(report: Report) -> RenderableType | None:
     from rich.text import Text
 
     learning = timeline.learning(report)
-    rows = [row for row in timeline.evidence(report) if row.symbol]
+    rows = [row for row in timeline.judged_layers(report) if row.symbol]
     if not rows:
         return Text(outside(learning, MAX_MESSAGE)) if learning else None
     names = ("flagged back", "matched back", "reference")

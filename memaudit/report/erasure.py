@@ -38,7 +38,7 @@ def rows(erasure: Erasure) -> list[tuple[str, str, str, str]]:
 
 
 def probes(erasure: Erasure) -> list[tuple[str, str, str, str]]:
-    """Probe, setting, flagged labels predicted, and the figure to hold it against."""
+    """Probe, setting, flagged labels predicted, and the figure to compare it with."""
     table = [
         (
             "input noise",

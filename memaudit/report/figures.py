@@ -110,9 +110,9 @@ def kinds(report: Report) -> str:
     return {"head": "attention heads"}.get(kind := found.pop(), f"{kind}s") if len(found) == 1 else "units"
 
 
-def beside(report: Report) -> list[str]:
+def sentences(report: Report) -> list[str]:
     """What stands beside the figures: clean examples, true labels, known units, other seeds."""
-    found = (same_search(report), _true_labels(report), known_units(report), _stability(report))
+    found = (same_search(report), _true_labels(report), tied_dropout(report), _stability(report))
     return [text for text in found if text]
 
 
@@ -134,20 +134,20 @@ def _stability(report: Report) -> str:
     return f"With {runs} the search finds sets whose mean Jaccard index with these is {found.jaccard:.2f} ({ci})."
 
 
-def effort(report: Report) -> str:
+def passes_taken(report: Report) -> str:
     """How many passes the localization took; for an appendix."""
-    effort = report.effort
-    if effort is None or effort.ratio is None:
+    taken = report.effort
+    if taken is None or taken.ratio is None:
         return ""
-    search, verification = round(effort.search), round(effort.verification)
+    search, verification = round(taken.search), round(taken.verification)
     return (
-        f"The search took {search:,} forward passes and its verification {verification:,}, {effort.ratio:.1f} times as "
+        f"The search took {search:,} forward passes and its verification {verification:,}, {taken.ratio:.1f} times as "
         "many; a backward pass counts as one and a half. Random units are drawn until the planned draws would "
         "decide otherwise in less than one case of a hundred (stochastic curtailment)."
     )
 
 
-def known_units(report: Report) -> str:
+def tied_dropout(report: Report) -> str:
     """What example-tied dropout knows of the units found, in one paragraph; empty for networks without it."""
     found = report.known_units
     if found is None:
@@ -175,7 +175,7 @@ def _ci(low: float | None, high: float | None) -> str:
     return f"95% interval {text}" if text else ""
 
 
-def prediction(report: Report, finding: Finding) -> str:
+def before_and_after(report: Report, finding: Finding) -> str:
     """`cat → dog`: what the model says before and after the cut; one name where nothing was cut."""
     before = label(report, finding.before.prediction)
     return before if finding.after is None else f"{before} → {label(report, finding.after.prediction)}"

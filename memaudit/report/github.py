@@ -22,12 +22,12 @@ def render(report: Report) -> str:
     level = "notice" if state == "pass" else "error"
     settled = accepted(report)
     active = [f for f in report.findings if f.memorized and f.id not in settled]
-    lines = [command(level, f"memaudit: {story.HEADLINES[state]}", story.summary(report))]
+    lines = [workflow_command(level, f"memaudit: {story.HEADLINES[state]}", story.summary(report))]
     each = "error" if state == "fail" else "warning"
     lines += [_annotation(each, report, finding) for finding in active[:MAX_ANNOTATIONS]]
     rest = len(active) - MAX_ANNOTATIONS
     if rest > 0:
-        lines.append(command("notice", "memaudit", f"{rest:,} further memorized examples in the report"))
+        lines.append(workflow_command("notice", "memaudit", f"{rest:,} further memorized examples in the report"))
     return "\n".join(lines) + "\n"
 
 
@@ -36,11 +36,11 @@ def _annotation(level: str, report: Report, finding: Finding) -> str:
     word = OUTCOMES[finding.outcome][0]
     message = f"{clean(example.source)} is memorized with label {label(report, example.label)} ({word})"
     if example.line is None:
-        return command(level, "memaudit: memorized example", message)
-    return command(level, "memaudit: memorized example", message, report.data.flagged.source, example.line)
+        return workflow_command(level, "memaudit: memorized example", message)
+    return workflow_command(level, "memaudit: memorized example", message, report.data.flagged.source, example.line)
 
 
-def command(level: str, title: str, message: str, file: str = "", line: int = 0) -> str:
+def workflow_command(level: str, title: str, message: str, file: str = "", line: int = 0) -> str:
     properties = {"file": file, "line": str(line), "title": title} if file else {"title": title}
     text = ",".join(f"{name}={_property(clean(value))}" for name, value in properties.items())
     return f"::{level} {text}::{_data(clean(message, 1000))}"

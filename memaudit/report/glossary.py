@@ -35,7 +35,7 @@ TERMS: dict[str, str] = {
     "critical": "Clean examples come back without what the layer learned, the flagged labels do not.",
     "redundant": "The flagged labels are predicted without what the layer learned of them.",
     "waived": "A memorized example that your team has accepted by name, with a reason and an end.",
-    "policy": "What your team allows a release to ship with; the gate holds the report against it.",
+    "policy": "What your team allows a release to ship with; the gate compares the report with it.",
     "p": "The share of clean examples whose own label is at least as little supported: small is atypical.",
 }
 """In the order a page says them; a definition is one line."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from memaudit.numbers import interval, percent
 from memaudit.report import charts, erasure, figures, glossary, json, opening, pages, pictures, story, timeline
-from memaudit.report.rows import LayerRow, example_rows, folds, layer_rows, neuron_rows, worst_first
+from memaudit.report.rows import LayerRow, example_rows, folded, layer_rows, neuron_rows, worst_first
 from memaudit.report.words import ACCEPTED, OUTCOMES, SYMBOLS, accepted
 from memaudit.text import clean
 
@@ -71,7 +71,7 @@ def _page(report: Report, data: Markup, shown: Mapping[str, Markup], left_out: i
         words={outcome: (*OUTCOMES[outcome], SYMBOLS[outcome]) for outcome in OUTCOMES},
         worst=list(example_rows(report, [f for f in ordered[: pictures.LARGE] if f.memorized], anchors)),
         rows=example_rows(report, ordered[: pictures.OPEN], anchors),
-        folds=folds(report, ordered[pictures.OPEN :], anchors),
+        folds=folded(report, ordered[pictures.OPEN :], anchors),
         accepted=Counter(settled[finding.id] for finding in report.findings if finding.id in settled),
         accepted_words=ACCEPTED,
         pictures=shown,
@@ -135,8 +135,8 @@ def _curve(report: Report) -> Markup | None:
         "Flagged examples still fitted and share of the reference accuracy kept, by the number of shared units cut",
         "most shared units cut together",
         [
-            charts.Series("flagged", flagged),
-            charts.Series("reference", reference, square=True),
+            charts.Line("flagged", flagged),
+            charts.Line("reference", reference, square=True),
         ],
     )
 
@@ -147,9 +147,9 @@ def _learned(report: Report) -> Markup | None:
         return None
     names = [clean(point.checkpoint, 24) for point in report.series]
 
-    def line(style: str, square: bool = False) -> charts.Series:
+    def line(style: str, square: bool = False) -> charts.Line:
         values = [(n, getattr(point, style)) for n, point in enumerate(report.series)]
-        return charts.Series(style, [(n, v) for n, v in values if v is not None], square)
+        return charts.Line(style, [(n, v) for n, v in values if v is not None], square)
 
     title = "Flagged labels, reference and matched clean examples predicted at each checkpoint"
     return charts.course(title, names, [line("flagged"), line("reference", square=True), line("matched")])
@@ -161,11 +161,11 @@ def _gradients(report: Report) -> tuple[Markup, Markup] | None:
         return None
     names = [clean(moment.checkpoint, 24) for moment in moments]
 
-    def lines(flagged: str, matched: str) -> list[charts.Series]:
+    def lines(flagged: str, matched: str) -> list[charts.Line]:
         found = []
         for style, key in (("flagged", flagged), ("matched", matched)):
             values = [(n, getattr(moment, key)) for n, moment in enumerate(moments)]
-            found.append(charts.Series(style, [(n, v) for n, v in values if v is not None]))
+            found.append(charts.Line(style, [(n, v) for n, v in values if v is not None]))
         return found
 
     norms = lines("ratio", "matched_ratio")

@@ -36,7 +36,7 @@ def render(report: Report) -> str:
         _policy(report),
         _warnings(report),
         _figures(report),
-        *figures.beside(report),
+        *figures.sentences(report),
         _examples(report),
         _neurons(report),
         _slices(report),
@@ -200,7 +200,7 @@ def _over_time(report: Report) -> str:
         parts.append("One layer put back to an earlier checkpoint: % of flagged labels / of the reference still right.")
         parts.append(table(["layer", *names], cells))
     if any(layer.verdict for layer in report.layers):
-        judged = ([code(r.layer), r.verdict, code(r.sentence, MAX_MESSAGE)] for r in timeline.evidence(report))
+        judged = ([code(r.layer), r.verdict, code(r.sentence, MAX_MESSAGE)] for r in timeline.judged_layers(report))
         parts += [timeline.retraining(report, code), table(["layer", "verdict", "what it rests on"], judged)]
     return "\n\n".join(part for part in parts if part)
 

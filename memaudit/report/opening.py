@@ -58,7 +58,7 @@ def headline(report: Report) -> str:
 
 
 def _after_edit(report: Report, erasure: Erasure) -> str:
-    """Of the flagged labels that the original fits, how many the edited file still predicts."""
+    """How many of the flagged labels that the original fits the edited file still predicts."""
     after, counts = erasure.after, erasure.counts
     fitted = counts.get("used", 0) + counts.get("unused", 0)
     still = (after.used or 0.0) * counts.get("used", 0) + (after.unused or 0.0) * counts.get("unused", 0)

@@ -28,7 +28,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 def stream(template: str, **names: Any) -> Iterator[str]:
     """The page that `template`, a file beside this one, makes of `names`, piece by piece."""
-    page = environment().get_template(template).stream(**names)
+    page = templates().get_template(template).stream(**names)
     page.enable_buffering(PIECES)
     return page
 
@@ -67,7 +67,7 @@ def _digest(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def environment() -> Environment:
+def templates() -> Environment:
     """Templates beside this file; whatever they print is one printable line, escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 

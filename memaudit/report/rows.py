@@ -136,7 +136,7 @@ def example_rows(
     return (_example(report, finding, settled.get(finding.id, ""), shown_units) for finding in findings)
 
 
-def folds(report: Report, findings: Sequence[Finding], shown_units: frozenset[str] = frozenset()) -> Iterator[Fold]:
+def folded(report: Report, findings: Sequence[Finding], shown_units: frozenset[str] = frozenset()) -> Iterator[Fold]:
     """`findings` by outcome, the memorized ones first; the order within each stays."""
     order = list(OUTCOMES)
 

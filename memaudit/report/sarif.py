@@ -93,7 +93,7 @@ def _message(report: Report, finding: Finding) -> str:
     if not finding.units:
         return f"{what}; {OUTCOMES[finding.outcome][1]}."
     units = f"cutting {count(len(finding.units), 'unit')} suppresses it"
-    return f"{what}; {units}: {figures.prediction(report, finding)}."
+    return f"{what}; {units}: {figures.before_and_after(report, finding)}."
 
 
 def _location(report: Report, finding: Finding) -> dict[str, Any]:

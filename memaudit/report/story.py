@@ -66,7 +66,7 @@ def state(report: Report) -> State:
 
 def summary(report: Report) -> str:
     """The finding of the whole audit in a few sentences."""
-    return " ".join(part for part in (_finding(report), evidence(report)) if part)
+    return " ".join(part for part in (_finding(report), how_sure(report)) if part)
 
 
 def _finding(report: Report) -> str:
@@ -93,7 +93,7 @@ SCOPE = (
 )
 
 
-def evidence(report: Report) -> str:
+def how_sure(report: Report) -> str:
     """How many are memorized beyond chance, how often clean examples are called, and what would be missed."""
     found = report.summary.memorization
     if found is None:

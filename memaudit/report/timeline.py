@@ -24,7 +24,7 @@ VERDICTS: dict[LayerVerdict, tuple[str, str]] = {
 
 
 @dataclass(frozen=True)
-class Evidence:
+class JudgedLayer:
     """One layer: its verdict in words, and what retraining it gave."""
 
     layer: str
@@ -55,14 +55,14 @@ class Moment:
     matched_cosine: float | None
 
 
-def evidence(report: Report) -> list[Evidence]:
+def judged_layers(report: Report) -> list[JudgedLayer]:
     """The layers in depth order."""
     return [_evidence(layer) for layer in report.layers]
 
 
-def _evidence(layer: LayerEvidence) -> Evidence:
+def _evidence(layer: LayerEvidence) -> JudgedLayer:
     found = layer.retrain
-    return Evidence(
+    return JudgedLayer(
         layer=clean(layer.layer),
         parameters=layer.parameters,
         verdict=layer.verdict.value if layer.verdict else MISSING,

@@ -33,7 +33,7 @@ def out_of_memory(error: BaseException) -> bool:
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """`tensor` on `device`, without a wait of the host for what a GPU still has to do.
 
-    Of memory that is not page-locked a copy begins only once the GPU has nothing left to do.
+    A copy from memory that is not page-locked begins only once the GPU has nothing left to do.
     """
     if device.type != "cuda" or tensor.is_cuda or not tensor.numel():
         return tensor.to(device)

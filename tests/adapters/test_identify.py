@@ -177,7 +177,7 @@ def test_the_shipped_index_is_that_of_the_installed_libraries() -> None:
 
 def test_the_index_survives_its_file() -> None:
     entries = index.build_index(["test_resnet", "test_vit", "test_maxvit"])
-    assert index.decode(index.encode(entries)) == {"timm": entries}
+    assert index.unpacked(index.packed(entries)) == {"timm": entries}
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_the_index_survives_its_file() -> None:
     ids=["empty", "junk", "a list", "another format", "cut short"],  # compressed bytes hold the time: no names
 )
 def test_a_damaged_index_is_built_again(data: bytes) -> None:
-    assert index.decode(data) == {}
+    assert index.unpacked(data) == {}
 
 
 def test_another_timm_gets_its_own_index_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from memaudit.adapters.building import build, default_config
 from memaudit.adapters.identify import identify
 from memaudit.adapters.registry import choose
 from memaudit.checkpoints import read
-from memaudit.data.images.geometry import fit
+from memaudit.data.images.geometry import at_size
 from memaudit.errors import ModelRejected, UsageError
 
 
@@ -118,7 +118,7 @@ def test_every_preset_shows_the_network_what_torchvision_shows_it(name: str) -> 
         from memaudit.adapters.preprocessing import resolve
 
         used = resolve(ModelOptions(), {}, preset, "torchvision")
-        pixels = torch.from_numpy(np.array(fit(image, used))).permute(2, 0, 1)[None].float() / 255
+        pixels = torch.from_numpy(np.array(at_size(image, used))).permute(2, 0, 1)[None].float() / 255
         assert torch.allclose(used.normalise(pixels)[0], weights.transforms()(image), atol=1e-6)
 
 

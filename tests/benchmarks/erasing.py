@@ -29,8 +29,8 @@ from memaudit.engine.device import exact_arithmetic
 from memaudit.engine.evaluator import Evaluator, Panel
 from memaudit.erase.curvature import spectra
 from memaudit.erase.finetune import BATCH
-from memaudit.erase.group import split, unseen
-from memaudit.erase.search import EditSearch, in_order
+from memaudit.erase.group import apart_from, split
+from memaudit.erase.search import EditSearch, editable_layers
 from memaudit.network.scoped import holding
 from tests.benchmarks.cifar import build, change_labels, load
 from tests.benchmarks.search import example_set, preprocess
@@ -158,10 +158,10 @@ def frontier(bench: Bench, steps: int) -> Iterator[Row]:
     """Every variant, from the intact network to the choice made within each budget, with clean steps and without."""
     yield bench.row("intact", time.time())
     start = time.time()
-    layers, use = in_order(bench.evaluator, bench.reference)
+    layers, use = editable_layers(bench.evaluator, bench.reference)
     found = {s.layer: s for s in spectra(bench.evaluator, bench.factors, layers, torch.Generator().manual_seed(0))}
     print(f"factors {time.time() - start:.0f} s", file=sys.stderr, flush=True)
-    clean, flagged = unseen(bench.reference, bench.validation, 0), Panel(bench.flagged, bench.used)
+    clean, flagged = apart_from(bench.reference, bench.validation, 0), Panel(bench.flagged, bench.used)
     alone = EditSearch(bench.evaluator, found, clean, flagged, bench.validation, use)
     mended = replace(alone, steps=steps)
     names = list(found)

@@ -18,7 +18,7 @@ from memaudit.adapters.base import ModelOptions
 from memaudit.adapters.preprocessing import resolve
 from memaudit.adapters.registry import choose
 from memaudit.checkpoints import read
-from memaudit.data.images.geometry import fit
+from memaudit.data.images.geometry import at_size
 from memaudit.data.images.preprocess import Preprocess
 
 transformers = pytest.importorskip("transformers")
@@ -68,7 +68,7 @@ def test_images_are_prepared_as_the_processor_does(name: str, make: Callable[[],
     save_file({"w": torch.ones(2)}, tmp_path / "model.safetensors")
     preprocess = stated(tmp_path)
     theirs = processor(pattern(), return_tensors="pt")["pixel_values"][0].float()
-    pixels = torch.from_numpy(np.array(fit(pattern(), preprocess))).permute(2, 0, 1)[None] / 255
+    pixels = torch.from_numpy(np.array(at_size(pattern(), preprocess))).permute(2, 0, 1)[None] / 255
     ours = preprocess.normalise(pixels)[0]
     assert ours.shape == theirs.shape
     spread = float(theirs.max() - theirs.min())

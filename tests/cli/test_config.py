@@ -10,7 +10,7 @@ import pytest
 
 from memaudit import report
 from memaudit.cli import config
-from memaudit.cli.init import settings as written
+from memaudit.cli.init import settings_file as written
 from tests import report_samples as samples
 from tests.cli_support import Command, command
 

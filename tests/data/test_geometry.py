@@ -8,7 +8,7 @@ from timm.data import create_transform
 
 from memaudit.data import Preprocess
 from memaudit.data.images import RowError
-from memaudit.data.images.geometry import fit
+from memaudit.data.images.geometry import at_size
 from memaudit.data.images.worker import as_array
 from tests.data.test_read import picture
 
@@ -36,20 +36,20 @@ def test_fit_equals_timm(crop_mode: str, interpolation: str, input_size: tuple[i
     for seed, size in enumerate(SIZES):
         image = picture(seed, size)
         if image.size == input_size[::-1]:  # prepared by its owner: nothing is resized or cropped again
-            assert fit(image, ours) is image
+            assert at_size(image, ours) is image
             continue
         try:
             expected = timm(image).numpy()
         except ValueError:  # Pillow: height and width must be > 0
             with pytest.raises(RowError, match="too narrow"):
-                fit(image, ours)
+                at_size(image, ours)
             continue
-        assert np.array_equal(as_array(fit(image, ours)), expected), size
+        assert np.array_equal(as_array(at_size(image, ours)), expected), size
 
 
 def test_one_channel_images_keep_their_axis_and_pad_with_a_mean_of_one_value() -> None:
     image = picture(0, (9, 4), "L")
-    array = as_array(fit(image, Preprocess((1, 9, 9), crop_mode="border", mean=(0.5,))))
+    array = as_array(at_size(image, Preprocess((1, 9, 9), crop_mode="border", mean=(0.5,))))
     assert array.shape == (1, 9, 9)
     assert array[0, 0].tolist() == [128] * 9
     assert np.array_equal(array[0, 2:6], np.asarray(image))
@@ -57,4 +57,4 @@ def test_one_channel_images_keep_their_axis_and_pad_with_a_mean_of_one_value() -
 
 def test_a_sliver_that_would_be_enormous_when_resized_is_refused() -> None:
     with pytest.raises(RowError, match="20000 x 1 is too narrow"):
-        fit(picture(0, (20000, 1)), Preprocess((3, 224, 224), crop_pct=0.875))
+        at_size(picture(0, (20000, 1)), Preprocess((3, 224, 224), crop_pct=0.875))

@@ -18,7 +18,7 @@ from PIL import Image
 from memaudit.data import Preprocess, read
 from memaudit.data.images import RowError, Unreadable
 from memaudit.data.images.decoding import MAX_SCANS, decode
-from memaudit.data.images.geometry import fit
+from memaudit.data.images.geometry import at_size
 from memaudit.data.images.worker import as_array
 from memaudit.data.images.workers import Workers
 from tests.data.test_images import encoded, png_header
@@ -45,14 +45,14 @@ def children() -> list[int]:
 def test_pixels_are_those_of_decoding_here() -> None:
     with Workers(SMALL) as workers:
         found, _ = workers.decode(GOOD, ".png")
-    assert np.array_equal(found, as_array(fit(decode(GOOD, ".png", CHANNELS), SMALL)))
+    assert np.array_equal(found, as_array(at_size(decode(GOOD, ".png", CHANNELS), SMALL)))
 
 
 def test_every_field_of_the_geometry_reaches_the_process() -> None:
     odd = Preprocess((1, 9, 5), crop_pct=0.7, interpolation="box", crop_mode="border", mean=(0.3,), std=(1.0,))
     with Workers(odd) as workers:
         found, _ = workers.decode(GOOD, ".png")
-    assert np.array_equal(found, as_array(fit(decode(GOOD, ".png", 1), odd)))
+    assert np.array_equal(found, as_array(at_size(decode(GOOD, ".png", 1), odd)))
 
 
 def test_one_process_serves_one_after_the_other_and_ends_with_the_pool() -> None:

@@ -14,7 +14,7 @@ from memaudit.engine.batchnorm import reestimated
 from memaudit.engine.evaluator import Evaluator, Panel
 from memaudit.erase import curvature
 from memaudit.erase.curvature import Spectrum, editable, spectra
-from memaudit.erase.search import EditSearch, Trial, in_order
+from memaudit.erase.search import EditSearch, Trial, editable_layers
 from memaudit.errors import ModelRejected
 from memaudit.network.scoped import holding
 from memaudit.network.states import digest
@@ -183,7 +183,7 @@ def test_the_network_is_left_as_it_was(trained: Trained) -> None:
     before = digest(trained.module)
     rows = list(range(100))
     panel = Panel(trained.reference, rows)
-    layers, use = in_order(run, trained.reference)
+    layers, use = editable_layers(run, trained.reference)
     found = {s.layer: s for s in spectra(run, panel, layers, torch.Generator().manual_seed(0))}
     search = EditSearch(run, found, panel, Panel(trained.flagged, range(50)), panel, use)
     trial = search.trial({"three.0": 0.5})

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from memaudit.__main__ import run
 from memaudit.engine.evaluator import Panel
-from memaudit.erase.group import _check_norms, split, unseen
+from memaudit.erase.group import _check_norms, apart_from, split
 from memaudit.erase.request import check_editable
 from memaudit.erase.units import choose_findings
 from memaudit.errors import DataRejected, ExitCode, MemauditError, ModelRejected, UsageError
@@ -220,12 +220,12 @@ def test_clean_steps_see_no_example_that_judges_them(trained: Trained) -> None:
     reference = trained.reference
     factors, validation, final = split(len(reference), 0)
     assert sorted([*factors, *validation, *final]) == list(range(len(reference)))
-    shown = unseen(reference, Panel(reference, [*validation, *final]), 0)
+    shown = apart_from(reference, Panel(reference, [*validation, *final]), 0)
     assert sorted(shown.rows) == factors
-    assert list(shown.rows) == list(unseen(reference, Panel(reference, [*validation, *final]), 0).rows)
-    assert len(unseen(reference, Panel(trained.flagged, range(50)), 0)) == len(reference)
+    assert list(shown.rows) == list(apart_from(reference, Panel(reference, [*validation, *final]), 0).rows)
+    assert len(apart_from(reference, Panel(trained.flagged, range(50)), 0)) == len(reference)
     with pytest.raises(DataRejected, match="only 10 reference examples"):
-        unseen(reference, Panel(reference, range(10, len(reference))), 0)
+        apart_from(reference, Panel(reference, range(10, len(reference))), 0)
     with pytest.raises(DataRejected, match="too few to choose an edit"):
         split(50, 0)
     assert [len(part) for part in split(10_000, 0)] == [1500, 2000, 6500]

@@ -50,8 +50,8 @@ def test_a_picture_of_any_size_is_shown_whole() -> None:
 
 
 def test_templates_trust_no_value() -> None:
-    for name in pages.environment().list_templates(["jinja"]):
-        source, _, _ = pages.environment().loader.get_source(pages.environment(), name)  # type: ignore[union-attr]
+    for name in pages.templates().list_templates(["jinja"]):
+        source, _, _ = pages.templates().loader.get_source(pages.templates(), name)  # type: ignore[union-attr]
         assert not re.search(r"\|\s*safe|autoescape|style=", source)
 
 

@@ -18,7 +18,7 @@ from memaudit.data.examples import ExampleSet
 
 # Cells per side of the grid that images are compared on.
 GRID = 8
-# Of the median distance to the nearest neighbour.
+# Share of the median distance to the nearest neighbour.
 SHARE = 0.13
 # Copies of one image that are looked at: a set of video frames has many.
 MOST = 10

@@ -8,7 +8,7 @@ from itertools import islice
 
 import torch
 
-from memaudit.audits.base import ForExample, ForReport, Piece, Size, Unfinished
+from memaudit.audits.base import ForExample, ForReport, Piece, Unfinished, Workload
 from memaudit.audits.context import Context
 from memaudit.audits.localize import curtailed, flagged_set
 from memaudit.audits.localize.controls import Judge
@@ -36,9 +36,9 @@ from memaudit.findings import (
 )
 from memaudit.system.memory import give_back
 
-# Reference accuracy may fall by this much before an erased example counts as entangled.
+# Reference accuracy may fall by this much before a suppressed example counts as entangled.
 REFERENCE_BUDGET = 0.05
-# Random units may erase this share of the draws before an erased example counts as entangled.
+# Random units may suppress this share of the draws before a suppressed example counts as entangled.
 RANDOM_BUDGET = 0.1
 # For the estimate of passes: units a search cuts and tries on average, and reference rows per finding that are measured
 # because the cut is likely to change them, from CIFAR-10 and digits audits.
@@ -70,7 +70,7 @@ class Localize:
 
     name = "localize"
 
-    def passes(self, size: Size) -> float:
+    def passes(self, size: Workload) -> float:
         """The population's effects, the search, verification, and the set as a whole."""
         profile = size.profile
         panel = min(

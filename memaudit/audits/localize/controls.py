@@ -103,7 +103,7 @@ class Judge:
     def random_units(
         self, examples: ExampleSet, row: int, cut: Sequence[int], draws: range, key: str
     ) -> Measurement[int]:
-        """As many random live units of the same layers, drawn again and again: how often they erase the label too.
+        """As many random live units of the same layers, drawn again and again: how often they suppress the label too.
 
         Args:
             draws: which of the example's draws; they are the same whichever are asked for together.
@@ -220,6 +220,6 @@ def augment(examples: ExampleSet, row: int, most: int = 4) -> ExampleSet:
 
 
 def _changes(before: Tensor, after: Tensor) -> Sampled:
-    """Of rows measured before and after a cut."""
+    """What became of rows that were measured before and after a cut."""
     lost, gained = (before & ~after).sum(), (~before & after).sum()
     return interned(Sampled(rows=len(before), right=int(before.sum()), lost=int(lost), gained=int(gained)))

@@ -42,7 +42,7 @@ class Found(Protocol):
 
 
 def neurons(findings: Sequence[Found], judge: Judge, most: int, tick: Tick) -> list[Neuron]:
-    """Every unit of an erased finding's set, the most shared first; for `most` of them what each costs alone."""
+    """Every unit of a suppressed finding's set, the most shared first; for `most` of them what each costs alone."""
     serves: dict[UnitRef, list[str]] = {}
     for finding in sorted(findings, key=lambda f: f.id):
         for unit in finding.units if finding.outcome in ERASED else ():
@@ -129,7 +129,7 @@ def stability(
 
     Args:
         searches: by seed, the search with its risk predicted on the reference examples which that seed draws.
-        cuts: by row, what this run found for the erased examples.
+        cuts: by row, what this run found for the suppressed examples.
     """
     alike: dict[int, list[float]] = {row: [] for row in cuts}
     for search in searches.values():

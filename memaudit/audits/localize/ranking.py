@@ -50,7 +50,7 @@ class Shortlist:
         return Shortlist(*(to_device(t, device) for t in (self.units, self.drops, self.gains)))
 
 
-class Ranking(Protocol):
+class UnitRanking(Protocol):
     """How a search finds the units to consider."""
 
     def begin(self, evaluator: Evaluator, examples: ExampleSet, jobs: Sequence[Job]) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from memaudit.audits.localize.job import Job, Proposal
 from memaudit.audits.localize.population import Population
-from memaudit.audits.localize.ranking import ByGradient, ByTrial, Ranking, Shortlist
+from memaudit.audits.localize.ranking import ByGradient, ByTrial, Shortlist, UnitRanking
 from memaudit.data.examples import ExampleSet
 from memaudit.engine.answers import margin
 from memaudit.engine.evaluator import Evaluator
@@ -33,7 +33,7 @@ from memaudit.system.memory import to_device
 # as much as this many hundredths of a typical reference margin. On a CIFAR-10 ResNet-9 that fits every label, 30, 50
 # and 100 gave 3.6, 3.7 and 3.9 units at a reference accuracy of 0.995, 0.996 and 0.997 after the cut.
 RISK_WEIGHT = 40.0
-# Of those, how many are weighed in the first go; then twice as many each time.
+# How many of those are weighed in the first go; then twice as many each time.
 AT_ONCE = 4
 # Units planned from one gradient before the network is asked again; 4 cost half the passes of 1 and 3 % more units.
 PLAN = 4
@@ -64,7 +64,7 @@ class Search:
     look_ahead: int = 0
 
     @cached_property
-    def ranking(self) -> Ranking:
+    def ranking(self) -> UnitRanking:
         """How candidates are found."""
         if self.look_ahead:
             return ByTrial(self.space, self.candidates, self.population, self.look_ahead, self.fill)

@@ -6,16 +6,15 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from memaudit.audits.base import ForExample, ForReport, Piece, Size
+from memaudit.audits.base import ForExample, ForReport, Piece, Workload
 from memaudit.audits.context import Context
-from memaudit.audits.memorization.estimating import FOLDS, Estimate, measured
+from memaudit.audits.memorization.estimating import FOLDS, Weighed, weigh
 from memaudit.audits.memorization.parts import conformal
 from memaudit.audits.memorization.relearned import ASKED, epochs_for
 from memaudit.audits.memorization.verdict import LEVEL, Calls, call
 from memaudit.audits.memorization.views import VIEWS
 from memaudit.engine.loop import BACKWARD
-from memaudit.findings import Estimate as Estimated
-from memaudit.findings import EstimatePart, Memorization, ReportWarning
+from memaudit.findings import Estimate, EstimatePart, Memorization, ReportWarning
 from memaudit.intervals import wilson
 from memaudit.numbers import count, percent, tidy
 
@@ -31,7 +30,7 @@ class Memorized:
 
     name = "memorization"
 
-    def passes(self, size: Size) -> float:
+    def passes(self, size: Workload) -> float:
         """Relearning on half of the reference at a time, asking every example; a forward a view, and a checkpoint."""
         rows = min(size.reference, size.profile.relearn_rows)
         epochs = epochs_for(-(-rows // FOLDS))
@@ -43,7 +42,7 @@ class Memorized:
 
     def run(self, context: Context) -> Iterator[Piece]:
         """`estimate` and `memorized` of every flagged example, and `memorization` of the list."""
-        found = measured(context)
+        found = weigh(context)
         fitted = context.fitted
         p_values = found.joint.p_values()
         calls = call(p_values[fitted], int(found.joint.known))
@@ -56,7 +55,7 @@ class Memorized:
                 for p, values in by_part
             ]
             q_value = adjusted.get(row)
-            estimate = Estimated(
+            estimate = Estimate(
                 score=tidy(float(found.joint.scores[row])),
                 p_value=tidy(float(p_values[row])),
                 q_value=None if q_value is None else tidy(q_value),
@@ -69,7 +68,7 @@ class Memorized:
         yield ForReport("warnings", doubts(said))
 
 
-def _summed(found: Estimate, calls: Calls, called: int) -> Memorization:
+def _summed(found: Weighed, calls: Calls, called: int) -> Memorization:
     joint = found.joint
     power, hard = _share(found.other), _share(conformal(joint.calibration, joint.calibration, joint.weight))
     known = int(joint.known)

@@ -58,7 +58,7 @@ class Clean:
 
 
 @dataclass(frozen=True)
-class Scores:
+class PartScores:
     """One kind of evidence on everybody.
 
     Attributes:
@@ -77,7 +77,7 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Weighed:
     """One estimate for every example of a list, and what it is compared with.
 
     Attributes:
@@ -91,10 +91,10 @@ class Estimate:
     other: Tensor
 
 
-Kind = Callable[[Context, Clean], Scores | None]
+Kind = Callable[[Context, Clean], PartScores | None]
 
 
-def measured(context: Context) -> Estimate:
+def weigh(context: Context) -> Weighed:
     """All parts that the profile and the checkpoints allow, for every flagged example."""
     found = context.neighbours
     if found is None:
@@ -106,7 +106,7 @@ def measured(context: Context) -> Estimate:
     others = [one.other[clean.known] for one in scores]
     weights = weights_of(parts, others)
     joint = join(parts, weights)
-    return Estimate(parts, joint, conformal(mean(others, weights), joint.calibration, joint.weight))
+    return Weighed(parts, joint, conformal(mean(others, weights), joint.calibration, joint.weight))
 
 
 def _clean(context: Context, found: Neighbours) -> Clean:
@@ -127,14 +127,14 @@ def _everybody(context: Context) -> Panel:
 
 
 def _neighbours(found: Neighbours) -> Kind:
-    def kind(context: Context, clean: Clean) -> Scores:
+    def kind(context: Context, clean: Clean) -> PartScores:
         count = len(clean.rows)
-        return Scores("neighbours", found.flagged.score, found.own[:count], found.other[:count])
+        return PartScores("neighbours", found.flagged.score, found.own[:count], found.other[:count])
 
     return kind
 
 
-def _along_training(context: Context, clean: Clean) -> Scores | None:
+def _along_training(context: Context, clean: Clean) -> PartScores | None:
     if not any(not state.final for state in context.states):
         return None
     flagged = _everybody(context)
@@ -142,10 +142,10 @@ def _along_training(context: Context, clean: Clean) -> Scores | None:
     with context.stage("along training", len(context.states) * (len(flagged) + len(reference))):
         courses = [followed(context.evaluator, context.states, panel) for panel in (flagged, reference)]
     own, other = late(courses[1], clean.learned), late(courses[1], clean.others)
-    return Scores("along training", late(courses[0], context.flagged.labels), own, other)
+    return PartScores("along training", late(courses[0], context.flagged.labels), own, other)
 
 
-def _views(context: Context, clean: Clean) -> Scores | None:
+def _views(context: Context, clean: Clean) -> PartScores | None:
     flagged = _everybody(context)
     reference = Panel(context.reference, clean.rows.tolist())
     with context.stage("views", len(VIEWS) * (len(flagged) + len(reference))):
@@ -153,10 +153,10 @@ def _views(context: Context, clean: Clean) -> Scores | None:
     if said is None:
         return None
     own, other = _against(said[1], clean.learned), _against(said[1], clean.others)
-    return Scores("views", _against(said[0], context.flagged.labels), own, other)
+    return PartScores("views", _against(said[0], context.flagged.labels), own, other)
 
 
-def _relearned(context: Context, clean: Clean) -> Scores | None:
+def _relearned(context: Context, clean: Clean) -> PartScores | None:
     count = context.profile.relearnings
     if not count or len(clean.rows) < FOLDS * 2:
         return None
@@ -185,7 +185,7 @@ def _relearned(context: Context, clean: Clean) -> Scores | None:
                 own[fold == k] += _against(said[1], clean.labels[fold == k]) / count
                 other[fold == k] += _against(said[1], clean.others[fold == k]) / count
                 context.progress.advance()
-    return Scores("relearned", flagged, own, other)
+    return PartScores("relearned", flagged, own, other)
 
 
 def _folds(rows: int, seed: int, name: str) -> Tensor:

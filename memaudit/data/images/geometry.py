@@ -49,7 +49,7 @@ def check_preprocess(preprocess: Preprocess) -> None:
         raise UsageError(f"crop_pct {preprocess.crop_pct} is not a share of the image; usual values are 0.8 to 1")
 
 
-def fit(image: Image.Image, preprocess: Preprocess) -> Image.Image:
+def at_size(image: Image.Image, preprocess: Preprocess) -> Image.Image:
     """`image` at the network's height and width.
 
     One that has that size already is taken as it is, like an array row: its owner prepared it, and cropping it again

@@ -18,7 +18,7 @@ from PIL import Image
 
 from memaudit.data.images import RowError, Unreadable
 from memaudit.data.images.decoding import Odd, decoded
-from memaudit.data.images.geometry import fit
+from memaudit.data.images.geometry import at_size
 from memaudit.data.images.preprocess import Preprocess
 from memaudit.system import isolated
 
@@ -58,7 +58,7 @@ def prepared(content: bytes, suffix: str, preprocess: Preprocess) -> tuple[np.nd
 
 def arrayed(image: Image.Image, preprocess: Preprocess) -> np.ndarray:
     """`image` at the network's size: uint8 `(C, H, W)`, or float32 in [0, 1] where a bit depth is stated."""
-    array = as_array(fit(image, preprocess))
+    array = as_array(at_size(image, preprocess))
     if preprocess.bit_depth is not None:
         array = array.astype(np.float32) / 255 if array.dtype == np.uint8 else array.clip(0, 1)
         array = np.broadcast_to(array, preprocess.input_size)

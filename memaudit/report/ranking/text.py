@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from memaudit.findings.ranking import Standing
 from memaudit.numbers import count, interval, percent
-from memaudit.report.github import command
+from memaudit.report.github import workflow_command
 from memaudit.report.markdown import code, table
 from memaudit.report.ranking import words
 from memaudit.report.table import Table
@@ -43,7 +43,7 @@ def markdown(ranking: Ranking) -> str:
 def github(ranking: Ranking) -> str:
     """One workflow command: a ranking has no policy, so it is a notice, or a warning where it is incomplete."""
     level = "warning" if ranking.status == "incomplete" else "notice"
-    return command(level, f"memaudit: {words.headline(ranking)}", words.summary(ranking)) + "\n"
+    return workflow_command(level, f"memaudit: {words.headline(ranking)}", words.summary(ranking)) + "\n"
 
 
 def flagged(ranked: Table, top: int | None) -> Table:

@@ -95,13 +95,13 @@ def test_known_units_are_what_the_network_says(audited: tuple[DigitsNet, memaudi
 def test_the_report_says_it(audited: tuple[DigitsNet, memaudit.Report]) -> None:
     known = audited[1].known_units
     assert isinstance(known, KnownUnits)
-    text = figures.known_units(audited[1])
+    text = figures.tied_dropout(audited[1])
     assert f"recall {100 * (known.recall or 0):.1f}%" in text
     assert text in markdown.render(audited[1])
 
 
 def test_networks_without_it_have_no_known_units(audited: tuple[DigitsNet, memaudit.Report]) -> None:
-    assert figures.known_units(audited[1].model_copy(update={"known_units": None})) == ""
+    assert figures.tied_dropout(audited[1].model_copy(update={"known_units": None})) == ""
 
 
 def test_a_tied_timm_checkpoint_is_recognised_and_tied_again(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ class TransformersAdapter(Adapter):
 
     @property
     def encode(self) -> Callable[[Sequence[str]], Tensor] | None:
-        """Of a network that reads text: from texts to token ids and mask."""
+        """For a network that reads text: from texts to token ids and mask."""
         return self._encode if self.saved.task == "text" else None
 
     def blank(self, count: int) -> Tensor:

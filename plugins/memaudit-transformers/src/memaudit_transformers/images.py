@@ -23,7 +23,7 @@ from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPI
 
 from memaudit.adapters.options import ModelOptions
 from memaudit.adapters.preprocessing import resolve
-from memaudit.data.images.geometry import fit
+from memaudit.data.images.geometry import at_size
 from memaudit.data.images.preprocess import Preprocess
 from memaudit.errors import MemauditError, ModelRejected, UsageError
 from memaudit.text import clean
@@ -236,7 +236,7 @@ def _gap(pattern: np.ndarray[Any, Any], wanted: Tensor, tried: Preprocess) -> fl
     """Mean difference of a pixel, in [0, 1], between the processor's image and memaudit's own."""
     levels = wanted * torch.tensor(tried.std)[:, None, None] + torch.tensor(tried.mean)[:, None, None]
     layers = [Image.fromarray(layer) for layer in pattern]  # one by one: any number of channels
-    own = np.stack([np.asarray(fit(layer, tried), np.float32) for layer in layers]) / 255
+    own = np.stack([np.asarray(at_size(layer, tried), np.float32) for layer in layers]) / 255
     both = torch.from_numpy(own)
     return min(float((levels - both).abs().mean()), float((levels - both.flip(0)).abs().mean()))
 
