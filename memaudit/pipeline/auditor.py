@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
-
-import torch
 
 from memaudit.adapters.base import Adapter
 from memaudit.audits.base import Audit, ForExample, ForLayer, ForReport, Piece
@@ -16,23 +11,22 @@ from memaudit.audits.layerwise import layer_evidence
 from memaudit.audits.registry import chosen
 from memaudit.data import ExampleSet, finding_id
 from memaudit.engine.answers import prediction
-from memaudit.engine.device import automatic_batch_size, exact_arithmetic, resolve_device
-from memaudit.engine.evaluator import Evaluator, Panel
-from memaudit.engine.journal import Journal, journalled
+from memaudit.engine.device import exact_arithmetic
+from memaudit.engine.evaluator import Panel
 from memaudit.errors import MemauditError, ModelRejected, PremiseBroken
-from memaudit.findings import AUDITS, OVER_TIME, Atypicality, Finding, Outcome, ReportWarning, interned
+from memaudit.findings import AUDITS, OVER_TIME, Atypicality, Finding, Outcome, interned
 from memaudit.network.states import State
 from memaudit.numbers import tidy
 from memaudit.pipeline.admit import admit
 from memaudit.pipeline.assemble import Measured, assemble, skeleton
-from memaudit.pipeline.identity import run_of
 from memaudit.pipeline.prepare import Observed, prepare
+from memaudit.pipeline.proceeding import Proceeding
 from memaudit.report.document import Report
-from memaudit.settings import Progress, Provenance, Settings, Silent
+from memaudit.settings import Progress, Provenance, Settings
 from memaudit.system.memory import keeping_freed
 
 
-class Auditor:
+class Auditor(Proceeding):
     """One audit of one loaded model.
 
     Args:
@@ -40,9 +34,6 @@ class Auditor:
         flagged: examples under audit.
         reference: clean examples; rows that are also flagged are dropped and counted.
         states: checkpoints of the series, earliest first, the audited model last.
-
-    Attributes:
-        late: the time limit was reached: the same run, resumed, gets further.
     """
 
     def __init__(
@@ -59,36 +50,19 @@ class Auditor:
         states: Sequence[State] = (),
     ) -> None:
         self.audits = chosen(settings, any(not state.final for state in states))
-        self.adapter, self.settings, self.states, self.test = adapter, settings, states, test
-        self.provenance = provenance or Provenance()
+        super().__init__(adapter, settings, provenance or Provenance(), progress)
+        self.states, self.test = states, test
         self.admitted = admit(flagged, reference, settings.limit)
         self.class_names = class_names or self.admitted.reference.class_names
-        self.progress: Progress = progress or Silent()
-        self.warnings: list[ReportWarning] = [*self.provenance.warnings, *self.admitted.warnings]
-        self.incomplete: list[str] = []
-        self.journal: Journal | None = None
-        self.late = False
-        self.evaluator: Evaluator
+        self.warnings += self.admitted.warnings
         self.observed: Observed
         self.found: dict[int, dict[str, Any]] = {}
         self.layers: list[dict[str, Any]] = []
         self.whole: dict[str, Any] = {}
 
-    def warn(self, code: str, message: str) -> None:
-        """Put something a reader must know into the report."""
-        self.warnings.append(ReportWarning(code=code, message=message))
-
-    @contextmanager
-    def journalled(self, folder: Path, *, fresh: bool = False) -> Iterator[Journal]:
-        """Keep what is measured in `folder` while the body runs, and go on with what an earlier run kept there.
-
-        Raises:
-            UsageError: what lies there belongs to another run, and `fresh` does not say to throw it away.
-        """
-        sets = {"flagged": self.admitted.flagged, "reference": self.admitted.reference, "test": self.test}
-        run = run_of(self.adapter, sets, self.states, self.settings, self.provenance)
-        with journalled(folder, run, fresh=fresh) as self.journal:
-            yield self.journal
+    def sets(self) -> Mapping[str, ExampleSet | None]:
+        """The sets that the audit depends on, by name."""
+        return {"flagged": self.admitted.flagged, "reference": self.admitted.reference, "test": self.test}
 
     def skeleton(self) -> Report:
         """What can be said before anything is measured: every name, no figure."""
@@ -107,12 +81,7 @@ class Auditor:
         Raises:
             PremiseBroken, ModelRejected, DataRejected, Incomplete: the audit cannot be made.
         """
-        self.started = time.time()
-        device = resolve_device(self.settings.device)
-        self.adapter.module.to(device)
-        batch = self.settings.batch_size or automatic_batch_size(self.admitted.reference.pixels[:1], device)
-        dtype: torch.dtype = getattr(torch, self.settings.dtype)
-        self.evaluator = Evaluator(self.adapter, batch, gradient_dtype=dtype)
+        self.begin(self.admitted.reference)
         with exact_arithmetic():
             self.observed = prepare(
                 self.evaluator,

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from memaudit.adapters.base import Adapter
+from memaudit.audits.context import stage
 from memaudit.audits.discovery import judge
 from memaudit.audits.discovery.copies import Copies, folds, near_copies
 from memaudit.audits.discovery.neighbours import Votes, features, vote
@@ -20,24 +19,21 @@ from memaudit.audits.discovery.unseen import effort, mirrored, unseen
 from memaudit.audits.memorization.relearned import spans
 from memaudit.data import ExampleSet, Preprocess
 from memaudit.engine.answers import margin, predicted
-from memaudit.engine.device import automatic_batch_size, exact_arithmetic, resolve_device
+from memaudit.engine.device import exact_arithmetic
 from memaudit.engine.draws import generator_for
-from memaudit.engine.evaluator import Evaluator
-from memaudit.engine.journal import Journal, journalled
 from memaudit.errors import DataRejected, Incomplete, PremiseBroken, UsageError
-from memaudit.findings import ReportWarning
 from memaudit.network.layer_groups import layer_groups
 from memaudit.network.replay import watch
 from memaudit.network.scoped import as_found
 from memaudit.network.units import select
 from memaudit.numbers import count, percent
-from memaudit.pipeline.identity import run_of
 from memaudit.pipeline.library import as_given, examples_of, settings_for, wrap
 from memaudit.pipeline.premises import check_accuracy, check_network
+from memaudit.pipeline.proceeding import Proceeding
 from memaudit.pipeline.ranking import Seen, assemble, skeleton
 from memaudit.report.ranked import Ranking
 from memaudit.report.table import Table
-from memaudit.settings import RELEARNING, Progress, Provenance, Relearning, Settings, Silent
+from memaudit.settings import RELEARNING, Progress, Provenance, Relearning, Settings
 from memaudit.system.memory import keeping_freed
 
 # Fewer examples than this say nothing of each other.
@@ -46,7 +42,7 @@ FEWEST = 20
 FITTED = 0.5
 
 
-class Discovery:
+class Discovery(Proceeding):
     """One ranking of one training set by one loaded model.
 
     Args:
@@ -69,16 +65,9 @@ class Discovery:
                 "the model's labels do not exclude each other: a ranking needs one label an example",
                 hint="Audit examples that you name: memaudit scan --flagged",
             )
-        self.adapter, self.settings = adapter, settings
-        self.provenance = provenance or Provenance(command="memaudit.discover(...)")
+        super().__init__(adapter, settings, provenance or Provenance(command="memaudit.discover(...)"), progress)
         self.class_names = class_names or examples.class_names
-        self.progress: Progress = progress or Silent()
         self.budget: Relearning = RELEARNING[settings.profile]
-        self.warnings: list[ReportWarning] = list(self.provenance.warnings)
-        self.incomplete: list[str] = []
-        self.journal: Journal | None = None
-        self.late = False  # the time limit was reached: the same run, resumed, gets further
-        self.started = time.time()
         self.examples = self._usable(examples)
 
     def _usable(self, examples: ExampleSet) -> ExampleSet:
@@ -110,20 +99,9 @@ class Discovery:
             self.warn("MEM105", f"{len(examples.duplicates)} rows repeat others: {examples.duplicates[0]}")
         return examples
 
-    def warn(self, code: str, message: str) -> None:
-        """Put something a reader must know into the report."""
-        self.warnings.append(ReportWarning(code=code, message=message))
-
-    @contextmanager
-    def journalled(self, folder: Path, *, fresh: bool = False) -> Iterator[Journal]:
-        """Keep what is measured in `folder` while the body runs, and go on with what an earlier run kept there.
-
-        Raises:
-            UsageError: what lies there belongs to another run, and `fresh` does not say to throw it away.
-        """
-        run = run_of(self.adapter, {"data": self.examples}, (), self.settings, self.provenance)
-        with journalled(folder, run, fresh=fresh) as self.journal:
-            yield self.journal
+    def sets(self) -> Mapping[str, ExampleSet | None]:
+        """The one set that the ranking depends on."""
+        return {"data": self.examples}
 
     def skeleton(self) -> Ranking:
         """A document with every name of the real one and no figure, to render before anything long begins."""
@@ -135,11 +113,7 @@ class Discovery:
         Raises:
             Incomplete: the time limit was reached before anything could be said.
         """
-        self.started = time.time()
-        device = resolve_device(self.settings.device)
-        self.adapter.module.to(device)
-        batch = self.settings.batch_size or automatic_batch_size(self.examples.batch([0]), device)
-        self.evaluator = Evaluator(self.adapter, batch)
+        self.begin(self.examples)
         with exact_arithmetic(), keeping_freed():
             seen = self._measured()
         return assemble(seen, self.settings, self.provenance, self.warnings, self.incomplete)
@@ -153,7 +127,7 @@ class Discovery:
         if not space.sites:
             raise PremiseBroken(f"no layer of {self.adapter.architecture} can be followed, so nothing has neighbours")
         self.evaluator.resume(self.journal)
-        with self._stage("observe", len(self.examples)):
+        with stage(self.evaluator, self.progress, "observe", len(self.examples)):
             logits, layers = features(self.evaluator, self.examples, space)
         finite = torch.isfinite(logits).all(1)
         if not bool(finite.all()):
@@ -182,7 +156,7 @@ class Discovery:
     def _neighbours(self, layers: Sequence[Tensor], classes: int) -> tuple[Copies, Votes]:
         """Near-duplicates and votes, recorded as a whole: no network runs for them."""
         examples = self.examples
-        with self._stage("neighbours", len(examples)):
+        with stage(self.evaluator, self.progress, "neighbours", len(examples)):
 
             def compute() -> list[Tensor]:
                 copies = near_copies(examples)
@@ -200,7 +174,7 @@ class Discovery:
         groups = spans(learning, [(depth, 1.0) for depth in budget.depths])
         parts = folds(copies.clusters(), examples.labels, budget.folds, generator_for(self.settings.seed, "folds", ""))
         answers: dict[str, Tensor] = {}
-        with self._stage("relearn", len(groups) * effort(parts, teachers, budget.rows)):
+        with stage(self.evaluator, self.progress, "relearn", len(groups) * effort(parts, teachers, budget.rows)):
             mirror = mirrored(self.evaluator, examples, teachers)
             for group in groups:
                 said = unseen(
@@ -231,12 +205,6 @@ class Discovery:
         limit = self.settings.time_limit
         self.late = limit is not None and time.time() > self.started + limit
         return self.late
-
-    @contextmanager
-    def _stage(self, name: str, total: int) -> Iterator[None]:
-        self.progress.stage(name, total)
-        with self.evaluator.counting(name, self.progress.advance):
-            yield
 
 
 def discover(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import cache
 from importlib.metadata import version
@@ -25,7 +25,7 @@ NOT_NUMBERS = frozenset({"policy", "time_limit", "device"})
 
 def run_of(
     adapter: Adapter,
-    sets: dict[str, ExampleSet | None],
+    sets: Mapping[str, ExampleSet | None],
     states: Sequence[State],
     settings: Settings,
     provenance: Provenance,
