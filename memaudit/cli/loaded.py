@@ -50,10 +50,11 @@ def load(
     )
 
     names, order = sources.class_names(checkpoint)
+    same = sources.flagged == sources.reference  # a whole training set stands for both
     read = _reader(sources, names, progress)
 
     def read_reference(used: Adapter, limit: int | None) -> ExampleSet:
-        return read("reference", sources.reference, used, limit)
+        return read("reference", sources.reference, used, limit, None if same else sources.reference_size or None)
 
     def read_flagged(used: Adapter) -> ExampleSet:
         return read("flagged", sources.flagged, used)
@@ -64,7 +65,6 @@ def load(
     settled = pixels.settle_files(settled, options, read_reference, device, flagged=read_flagged)
     settled = pixels.check_normalisation(settled, options, names, device)
     pixels.check_size(settled, options, read_reference, device)
-    same = sources.flagged == sources.reference  # a whole training set stands for both
     flagged = settled.reference if same else read_flagged(settled.adapter)
     test = None if sources.test is None else read("test", sources.test, settled.adapter)
     sets = {"flagged": flagged, "reference": settled.reference, "test": test}
@@ -91,7 +91,9 @@ def _names(adapter: Adapter, names: tuple[str, ...]) -> tuple[str, ...]:
 def _reader(sources: Sources, names: tuple[str, ...], progress: Stages) -> Callable[..., ExampleSet]:
     from memaudit import data
 
-    def read(what: str, source: Path, adapter: Adapter, limit: int | None = None) -> ExampleSet:
+    def read(
+        what: str, source: Path, adapter: Adapter, limit: int | None = None, sample: int | None = None
+    ) -> ExampleSet:
         progress.stage(f"read {what}")
         return data.read(
             source,
@@ -101,6 +103,7 @@ def _reader(sources: Sources, names: tuple[str, ...], progress: Stages) -> Calla
             class_order=sources.class_order,
             row_order=sources.row_order,
             data=sources.data,
+            sample=sample,
             limit=limit,
             paired=adapter.multi_label,
             encode=adapter.encode,

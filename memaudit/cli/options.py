@@ -43,6 +43,10 @@ class Places:
     reference: Annotated[
         Path | None, typer.Option(help="Clean examples: folder, manifest or .npz; default: the run's validation data.")
     ] = None
+    reference_size: Annotated[
+        int | None,
+        typer.Option(min=0, help="Reference examples drawn by class from more; 0: all.", show_default="10000"),
+    ] = None
     test: Annotated[Path | None, typer.Option(help="Held-out examples, for final figures.")] = None
     data: Annotated[Path | None, typer.Option(help="Data set that the other options list rows of.")] = None
     row_order: Annotated[

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from memaudit.findings import ReportWarning
 
 
+# The 95 % interval of any share over so many is at most a point wide to either side (1.96 * sqrt(0.25 / 9,604)).
+REFERENCE_SIZE = 10_000
+
+
 @dataclass(frozen=True)
 class Sources:
     """Every place that examples are read from.
@@ -22,6 +26,7 @@ class Sources:
     Attributes:
         data: the data set that the others may be lists of rows of.
         row_order: the loader whose numbers an image folder's rows have; None: nobody says.
+        reference_size: reference examples that are drawn where there are more; 0: all are read.
         said: what says the class order where no option does: checkpoint (the run's `args.yaml`) or default.
         warnings: what was taken from the run, for the report.
     """
@@ -34,6 +39,7 @@ class Sources:
     said: str
     row_order: str | None = None
     warnings: tuple[ReportWarning, ...] = ()
+    reference_size: int = REFERENCE_SIZE
 
     @classmethod
     def of(cls, model: str, places: Places) -> Sources:
@@ -73,7 +79,8 @@ class Sources:
 
         warnings = tuple(ReportWarning(code="MEM905", message=note) for note in notes)
         numbering = run.row_order if run is not None and data == run.train else None
-        return cls(flagged, reference, test, data, order, said, places.row_order or numbering, warnings)
+        size = REFERENCE_SIZE if places.reference_size is None else places.reference_size
+        return cls(flagged, reference, test, data, order, said, places.row_order or numbering, warnings, size)
 
     @staticmethod
     def trains(model: str, places: Places) -> bool:

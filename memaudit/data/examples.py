@@ -38,6 +38,7 @@ class ExampleSet:
         duplicates: rows whose content was already in the set, in words: left out when the label was the same too, kept
             when it was another (the image then has two findings).
         omitted: rows that were not read because of a limit.
+        drawn_from: how many rows the source lists, where a sample of them was drawn.
         row_order: whose numbers the rows have: `torchvision`, `timm`, `either` where both number them alike; None where
             the question does not arise.
         seen: how many files had what pipelines treat in their own ways, by the names of `Odd`, and `linked`.
@@ -50,6 +51,7 @@ class ExampleSet:
     unreadable: tuple[str, ...] = field(default=())
     duplicates: tuple[str, ...] = field(default=())
     omitted: int = 0
+    drawn_from: int | None = None
     row_order: str | None = None
     seen: Mapping[str, int] = field(default_factory=dict)
 

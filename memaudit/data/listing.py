@@ -26,7 +26,7 @@ from memaudit.findings import Example
 from memaudit.text import clean
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """One labelled image and what was said of it.
 
@@ -85,6 +85,28 @@ class Listing:
     def pick(self, rows: Sequence[Row], source: str) -> Self:
         """The same images under another name, `rows` of them only."""
         return replace(self, rows=tuple(rows), source=source)
+
+    def sampled(self, size: int) -> Self:
+        """At most `size` rows, each label's in proportion and drawn by chance, in the order they had.
+
+        The same rows are drawn each time, from the same rows. Shares are rounded by largest remainder, and no label is
+        left out where there is room for all.
+        """
+        if len(self.rows) <= size:
+            return self
+        labelled: dict[int, list[int]] = {}
+        for place, row in enumerate(self.rows):
+            labelled.setdefault(row.label, []).append(place)
+        generator = np.random.default_rng(len(self.rows))
+        shares = {label: size * len(places) / len(self.rows) for label, places in labelled.items()}
+        taken = {label: max(int(share), int(len(shares) <= size)) for label, share in shares.items()}
+        by_remainder = sorted(shares, key=lambda label: (taken[label] - shares[label], label))
+        while sum(taken.values()) < size:
+            taken[by_remainder.pop(0)] += 1
+        while sum(taken.values()) > size:  # small labels were rounded up: the largest give way
+            taken[max(taken, key=lambda label: (taken[label], label))] -= 1
+        drawn = [generator.choice(labelled[label], taken[label], replace=False) for label in sorted(labelled)]
+        return replace(self, rows=tuple(self.rows[place] for place in sorted(np.concatenate(drawn).tolist())))
 
     def chosen(self, limit: int | None) -> list[Row]:
         """At most `limit` rows, evenly spaced so that sorted classes all stay represented."""

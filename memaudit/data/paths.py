@@ -44,18 +44,21 @@ def _spellings(given: str) -> Iterator[str]:
             yield unicodedata.normalize(form, path)
 
 
-def regular(root: Path, path: Path, name: str, *, linked: bool = False) -> Path:
+def regular(root: Path, path: Path, name: str, *, linked: bool = False, resolved: bool = False) -> Path:
     """`path`, resolved: a readable regular file in the resolved folder `root`; `name` is what messages call it.
 
     Args:
         linked: it may lead outside through a link, as images do that a cache keeps elsewhere (hub, DVC, git-annex).
+        resolved: the folder of `path` is: only the file itself may be a link.
 
     Raises:
         RowError: it is not.
     """
     try:
-        real = Path(os.path.realpath(path, strict=True))
-        mode = real.stat().st_mode
+        real, mode = path, path.lstat().st_mode if resolved else 0
+        if not stat.S_ISREG(mode):
+            real = Path(os.path.realpath(path, strict=True))
+            mode = real.stat().st_mode
     except FileNotFoundError:
         gone = "is a link to nothing; fetch what it stands for (git annex get, dvc pull)"
         raise RowError(f"'{clean(name)}' {gone if os.path.islink(path) else 'does not exist'}") from None

@@ -39,6 +39,7 @@ def read(
     class_order: str = "natural",
     row_order: str | None = None,
     data: str | Path | None = None,
+    sample: int | None = None,
     limit: int | None = None,
     progress: Progress | None = None,
     paired: bool = False,
@@ -56,6 +57,7 @@ def read(
         row_order: `torchvision` or `timm`: the loader whose numbers the rows of an image folder have; by default they
             are named or counted alike by both, or the caller is asked.
         data: folder, manifest or arrays whose rows `source` lists.
+        sample: of more rows, draw so many, each label's in proportion, before any is decoded (`drawn_from`).
         limit: read at most so many rows, evenly spaced; the others are counted in `omitted`.
         progress: called with (done, total) after each image.
         encode: of a network that reads text: from texts to token ids; manifests then hold texts.
@@ -74,7 +76,9 @@ def read(
         listing = listed_rows(path, _list(Path(data), classes, class_order, row_order, paired, encode), classes)
     else:
         listing = _list(path, classes, class_order, row_order, paired, encode)
-    return listing.load(preprocess, limit, progress)
+    drawn = listing if sample is None else listing.sampled(sample)
+    examples = drawn.load(preprocess, limit, progress)
+    return examples if drawn is listing else replace(examples, drawn_from=len(listing.rows))
 
 
 def class_names_of(source: str | Path, class_order: str = "natural", row_order: str | None = None) -> tuple[str, ...]:

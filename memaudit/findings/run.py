@@ -61,6 +61,7 @@ class DataSource(Plain):
     source: str
     count: int = Field(ge=0)
     sha256: str
+    drawn_from: int | None = Field(default=None, ge=0, description="how many the source lists, where these were drawn")
     accuracy: Rate | None = None
     low: Rate | None = Field(default=None, description="95 % Wilson interval of `accuracy`")
     high: Rate | None = None

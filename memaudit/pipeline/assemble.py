@@ -232,7 +232,13 @@ def _data(evidence: Measured) -> DataInfo:
         rate = None if accuracy is None else tidy(accuracy)
         low, high = (None, None) if rate is None else map(tidy, wilson(rate * len(examples), len(examples)))
         return DataSource(
-            source=examples.source, count=len(examples), sha256=examples.sha256, accuracy=rate, low=low, high=high
+            source=examples.source,
+            count=len(examples),
+            sha256=examples.sha256,
+            drawn_from=examples.drawn_from,
+            accuracy=rate,
+            low=low,
+            high=high,
         )
 
     context = evidence.context

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from memaudit.numbers import MISSING, count, interval, percent
 from memaudit.report import erasure, figures, opening, story, timeline
 from memaudit.report.rows import ExampleRow, example_rows, neuron_rows, worst_first
-from memaudit.report.words import ACCEPTED, MAX_COMMAND, MAX_MESSAGE, checkpoint, outside
+from memaudit.report.words import ACCEPTED, MAX_COMMAND, MAX_MESSAGE, checkpoint, outside, size_of
 from memaudit.text import MAX_LENGTH, clean
 
 if TYPE_CHECKING:
@@ -219,7 +219,7 @@ def _provenance(report: Report) -> str:
     rows = [
         ["model", code(model.path), code(model.sha256)],
         ["flagged", f"{code(data.flagged.source)} ({data.flagged.count:,})", code(data.flagged.sha256)],
-        ["reference", f"{code(data.reference.source)} ({data.reference.count:,})", code(data.reference.sha256)],
+        ["reference", f"{code(data.reference.source)} ({size_of(data.reference)})", code(data.reference.sha256)],
     ]
     made = f"Made by {outside(report.tool.name)} {outside(report.tool.version)}: {code(report.command, MAX_COMMAND)}"
     return f"## Provenance\n\n{table(['what', 'source', 'sha256'], rows)}\n\n{made}"

@@ -8,7 +8,7 @@ from memaudit.findings import Outcome
 from memaudit.text import MAX_LENGTH, clean
 
 if TYPE_CHECKING:
-    from memaudit.findings import Example, Neighbour, SeriesPoint
+    from memaudit.findings import DataSource, Example, Neighbour, SeriesPoint
     from memaudit.report.document import Report
 
 # Ids are long hashes; ten characters tell a thousand findings apart and the full id is one click or column away.
@@ -66,6 +66,11 @@ def p_value(report: Report, p: float) -> str:
     seen = reference // max(1, -(-reference // CALIBRATION))
     floor = max(0.001, -(-1000 // max(1, seen)) / 1000)
     return f"p < {floor:.3f}" if p < floor else f"p {p:.3f}"
+
+
+def size_of(source: DataSource) -> str:
+    """How many examples a set has, and of how many they were drawn: `10,000 of 1,281,167, drawn by label`."""
+    return f"{source.count:,}" + (f" of {source.drawn_from:,}, drawn by label" if source.drawn_from else "")
 
 
 def checkpoint(point: SeriesPoint) -> str:

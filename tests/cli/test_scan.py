@@ -109,6 +109,18 @@ def test_sets_that_do_not_stay_in_memory_give_the_same_report(
     assert found[0] == found[1]
 
 
+def test_a_large_reference_is_drawn_from_and_the_report_says_so(cli: Command, work: Path) -> None:
+    sets = FORMS["class folders"]
+    ran = cli("scan", *MODEL, *sets, *FAST, "--out", "drawn", "--exit-zero", "--reference-size", "60", "-o", "drawn.md")
+    assert ran.code == 0, ran.err
+    report = read(work / "drawn/report.json")
+    assert (report.data.reference.count, report.data.reference.drawn_from) == (60, REFERENCE)
+    assert report.inputs["reference_size"] == 60, "what erases from it reads the same examples"
+    assert f"(60 of {REFERENCE}, drawn by label)" in (work / "drawn.md").read_text("utf-8")
+    assert f"60 examples of {REFERENCE}, drawn by label" in (work / "drawn/report.html").read_text("utf-8")
+    assert report.status == "complete"
+
+
 def test_the_table_says_what_the_report_holds(cli: Command, work: Path) -> None:
     ran = cli(*SCAN, "--out", "report")
     report = read(work / "report/report.json")

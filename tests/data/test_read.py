@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from memaudit.data import Preprocess, class_names_of, read, remove_overlap
+from memaudit.data.listing import Listing, Row
 from memaudit.errors import DataRejected, ExitCode, UsageError
 from memaudit.text import clean
 
@@ -184,3 +185,43 @@ def test_a_preprocessing_no_image_can_have_is_a_usage_error(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         read(animals, preprocess=preprocess, num_classes=2)
+
+
+def rows_of_labels(*counts: int) -> Listing:
+    labels = [label for label, count in enumerate(counts) for _ in range(count)]
+    return Listing("set", tuple(Row(f"{n}.png", label, n) for n, label in enumerate(labels)), ())
+
+
+@pytest.mark.parametrize(
+    ("counts", "size", "taken"),
+    [
+        ((60, 30, 10), 10, [6, 3, 1]),
+        ((60, 30, 10), 12, [7, 4, 1]),  # 7.2, 3.6, 1.2
+        ((97, 2, 1), 10, [8, 1, 1]),  # 9.7, 0.2, 0.1
+        ((5, 5, 5), 2, [1, 1, 0]),
+        ((4, 3), 7, [4, 3]),
+        ((4, 3), 100, [4, 3]),
+    ],
+)
+def test_a_sample_has_each_label_in_proportion_and_is_the_same_each_time(
+    counts: tuple[int, ...], size: int, taken: list[int]
+) -> None:
+    listing = rows_of_labels(*counts)
+    found = listing.sampled(size)
+    assert [sum(row.label == label for row in found.rows) for label in range(len(counts))] == taken
+    assert found == listing.sampled(size)
+    places = [row.index for row in found.rows]
+    assert places == sorted(set(places))
+
+
+def test_rows_of_a_sample_are_drawn_not_the_first() -> None:
+    drawn = [row.index for row in rows_of_labels(10_000).sampled(1000).rows]
+    assert abs(sum(drawn) / 1000 - 4999.5) < 4 * 2887 / 1000**0.5
+    assert len(set(np.diff(drawn))) > 10
+
+
+def test_only_a_sample_is_decoded_and_the_set_says_of_how_many(animals: Path) -> None:
+    ticks: list[tuple[int, int]] = []
+    found = read(animals, preprocess=SMALL, num_classes=2, sample=3, progress=lambda *at: ticks.append(at))
+    assert (len(found), found.drawn_from, found.omitted, ticks[-1]) == (3, 6, 0, (3, 3))
+    assert read(animals, preprocess=SMALL, num_classes=2, sample=6).drawn_from is None
