@@ -71,9 +71,17 @@ class PartScores:
     own: Tensor
     other: Tensor
 
-    def part(self, weight: Tensor) -> Part:
-        """As a part that is calibrated on the clean examples, each by its weight `(n,)`."""
-        return Part(self.name, self.flagged, self.own, weight)
+    def part(self, clean: Clean, doubt: Tensor) -> Part:
+        """As a part that is calibrated on the clean examples.
+
+        Memorization is the probability of the label, less what it is without the example (Feldman and Zhang 2020). So
+        what the network itself doubts is subtracted: a label that it gives by mistake, without having seen it, is given
+        half-heartedly. Clean examples are scored as if the network were sure of them.
+
+        Args:
+            doubt: `(N,)` 1 - the network's probability of each flagged label.
+        """
+        return Part(self.name, (self.flagged - doubt).clamp_min(0), self.own, clean.weight)
 
 
 @dataclass(frozen=True)
@@ -102,7 +110,8 @@ def weigh(context: Context) -> Weighed:
     clean = _clean(context, found)
     kinds: tuple[Kind, ...] = (_neighbours(found), _views, _relearned, _along_training)
     scores = [one for kind in kinds if (one := kind(context, clean)) is not None]
-    parts = tuple(one.part(clean.weight) for one in scores)
+    doubt = _doubt(context)
+    parts = tuple(one.part(clean, doubt) for one in scores)
     others = [one.other[clean.known] for one in scores]
     weights = weights_of(parts, others)
     joint = join(parts, weights)
@@ -119,6 +128,13 @@ def _clean(context: Context, found: Neighbours) -> Clean:
         said = torch.cat(context.evaluator.each(context.reference, rows.tolist(), Asked()))
     learned = torch.where(known, labels, said.argmax(1))
     return Clean(rows, labels, learned, found.others[: len(rows)], torch.where(learned == labels, 1.0, HARD))
+
+
+def _doubt(context: Context) -> Tensor:
+    """`(N,)`: 1 - the network's probability of each flagged label."""
+    with context.stage("reference", len(context.flagged)):
+        said = torch.cat(context.evaluator.each(context.flagged, range(len(context.flagged)), Asked()))
+    return _against(said, context.flagged.labels)
 
 
 def _everybody(context: Context) -> Panel:
