@@ -90,7 +90,7 @@ def test_every_outcome_follows_from_what_is_written_beside_it(found: Report) -> 
         assert f.after is not None
         assert f.reference_accuracy is not None
         assert f.controls is not None
-        assert f.controls.random.draws == 10
+        assert 0 < f.controls.random.draws <= 10  # fewer where those have decided
         erased = f.after.prediction != f.example.label
         cheap = f.reference_accuracy.after >= f.reference_accuracy.before - REFERENCE_BUDGET
         special = f.controls.random.erased <= RANDOM_BUDGET * f.controls.random.draws
@@ -291,8 +291,8 @@ def test_profiles_set_how_much_is_measured(trained: Trained, pairs: tuple[Pair, 
     cost = report.findings[0].reference_accuracy
     assert controls is not None
     assert cost is not None
-    draws, examples = {"fast": (10, range(86, 103)), "deep": (50, [150])}[profile]
-    assert controls.random.draws == draws
+    draws, examples = {"fast": (range(1, 11), range(86, 103)), "deep": (range(11, 51), [150])}[profile]
+    assert controls.random.draws in draws
     assert cost.examples in examples
     assert (report.groups.stability is not None) == (profile == "deep")
 
