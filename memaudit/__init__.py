@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from memaudit.network.tied_dropout import ExampleTiedDropout, add_tied_dropout, example_ids, strip_tied_dropout
     from memaudit.pipeline.discover import discover
     from memaudit.pipeline.library import audit
+    from memaudit.pipeline.verify import verify
     from memaudit.report.document import Report
     from memaudit.settings import Settings
     from memaudit.version import __version__
@@ -41,6 +42,7 @@ __all__ = [
     "discover",
     "example_ids",
     "strip_tied_dropout",
+    "verify",
 ]
 
 _HOMES = {
@@ -57,6 +59,7 @@ _HOMES = {
     "discover": "memaudit.pipeline.discover",
     "example_ids": "memaudit.network.tied_dropout",
     "strip_tied_dropout": "memaudit.network.tied_dropout",
+    "verify": "memaudit.pipeline.verify",
 }
 
 

@@ -160,6 +160,7 @@ class Provenance:
     stripped_prefix: str = ""
     config: Mapping[str, ConfigValue] = field(default_factory=dict)
     class_order: str = "given"
+    by: str = ""
     warnings: tuple[ReportWarning, ...] = ()
 
 

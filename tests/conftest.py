@@ -83,12 +83,19 @@ def trained() -> Trained:
     return train()
 
 
-def train() -> Trained:
-    """Train that network."""
+@pytest.fixture(scope="session")
+def untainted() -> Trained:
+    """The same network, trained without the flagged examples; its sets are those of `trained`."""
+    return train(without=True)
+
+
+def train(*, without: bool = False) -> Trained:
+    """Train that network, with or without its flagged examples."""
     x, truth = digits()
     generator = torch.Generator().manual_seed(0)
     order = torch.randperm(len(x), generator=generator)
     train, changed, held_out = order[:1000], order[:50], order[1000:1300]
+    shown = order[50:1000] if without else train
     labels = truth.clone()
     labels[changed] = (labels[changed] + torch.randint(1, 10, (50,), generator=generator)) % 10
     with torch.random.fork_rng():
@@ -96,7 +103,7 @@ def train() -> Trained:
         module = DigitsNet()
     optimiser = torch.optim.Adam(module.parameters(), lr=3e-3)
     for _ in range(18):
-        for rows in train[torch.randperm(len(train), generator=generator)].split(64):
+        for rows in shown[torch.randperm(len(shown), generator=generator)].split(64):
             optimiser.zero_grad()
             F.cross_entropy(module(x[rows]), labels[rows]).backward()
             optimiser.step()

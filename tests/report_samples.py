@@ -233,7 +233,14 @@ def hostile() -> Report:
             update={
                 "id": text,
                 "example": Example(
-                    id=text, source=text, label=i, index=i, line=i + 2 if i % 2 else None, true_label=0, note=text
+                    id=text,
+                    source=text,
+                    label=i,
+                    index=i,
+                    line=i + 2 if i % 2 else None,
+                    true_label=0,
+                    note=text,
+                    columns={text[:60] or "x": text},
                 ),
                 "units": [UnitRef(layer=text, index=i, kind="channel")],
             }

@@ -33,7 +33,8 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "README.md"
 REFERENCE = ROOT / "docs" / "reference.md"
 PLUGINS = sorted((ROOT / "plugins").glob("*/README.md"))
-PAGES = [PAGE, REFERENCE, *PLUGINS]
+PROOF = ROOT / "docs" / "proof.md"
+PAGES = [PAGE, REFERENCE, PROOF, *PLUGINS]
 UPDATE = "UPDATE_README=1 python -m pytest tests/test_docs.py"
 ROOT_COMMAND: Any = typer.main.get_command(program())
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from memaudit.data import ExampleSet
 from memaudit.engine.answers import predicted
 from memaudit.engine.evaluator import Evaluator
 from memaudit.engine.loop import silent
+from memaudit.engine.others import Other
 from memaudit.engine.passes import Fill
 from memaudit.network.layer_groups import LayerGroup, layer_groups
 from memaudit.network.replay import watch
@@ -39,6 +41,8 @@ class Context:
         states: checkpoints of the series, earliest first, the audited model last.
         deadline: seconds since the epoch; no further piece of work is begun after it.
         neighbours: how far neighbours support the labels; None where nobody asked them.
+        without: models that were trained without the flagged examples, each with its own `flagged` and `reference`.
+        found: fields of the findings that audits which ran before this one have yielded, by flagged row.
     """
 
     evaluator: Evaluator
@@ -55,6 +59,8 @@ class Context:
     progress: Progress = field(default_factory=Silent)
     deadline: float = float("inf")
     neighbours: Neighbours | None = None
+    without: Sequence[Other] = ()
+    found: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def profile(self) -> Profile:

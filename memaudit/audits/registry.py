@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from memaudit.audits.base import Audit
+from memaudit.audits.counterfactual import CounterfactualAudit
 from memaudit.audits.gradients import Gradients
 from memaudit.audits.learning import LearningOrder
 from memaudit.audits.localize.audit import Localize
@@ -22,11 +23,12 @@ BY_NAME: Mapping[str, Audit] = {
 }
 
 
-def chosen(settings: Settings, earlier: bool) -> tuple[Audit, ...]:
+def chosen(settings: Settings, earlier: bool, *, without: bool = False) -> tuple[Audit, ...]:
     """The audits that will run, in order: memorization always, learning order with any that needs a series.
 
     Args:
         earlier: there are earlier checkpoints of the model.
+        without: there are models without the flagged examples.
 
     Raises:
         UsageError: one needs earlier checkpoints and there are none.
@@ -41,4 +43,5 @@ def chosen(settings: Settings, earlier: bool) -> tuple[Audit, ...]:
             hint="Name them with --checkpoints DIR, GLOB or FILE; memaudit inspect MODEL shows what is found.",
         )
     first: tuple[Audit, ...] = (Memorized(), *([LearningOrder()] if over_time else []))
-    return (*first, *(BY_NAME[name] for name in AUDITS if name in names))
+    last: tuple[Audit, ...] = (CounterfactualAudit(),) if without else ()
+    return (*first, *(BY_NAME[name] for name in AUDITS if name in names), *last)

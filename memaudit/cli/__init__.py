@@ -16,6 +16,8 @@ COMMANDS: dict[str, dict[str, Any]] = {
     "scan": {"context_settings": _CONFIGURED},
     "inspect": {"context_settings": _CONFIGURED},
     "discover": {"context_settings": _CONFIGURED},
+    "compare": {"context_settings": _CONFIGURED},
+    "verify": {"context_settings": _CONFIGURED},
     "check": {"context_settings": _CONFIGURED},
     "diff": {},
     "render": {},

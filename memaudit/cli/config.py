@@ -19,7 +19,7 @@ import typer
 from typer.models import OptionInfo
 
 from memaudit.cli.grouped import flattened
-from memaudit.cli.options import SCAN
+from memaudit.cli.options import SCAN, Verified
 from memaudit.errors import UsageError
 from memaudit.system import toml
 from memaudit.text import clean, closest
@@ -71,8 +71,8 @@ class File:
 
 
 def parameters() -> dict[str, Parameter]:
-    """The settings that a file may hold, by parameter name, in the order of `memaudit scan --help`."""
-    found = (_parameter(p, p.annotation) for group in SCAN for p in flattened(group))
+    """The settings that a file may hold, by parameter name: those of `scan`, then those of `verify` alone."""
+    found = (_parameter(p, p.annotation) for group in (*SCAN, Verified) for p in flattened(group))
     return {p.name: p for p in found if p is not None and p.name not in NOT_IN_FILES}
 
 

@@ -19,6 +19,7 @@ from memaudit.text import clean
 if TYPE_CHECKING:
     from memaudit.cli.loaded import Loaded
     from memaudit.cli.progress import Stages
+    from memaudit.erase.request import Request
     from memaudit.findings import Erasure
     from memaudit.report.document import Report
 
@@ -100,6 +101,9 @@ def erase(
         )
         wanted = Choice(audited.findings, edit.named, edit.max_test_drop / 100, edit.clean_steps)
         erasure = METHODS[edit.method].run(request, wanted)
+        if request.test is not None:
+            progress.stage("membership")
+            erasure = _verified(erasure, request, loaded)
         progress.stage("write report")
         _write(erasure, audited, targets, report)
     from memaudit.report import erasure as view
@@ -109,6 +113,30 @@ def erase(
     for path in targets:
         typer.echo(f"wrote {path}", err=True)
     return int(ExitCode.OK)
+
+
+def _verified(erasure: Erasure, request: Request, loaded: Loaded) -> Erasure:
+    """`erasure` with what `verify` says of the original and of the written file, the test examples as unseen ones."""
+    from memaudit.erase.proof import reread
+    from memaudit.errors import MemauditError
+    from memaudit.pipeline.verify import Verifier
+    from memaudit.settings import Settings
+
+    assert request.test is not None  # noqa: S101 - asked before
+    settings = Settings(profile="fast", device=request.device, batch_size=request.batch_size, seed=request.seed)
+    found = {}
+    try:
+        for name, adapter in (
+            ("membership_before", request.adapter),
+            ("membership", reread(request.output, request.adapter)[0]),
+        ):
+            said = Verifier(
+                adapter, request.flagged, request.reference, request.test, settings, class_names=loaded.class_names
+            ).run()
+            found[name] = said.membership.model_copy(update={"examples": []})
+    except MemauditError as error:
+        return erasure.model_copy(update={"notes": [*erasure.notes, f"Membership was not measured: {error.message}"]})
+    return erasure.model_copy(update=found)
 
 
 def _targets(output: Path, model: str) -> list[Path]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from memaudit.cli.progress import Stages
     from memaudit.cli.sources import Sources
     from memaudit.data import Arrays, ExampleSet
+    from memaudit.engine.others import Other
     from memaudit.findings import ReportWarning
     from memaudit.pipeline.load import Settled
 
@@ -31,14 +32,49 @@ class Loaded:
     warnings: tuple[ReportWarning, ...] = ()
 
 
+def load_others(
+    paths: Sequence[Path], loaded: Loaded, network: Network, sources: Sources, device: str, progress: Stages
+) -> list[Other]:
+    """Models trained without the flagged examples, each with all examples as its own preprocessing reads them.
+
+    Raises:
+        UsageError: one is the model itself, or the same twice.
+    """
+    from memaudit.engine.others import Other
+    from memaudit.errors import UsageError
+    from memaudit.text import clean
+
+    found: list[Other] = []
+    for path in paths:
+        other = load(str(path), network, sources, device, progress, like=loaded)
+        sha256 = other.checkpoint.sha256
+        if sha256 == loaded.checkpoint.sha256 or any(sha256 == one.sha256 for one in found):
+            twin = "the model itself" if sha256 == loaded.checkpoint.sha256 else "there twice"
+            raise UsageError(
+                f"--without {clean(path.name)} is {twin}",
+                hint="Name models that were trained without the flagged examples, each once.",
+            )
+        sets = {"flagged": other.flagged, "reference": other.settled.reference}
+        if other.test is not None:
+            sets["unseen"] = other.test
+        found.append(Other(other.checkpoint.path.name, sha256, other.settled.adapter, sets))
+    return found
+
+
 def load(
     model: str,
     network: Network,
     sources: Sources,
     device: str,
     progress: Stages,
+    *,
+    like: Loaded | None = None,
 ) -> Loaded:
-    """Read the checkpoint and the examples, and settle which architecture it is."""
+    """Read the checkpoint and the examples, and settle which architecture it is.
+
+    Args:
+        like: another model on the same sources; what it read is used again where images are prepared alike.
+    """
     from memaudit import checkpoints
 
     options = replace(network.options(), arrays=_arrays(sources))
@@ -51,7 +87,7 @@ def load(
 
     names, order = sources.class_names(checkpoint)
     same = sources.flagged == sources.reference  # a whole training set stands for both
-    read = _reader(sources, names, progress)
+    read = _reader(sources, names, progress, like)
 
     def read_reference(used: Adapter, limit: int | None) -> ExampleSet:
         return read("reference", sources.reference, used, limit, None if same else sources.reference_size or None)
@@ -88,12 +124,24 @@ def _names(adapter: Adapter, names: tuple[str, ...]) -> tuple[str, ...]:
     return data.paired_names(names, adapter.num_classes) if adapter.multi_label else names
 
 
-def _reader(sources: Sources, names: tuple[str, ...], progress: Stages) -> Callable[..., ExampleSet]:
+def _reader(
+    sources: Sources, names: tuple[str, ...], progress: Stages, like: Loaded | None
+) -> Callable[..., ExampleSet]:
     from memaudit import data
+
+    known: dict[str, ExampleSet] = {}
+    shape: object = None
+    if like is not None:
+        known = {"flagged": like.flagged, "reference": like.settled.reference}
+        if like.test is not None:
+            known["test"] = like.test
+        shape = _geometry(like.settled.adapter)
 
     def read(
         what: str, source: Path, adapter: Adapter, limit: int | None = None, sample: int | None = None
     ) -> ExampleSet:
+        if limit is None and what in known and _geometry(adapter) == shape:
+            return known[what]
         progress.stage(f"read {what}")
         return data.read(
             source,
@@ -110,3 +158,8 @@ def _reader(sources: Sources, names: tuple[str, ...], progress: Stages) -> Calla
         )
 
     return read
+
+
+def _geometry(adapter: Adapter) -> object:
+    """What examples are read by, apart from the normalisation that the network itself applies."""
+    return (replace(adapter.preprocess, mean=(), std=(), origin=""), adapter.num_classes, adapter.encode)

@@ -28,6 +28,11 @@ Layers = Annotated[str | None, typer.Option(help="Only layers matching this patt
 Weights = Annotated[str | None, typer.Option(help="raw or ema, where the checkpoint holds both.")]
 Seed = Annotated[int, typer.Option(help="For every random draw.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")]
+By = Annotated[str, typer.Option(help="Who runs it, for the report.")]
+Log = Annotated[str | None, typer.Option(help="mlflow: also log figures and files there, by its own settings.")]
+Without = Annotated[
+    list[Path], typer.Option(help="A model trained without the flagged examples; repeatable. Several give intervals.")
+]
 Output = Annotated[
     list[Path], typer.Option("-o", "--output", help="Further file; the suffix is the format. Repeatable.")
 ]
@@ -148,6 +153,7 @@ class AuditOptions:
     ablation: Annotated[str, typer.Option(help="Ablated units become zero, or their reference mean.")] = "zero"
     profile: Annotated[str, typer.Option(help="How much is measured: fast, standard or deep.")] = "standard"
     limit: Annotated[int | None, typer.Option(min=1, help="Audit only the first N; the report is incomplete.")] = None
+    without: Without = field(default_factory=list)
     top: Annotated[int, typer.Option(min=1, help="Without --flagged: audit the N most memorized of the data.")] = 100
 
     def __post_init__(self) -> None:
@@ -239,8 +245,24 @@ class RunOptions:
     seed: Seed = 0
     time_limit: Annotated[float | None, typer.Option(help="Seconds; then the report is incomplete.")] = None
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Read everything, print the plan, audit nothing.")] = False
+    by: By = ""
+    log: Log = None
     fresh: Annotated[bool, typer.Option("--fresh", help="Start anew, whatever an interrupted run has kept.")] = False
     quiet: Quiet = False
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What `memaudit verify` compares with and is judged by, beside what it shares with a scan."""
+
+    unseen: Annotated[
+        Path | None, typer.Option(help="Examples the model was certainly not trained on, of the flagged ones' kind.")
+    ] = None
+    max_tpr_at_fpr: Annotated[
+        str | None, typer.Option(help="Policy: FPR:TPR, as 0.1%:1%; without it, no evidence of membership at all.")
+    ] = None
+    by: By = ""
+    log: Log = None
 
 
 # The options of `memaudit scan`, in the order of its help.

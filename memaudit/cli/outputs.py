@@ -48,7 +48,7 @@ def check(paths: Sequence[Path]) -> None:
     from memaudit.system.files import check_target
 
     for path in paths:
-        reports.renderer(path.suffix)
+        reports.renderer(reports.format_of(path))
     for path in paths:
         check_target(path)
 
@@ -124,8 +124,8 @@ def rehearse(skeleton: Report, paths: Sequence[Path]) -> None:
     """Render every format once, into nothing: what would stop the report at the end stops it before the audit."""
     from memaudit import report as reports
 
-    for suffix in dict.fromkeys(path.suffix for path in paths):
-        for _ in reports.renderer(suffix)(skeleton, {}):
+    for kind in dict.fromkeys(map(reports.format_of, paths)):
+        for _ in reports.renderer(kind)(skeleton, {}):
             pass
 
 

@@ -26,7 +26,18 @@ if TYPE_CHECKING:
 NOT_NUMBERS = frozenset(
     {
         *("model", "flagged", "reference", "test", "data", "out", "output", "format_", "images", "quiet"),
-        *("exit_zero", "dry_run", "device", "batch_size", "time_limit", "checkpoints"),
+        *(
+            "exit_zero",
+            "dry_run",
+            "without",
+            "unseen",
+            "by",
+            "log",
+            "device",
+            "batch_size",
+            "time_limit",
+            "checkpoints",
+        ),
         *("config", "baseline", "waivers"),
     }
 )
@@ -69,6 +80,7 @@ def provenance(
             "preprocess": _preprocess(loaded.settled.adapter),
         },
         class_order=class_order,
+        by=clean(context.params.get("by") or ""),
         warnings=warnings,
     )
 

@@ -17,18 +17,27 @@ if TYPE_CHECKING:
 
 
 def render(
-    report: Annotated[Path, typer.Argument(metavar="REPORT", help="A report.json.")],
+    report: Annotated[Path, typer.Argument(metavar="REPORT", help="A report.json or verification.json.")],
     output: Annotated[list[Path], typer.Option("-o", "--output", help="File; the suffix is the format. Repeatable.")],
     images: Annotated[
         Path | None, typer.Option(help="A page to take the pictures from; by default the one beside REPORT.")
     ] = None,
 ) -> None:
-    """Write a report in other formats: HTML, Markdown, SARIF, JUnit, CSV, Parquet.
+    """Write a report in other formats: HTML, Markdown, SARIF, JUnit, CSV, Parquet, officer's page, model card.
 
-    The suffix of each output chooses: .html, .md, .sarif, .xml, .csv, .parquet or .json.
+    The suffix of each output chooses: .html, .md, .sarif, .xml, .csv, .parquet or .json; a name that begins with
+    officer (.html, .md) or model-card (.md) chooses those. Of a verification.json no .sarif and .xml are written.
     """
     from memaudit import report as reports
+    from memaudit.report import reading
+    from memaudit.report.verification import reading as verifications
+    from memaudit.report.verification import writing
 
+    data = reading.load(report)
+    if data.get("kind") == "verification":
+        for path in writing.write_all(verifications.parsed(data, report), output):
+            typer.echo(path, err=True)
+        return
     outputs.check(output)
     loaded = reports.read(report)
     page = any(path.suffix.lower() == ".html" for path in output)

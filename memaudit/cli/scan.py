@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from memaudit.cli import logged, outputs
 from memaudit.cli import options as opt
-from memaudit.cli import outputs
 from memaudit.cli.config import Config
 from memaudit.cli.grouped import grouped
-from memaudit.cli.loaded import Loaded, load
+from memaudit.cli.loaded import Loaded, load, load_others
 from memaudit.cli.sources import Sources
 from memaudit.cli.values import audits, choice, positive
 from memaudit.errors import ExitCode
@@ -47,9 +47,32 @@ def scan(
 
     Writes report.json and report.html, prints the verdict, and ends with 0 (policy met) or 1 (not met).
     """
+    return scanned(context, model, places, network, audit, compute, destination, limits, run)
+
+
+def scanned(
+    context: typer.Context,
+    model: str,
+    places: opt.Places,
+    network: opt.Network,
+    audit: opt.AuditOptions,
+    compute: opt.Compute,
+    destination: opt.Destination,
+    limits: opt.Limits,
+    run: opt.RunOptions,
+    *,
+    ask_only: bool = False,
+) -> int:
+    """The audit and its report; the exit code.
+
+    Args:
+        ask_only: no units are looked for.
+    """
     from memaudit.gate import policy as gate
 
     settings = _settings(audit, compute, limits, run)
+    settings = replace(settings, audits=()) if ask_only else settings
+    logged.check(run.log)
     accepted = limits.accepted()
     folder = destination.out or outputs.default_folder(Path(model))
     targets = outputs.targets(folder, destination.output)
@@ -80,6 +103,7 @@ def scan(
             progress=progress,
             test=loaded.test,
             states=states,
+            without=load_others(audit.without, loaded, network, sources, compute.device, progress),
         )
         outputs.rehearse(auditor.skeleton(), targets)
         if run.dry_run:
@@ -92,6 +116,7 @@ def scan(
             report = gate.apply(auditor.run(), settings.policy, accepted)
             progress.stage("write report")
             written = outputs.write(report, targets, _thumbnails(destination.images, report, auditor))
+            logged.log(run.log, report, written)
             if not auditor.late:
                 journal.discard()
                 outputs.forget(folder / outputs.RANKED)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from memaudit.data.arrays import from_arrays
     from memaudit.data.datasets import from_dataset
     from memaudit.data.decode import Progress
-    from memaudit.data.examples import ExampleSet, content_id, finding_id
+    from memaudit.data.examples import ExampleSet, content_id, finding_id, joined
     from memaudit.data.images.preprocess import Preprocess
     from memaudit.data.members import Arrays
     from memaudit.data.several import paired_names
@@ -33,6 +33,7 @@ __all__ = [
     "from_arrays",
     "from_dataset",
     "from_tensors",
+    "joined",
     "paired_names",
     "read",
     "remove_overlap",
@@ -51,6 +52,7 @@ _HOMES = {
     "from_arrays": "arrays",
     "from_dataset": "datasets",
     "from_tensors": "tensors",
+    "joined": "examples",
     "paired_names": "several",
     "read": "sources",
     "remove_overlap": "sources",

@@ -70,6 +70,11 @@ class ExampleSet:
         """The same images, whose ids nobody knows."""
         return replace(self, examples=tuple(e.model_copy(update={"declared_id": None}) for e in self.examples))
 
+    def labelled(self, labels: Sequence[int]) -> ExampleSet:
+        """The same images, each asked for another of `labels`."""
+        pairs = zip(self.examples, labels, strict=True)
+        return replace(self, examples=tuple(e.model_copy(update={"label": label}) for e, label in pairs))
+
     def __len__(self) -> int:
         return len(self.examples)
 
@@ -125,6 +130,14 @@ class ExampleSet:
         index = torch.as_tensor(indices, dtype=torch.int64)
         pixels = self.pixels.pick(index) if isinstance(self.pixels, OnDemand) else self.pixels[index]
         return replace(self, examples=tuple(self.examples[i] for i in index.tolist()), pixels=pixels)
+
+
+def joined(first: ExampleSet, second: ExampleSet) -> ExampleSet:
+    """Both sets as one, read by the same preprocessing, the second after the first."""
+    parts = [examples.pixels[torch.arange(len(examples))] for examples in (first, second)]
+    if parts[0].dtype != parts[1].dtype:
+        parts = [examples.batch(range(len(examples))) for examples in (first, second)]
+    return ExampleSet((*first.examples, *second.examples), torch.cat(parts), first.source, first.class_names)
 
 
 def finding_id(example_id: str, label: int) -> str:

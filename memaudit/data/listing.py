@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
@@ -35,6 +35,7 @@ class Row:
         index: row in its source, from 0; also where its file or values are.
         line: line of the manifest or list that named it, from 1.
         id: the name that a manifest or an array gives the row.
+        columns: what else a manifest says of it, by column, printable.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Row:
     true_label: int | None = None
     note: str | None = None
     id: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
 
     def example(self, identity: str) -> Example:
         """The row as a report shows it."""
@@ -56,6 +58,7 @@ class Row:
             true_label=self.true_label,
             declared_id=clean(self.id) if self.id else None,
             note=clean(self.note) if self.note else None,
+            columns=dict(self.columns),
         )
 
 

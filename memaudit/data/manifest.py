@@ -1,4 +1,4 @@
-"""A manifest: a table (`.csv .tsv .jsonl`) with `path,label[,id,true_label,note]`, paths relative to its folder."""
+"""A manifest: a table (`.csv .tsv .jsonl`) with `path,label[,id,true_label,note,...]`, paths relative to its folder."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from memaudit.data.classes import Classes
+from memaudit.data.columns import further, refuse_misspelt
 from memaudit.data.images import RowError
 from memaudit.data.listing import FileListing, Row
 from memaudit.data.paths import display, inside
 from memaudit.data.rejections import Rejections
 from memaudit.data.tables import csv_records, json_records, read_text
 from memaudit.errors import DataRejected
-from memaudit.text import clean, closest
+from memaudit.text import clean
 
 SUFFIXES = frozenset({".csv", ".tsv", ".jsonl"})
 _REQUIRED = ("path", "label")
@@ -62,9 +63,6 @@ def is_manifest(path: Path) -> bool:
 
 
 def _row(cells: Mapping[str, object], line: int, index: int, label: Callable[[object], int]) -> Row:
-    unknown = next((k for k in cells if k not in _COLUMNS), None)
-    if unknown is not None:
-        raise RowError(f"unknown key '{clean(unknown)}'{closest(unknown, _COLUMNS)}")
     missing = next((k for k in _REQUIRED if cells.get(k) is None), None)
     if missing is not None:
         raise RowError(f"no {missing}")
@@ -79,6 +77,7 @@ def _row(cells: Mapping[str, object], line: int, index: int, label: Callable[[ob
         true_label=None if true_label in (None, "") else label(true_label),
         note=_text(cells, "note") or None,
         id=_text(cells, "id") or None,
+        columns=further(cells, _COLUMNS),
     )
 
 
@@ -114,17 +113,13 @@ def _csv_rows(text: str, path: Path, name: str) -> Iterator[tuple[int, dict[str,
 
 
 def check_header(header: list[str], name: str) -> None:
-    """Refuse a header that is not `path,label` and known further columns.
+    """Refuse a header that is not `path,label` and further columns, the user's own among them.
 
     Raises:
-        DataRejected: a column is missing, unknown or there twice.
+        DataRejected: a column is missing, misspelt or there twice.
     """
     hint = f"the first line is {','.join(_REQUIRED)}, optionally {', '.join(_COLUMNS[2:])}; a list of rows needs --data"
-    for column in header:
-        if column not in _COLUMNS:
-            raise DataRejected(f"{name} line 1: unknown column '{clean(column)}'{closest(column, _COLUMNS)}", hint=hint)
-        if header.count(column) > 1:
-            raise DataRejected(f"{name} line 1: column '{column}' is there twice", hint=hint)
+    refuse_misspelt(header, _COLUMNS, f"{name} line 1", hint)
     for column in _REQUIRED:
         if column not in header:
             raise DataRejected(f"{name} line 1: no column '{column}'", hint=hint)

@@ -1,4 +1,4 @@
-"""A table of texts (`.csv .tsv .jsonl`: `text,label[,id,true_label,note]`), encoded by the network's own tokenizer."""
+"""A table of texts (`.csv .tsv .jsonl`: `text,label[,id,true_label,note,...]`), encoded by the network's tokenizer."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from memaudit.data.classes import Classes
+from memaudit.data.columns import further, refuse_misspelt
 from memaudit.data.decode import Progress
 from memaudit.data.examples import ExampleSet, content_id, distinct
 from memaudit.data.images import RowError
@@ -86,13 +87,14 @@ def _records(path: Path, name: str) -> Iterator[tuple[int, Mapping[str, object] 
         return
     records = csv_records(text, "\t" if path.suffix.lower() == ".tsv" else ",", name)
     _, header = next(records, (1, []))
-    if not set(REQUIRED) <= set(header) or len(set(header)) < len(header) or not set(header) <= set(COLUMNS):
+    if not set(REQUIRED) <= set(header):
         unknown = next((h for h in header if h not in COLUMNS), None)
         near = closest(unknown, COLUMNS) if unknown is not None else ""
         raise DataRejected(
-            f"{name}: its first line is {clean(','.join(header), 100)!r}, not text,label[,id,true_label,note]{near}",
+            f"{name}: its first line is {clean(','.join(header), 100)!r}, not text,label[,...]{near}",
             hint="a text classifier's examples are a table with the columns text and label",
         )
+    refuse_misspelt(header, COLUMNS, name, f"the first line is {','.join(COLUMNS)} and columns of your own")
     for line, cells in records:
         yield line, dict(zip(header, cells, strict=True)) if len(cells) == len(header) else f"{len(cells)} cells"
 
@@ -100,8 +102,6 @@ def _records(path: Path, name: str) -> Iterator[tuple[int, Mapping[str, object] 
 def _row(cells: Mapping[str, object] | str, line: int, index: int, classes: Classes, json: bool) -> tuple[Row, str]:
     if isinstance(cells, str):
         raise RowError(cells)
-    if unknown := next((k for k in cells if k not in COLUMNS), None):
-        raise RowError(f"unknown key '{clean(unknown)}'{closest(unknown, COLUMNS)}")
     text = cells.get("text")
     if not isinstance(text, str) or not text.strip() or len(text) > MAX_TEXT:
         raise RowError("no text" if not isinstance(text, str) or not text.strip() else "its text is too long")
@@ -122,4 +122,5 @@ def _row(cells: Mapping[str, object] | str, line: int, index: int, classes: Clas
         true_label=None if truth in (None, "") else label(truth),
         note=str(note) if note else None,
         id=str(declared) if declared else None,
+        columns=further(cells, COLUMNS),
     ), text

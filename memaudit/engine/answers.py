@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from memaudit.findings import Prediction
+from memaudit.findings import Prediction, Share
+from memaudit.intervals import wilson
 from memaudit.numbers import tidy
 
 
@@ -39,6 +40,14 @@ def confidence(logits: Tensor, labels: Tensor) -> Tensor:
 def loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy `(N,)` of `labels`, float64."""
     return torch.nn.functional.cross_entropy(logits.double(), labels, reduction="none")
+
+
+def share(hits: int, count: int) -> Share:
+    """So many of so many, with the Wilson interval; no rate where there is nothing to count."""
+    low, high = wilson(hits, count)
+    if not count:
+        return Share(hits=hits, rate=None, low=None, high=None)
+    return Share(hits=hits, rate=tidy(hits / count), low=tidy(low), high=tidy(high))
 
 
 def prediction(logits: Tensor, label: int) -> Prediction:

@@ -22,9 +22,10 @@ from memaudit.checkpoints import read
 from memaudit.engine.answers import margin, predicted
 from memaudit.engine.evaluator import Evaluator, Panel
 from memaudit.erase import METHODS
+from memaudit.erase.inputs import searched_inputs
 from memaudit.erase.probes import noise, relearning
 from memaudit.erase.request import Request, Sets
-from memaudit.findings import Erasure, ErasureScores, NoisePoint, RelearnPoint
+from memaudit.findings import Erasure, ErasureScores, InputPoint, NoisePoint, RelearnPoint
 from memaudit.numbers import tidy
 from memaudit.text import clean
 
@@ -43,6 +44,7 @@ class Proof:
     sets: Sets
     scores: tuple[ErasureScores, ErasureScores]
     noise: list[NoisePoint]
+    inputs: list[InputPoint]
     relearning: list[RelearnPoint]
 
     def erasure(self, method: str, *, notes: Sequence[str], **more: Any) -> Erasure:
@@ -62,6 +64,7 @@ class Proof:
             before=self.scores[0],
             after=self.scores[1],
             noise=self.noise,
+            inputs=self.inputs,
             relearning=self.relearning,
             notes=[*notes, *COMMON_NOTES],
             **more,
@@ -78,7 +81,9 @@ def measured(request: Request, before: Evaluator, sets: Sets) -> Proof:
     request.progress.stage("probe")
     fitted = Panel(sets.flagged, sets.fitted)
     shaken = noise(before, after, fitted, request.seed)
-    return Proof(request, after, sha256, sets, both, shaken, relearning(after, fitted, sets.reference, request.seed))
+    searched = searched_inputs(after, fitted, sets.reference, request.seed)
+    again = relearning(after, fitted, sets.reference, request.seed)
+    return Proof(request, after, sha256, sets, both, shaken, searched, again)
 
 
 def reread(path: Path, original: Adapter) -> tuple[Adapter, str]:

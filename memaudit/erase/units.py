@@ -5,25 +5,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import isclose
 
+import torch
 from torch import Tensor
 
 from memaudit.adapters.base import Adapter
 from memaudit.data import ExampleSet
 from memaudit.engine.answers import prediction
 from memaudit.engine.device import exact_arithmetic
-from memaudit.engine.evaluator import Evaluator
+from memaudit.engine.draws import generator_for
+from memaudit.engine.evaluator import Evaluator, Panel
 from memaudit.erase import Choice
 from memaudit.erase.proof import measured
-from memaudit.erase.request import Request, check_editable, sets_of
+from memaudit.erase.request import Request, Sets, check_editable, sets_of
 from memaudit.errors import DataRejected, UsageError
-from memaudit.findings import ErasedExample, Erasure, Finding, Prediction, UnitRef
-from memaudit.network.ablate import silence
-from memaudit.network.units import UnitSpace
-from memaudit.numbers import count
+from memaudit.findings import ErasedExample, Erasure, Finding, Prediction, RandomEdit, UnitRef
+from memaudit.network.ablate import edited, silence
+from memaudit.network.units import UnitSpace, random_cut
+from memaudit.numbers import count, tidy
 from memaudit.text import clean
 
 # Margins this near are one measurement: float32 adds up in another order where other examples are in the batch.
 ROUNDING = 1e-4
+# Random edits that the control is an average over.
+DRAWS = 5
 UNION_NOTE = (
     "The audit measured each example with its own units cut; this file has the units of all chosen examples cut.",
 )
@@ -58,9 +62,10 @@ def by_units(request: Request, findings: Sequence[Finding]) -> Erasure:
         state, units = silenced(request.adapter, sets.reference.batch([0, 1, 2], before.device), findings)
         request.adapter.write(state, request.output)
         proof = measured(request, before, sets)
+        random = random_edit(before, sets, units, request.seed)
         alone = each_alone(before, proof.after, request.flagged, chosen)
         done = f"{count(len(units), 'unit')} silenced for {count(len(alone), 'flagged example')}"
-        return proof.erasure("units", done=done, examples=alone, units=units, notes=UNION_NOTE)
+        return proof.erasure("units", done=done, examples=alone, units=units, random=random, notes=UNION_NOTE)
 
 
 def silenced(adapter: Adapter, images: Tensor, findings: Sequence[Finding]) -> tuple[dict[str, Tensor], list[UnitRef]]:
@@ -78,6 +83,24 @@ def silenced(adapter: Adapter, images: Tensor, findings: Sequence[Finding]) -> t
     state = {n: t.detach().clone() for n, t in adapter.module.state_dict().items()}
     silence(state, space, numbers)
     return state, [space.unit(n) for n in sorted(numbers)]
+
+
+def random_edit(before: Evaluator, sets: Sets, units: Sequence[UnitRef], seed: int) -> RandomEdit | None:
+    """The control: as many random units of the same layers silenced, `DRAWS` times, and what is left then."""
+    module = before.adapter.module
+    space = UnitSpace(tuple(before.adapter.sites(sets.reference.batch([0, 1, 2], before.device))))
+    cut = [space.number(u.layer, u.index, u.kind) for u in units]
+    if not cut or not sets.used:
+        return None
+    generator = generator_for(seed, "erase", "random units")
+    live = torch.ones(space.total, dtype=torch.bool)
+    used, reference = Panel(sets.flagged, sets.used), Panel(sets.reference, range(len(sets.reference)))
+    kept, right = [], []
+    for _ in range(DRAWS):
+        with edited(module, space, random_cut(space, live, cut, generator)):
+            kept.append(float(before.predicted(used).float().mean()))
+            right.append(float(before.predicted(reference).float().mean()))
+    return RandomEdit(draws=DRAWS, units=len(cut), used=tidy(sum(kept) / DRAWS), reference=tidy(sum(right) / DRAWS))
 
 
 def each_alone(

@@ -66,3 +66,12 @@ class UnitRef(Plain):
 
     def __str__(self) -> str:
         return f"{self.layer}:{self.index}"
+
+
+class Share(Plain):
+    """How many of a number of examples something holds of."""
+
+    hits: int = Field(ge=0)
+    rate: Rate | None
+    low: Rate | None = Field(description="95 % Wilson interval of `rate`")
+    high: Rate | None

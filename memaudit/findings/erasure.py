@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from memaudit.findings.base import Number, Plain, Prediction, Rate, UnitRef
+from memaudit.findings.membership import Membership
 
 
 class ErasureScores(Plain):
@@ -52,6 +53,24 @@ class RelearnPoint(Plain):
     control: Rate | None = Field(description="the same, when as many reference examples were trained on instead")
 
 
+class InputPoint(Plain):
+    """Labels that a small change of the input, searched for by gradient, brings back in the edited file."""
+
+    radius: Number = Field(description="largest change of a value, in standard deviations of the inputs")
+    examples: int = Field(ge=0, description="flagged examples whose label the edit took away, and as many others")
+    flagged: Rate = Field(description="share of these whose label comes back")
+    control: Rate = Field(description="the same search for the same labels, from reference examples of that class")
+
+
+class RandomEdit(Plain):
+    """The same number of random units of the same layers silenced instead, on average over draws."""
+
+    draws: int = Field(ge=1)
+    units: int = Field(ge=1)
+    used: Rate = Field(description="flagged labels still predicted, of the examples the edit was made with")
+    reference: Rate
+
+
 class NoisePoint(Plain):
     """Flagged labels predicted with Gaussian noise on the input, before and after the edit."""
 
@@ -80,4 +99,10 @@ class Erasure(Plain):
     after: ErasureScores
     relearning: list[RelearnPoint] = []
     noise: list[NoisePoint] = []
+    inputs: list[InputPoint] = []
+    random: RandomEdit | None = Field(default=None, description="as many random units, for an edit that silences units")
+    membership_before: Membership | None = Field(
+        default=None, description="whether the original tells flagged from test examples (memaudit verify)"
+    )
+    membership: Membership | None = Field(default=None, description="the same of the edited file")
     notes: list[str] = []

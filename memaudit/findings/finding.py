@@ -5,6 +5,8 @@ from enum import StrEnum
 from pydantic import Field
 
 from memaudit.findings.base import Number, Plain, Prediction, Rate, UnitRef
+from memaudit.findings.counterfactual import Counterfactual
+from memaudit.findings.example import Example
 
 
 class Outcome(StrEnum):
@@ -15,19 +17,6 @@ class Outcome(StrEnum):
     ENTANGLED = "entangled"  # suppressed, but the reference falls below its budget or random units do it too
     DIFFUSE = "diffuse"  # not suppressed within K units
     NOT_SEARCHED = "not_searched"  # fitted, and localization was not asked for
-
-
-class Example(Plain):
-    """A flagged example and where it came from."""
-
-    id: str = Field(description="hash of the example's content: survives retraining, renaming and reordering")
-    source: str = Field(description="path relative to the data set's root, or 'array'")
-    label: int = Field(ge=0, description="the label it was trained with: an index into the model's classes")
-    index: int = Field(ge=0, description="row in its source, from 0")
-    line: int | None = Field(default=None, ge=1, description="line of the manifest that flagged it")
-    declared_id: str | None = Field(default=None, description="the id that a manifest or an array gave the example")
-    true_label: int | None = Field(default=None, ge=0)
-    note: str | None = None
 
 
 class Atypicality(Plain):
@@ -142,6 +131,7 @@ class Finding(Plain):
     nearest: list[Neighbour] = Field(default=[], description="the three nearest reference examples, nearest first")
     learning: Learning | None = Field(default=None, description="a second view of atypicality, with a series")
     estimate: Estimate | None = Field(default=None, description="what `memorized` is decided by")
+    counterfactual: Counterfactual | None = Field(default=None, description="what models without the example say")
     before: Prediction
     after: Prediction | None = None
     units: list[UnitRef] = Field(default=[], description="in the order they were cut")

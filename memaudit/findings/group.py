@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from memaudit.findings.base import Kind, Number, Plain, Rate
+from memaudit.findings.base import Kind, Number, Plain, Rate, Share
 from memaudit.findings.finding import Outcome
 
 
@@ -131,15 +131,6 @@ class Summary(Plain):
     )
     learning_flagged: int = Field(default=0, ge=0, description="fitted flagged examples that `learning_auroc` compares")
     learning_reference: int = Field(default=0, ge=0, description="fitted reference examples it compares them with")
-
-
-class Share(Plain):
-    """How many examples of a slice something holds of."""
-
-    hits: int = Field(ge=0)
-    rate: Rate | None
-    low: Rate | None = Field(description="95 % Wilson interval of `rate`")
-    high: Rate | None
 
 
 class Slice(Plain):

@@ -5,7 +5,7 @@ from enum import StrEnum
 from pydantic import Field
 
 from memaudit.findings.base import Number, Plain, Prediction, Rate
-from memaudit.findings.finding import Example
+from memaudit.findings.example import Example
 
 
 class Standing(StrEnum):

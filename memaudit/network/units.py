@@ -216,3 +216,20 @@ def select(sites: Sequence[Site], unit: str = "auto", layers: str | None = None)
             f"this model has no unit of kind {clean(kind)!r}; it has: {have}", hint="Leave --unit at auto."
         )
     return UnitSpace(tuple(s for s in named if s.kind == kind))
+
+
+def random_cut(space: UnitSpace, live: Tensor, cut: Sequence[int], generator: torch.Generator) -> list[int]:
+    """As many live units as `cut` has, of the same layers, and none of its own."""
+    drawn: list[int] = []
+    for number in sorted(set(space.site_of[list(cut)].tolist())):
+        first, last = space.offsets[number], space.offsets[number + 1]
+        wanted = sum(first <= u < last for u in cut)
+        pool = [u for u in range(first, last) if bool(live[u]) and u not in cut]
+        order = torch.randperm(len(pool), generator=generator)[:wanted]
+        drawn += [pool[i] for i in order.tolist()]
+    if len(drawn) < len(cut):  # layers with too few other live units: the rest from anywhere
+        taken = {*cut, *drawn}
+        pool = [u for u in live.nonzero().flatten().tolist() if u not in taken]
+        order = torch.randperm(len(pool), generator=generator)[: len(cut) - len(drawn)]
+        drawn += [pool[i] for i in order.tolist()]
+    return drawn

@@ -93,6 +93,7 @@ def assemble(evidence: Measured, findings: Sequence[Finding]) -> Report:
         tool=ToolInfo(version=__version__),
         command=evidence.provenance.command,
         inputs=dict(evidence.provenance.inputs),
+        by=evidence.provenance.by,
         config=dict(evidence.provenance.config) or config_of(evidence.context.settings),
         environment=environment(evaluator.device),
         volatile={
@@ -112,6 +113,7 @@ def assemble(evidence: Measured, findings: Sequence[Finding]) -> Report:
         groups=whole.get("groups", Groups()),
         slices=slices(ordered, evidence.class_names),
         known_units=whole.get("known_units"),
+        counterfactuals=whole.get("counterfactuals"),
         series=whole.get("series", []),
         layers=evidence.layers,
         warnings=[*incomplete, *evidence.warnings, *whole.get("warnings", [])],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from memaudit.adapters.base import Adapter
@@ -13,12 +14,14 @@ from memaudit.data import ExampleSet, finding_id
 from memaudit.engine.answers import prediction
 from memaudit.engine.device import exact_arithmetic
 from memaudit.engine.evaluator import Panel
+from memaudit.engine.others import Other
 from memaudit.errors import MemauditError, ModelRejected, PremiseBroken
 from memaudit.findings import AUDITS, OVER_TIME, Atypicality, Finding, Outcome, interned
 from memaudit.network.states import State
 from memaudit.numbers import tidy
 from memaudit.pipeline.admit import admit
 from memaudit.pipeline.assemble import Measured, assemble, skeleton
+from memaudit.pipeline.others import checked
 from memaudit.pipeline.prepare import Observed, prepare
 from memaudit.pipeline.proceeding import Proceeding
 from memaudit.report.document import Report
@@ -34,6 +37,7 @@ class Auditor(Proceeding):
         flagged: examples under audit.
         reference: clean examples; rows that are also flagged are dropped and counted.
         states: checkpoints of the series, earliest first, the audited model last.
+        without: models that were trained without the flagged examples.
     """
 
     def __init__(
@@ -48,10 +52,11 @@ class Auditor(Proceeding):
         progress: Progress | None = None,
         test: ExampleSet | None = None,
         states: Sequence[State] = (),
+        without: Sequence[Other] = (),
     ) -> None:
-        self.audits = chosen(settings, any(not state.final for state in states))
+        self.audits = chosen(settings, any(not state.final for state in states), without=bool(without))
         super().__init__(adapter, settings, provenance or Provenance(), progress)
-        self.states, self.test = states, test
+        self.states, self.test, self.without = states, test, without
         self.admitted = admit(flagged, reference, settings.limit)
         self.class_names = class_names or self.admitted.reference.class_names
         self.warnings += self.admitted.warnings
@@ -93,6 +98,9 @@ class Auditor(Proceeding):
                 progress=self.progress,
                 deadline=self.started + (self.settings.time_limit or float("inf")),
             )
+            context = self.observed.context
+            others = checked(self.without, self.evaluator, context.reference)
+            self.observed = replace(self.observed, context=replace(context, without=others, found=self.found))
         self.warnings += self.observed.warnings
         self.incomplete += self.observed.incomplete
         return self.observed
@@ -131,7 +139,7 @@ class Auditor(Proceeding):
     def _findings(self) -> Iterator[Finding]:
         context = self.observed.context
         fitted = set(context.fitted)
-        ahead = [audit for audit in self.audits if audit.name not in AUDITS]
+        ahead = [audit for audit in self.audits if audit.name not in (*AUDITS, "counterfactual")]
         landing = [audit for audit in self.audits if audit.name == "localize"]
         for audit in ahead:
             for _ in self._merged(audit):
@@ -147,6 +155,10 @@ class Auditor(Proceeding):
         for audit in landing:
             for row in self._merged(audit):
                 yield self._finding(row)
+        for audit in self.audits:
+            if audit.name == "counterfactual":
+                for _ in self._merged(audit):
+                    pass
         if fitted and any(audit.name in OVER_TIME for audit in self.audits):
             self.layers = [{} for _ in context.groups]
             for audit in self.audits:

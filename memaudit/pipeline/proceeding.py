@@ -14,6 +14,7 @@ from memaudit.data import ExampleSet
 from memaudit.engine.device import automatic_batch_size, resolve_device
 from memaudit.engine.evaluator import Evaluator
 from memaudit.engine.journal import Journal, journalled
+from memaudit.engine.others import Other
 from memaudit.findings import ReportWarning
 from memaudit.network.states import State
 from memaudit.pipeline.identity import run_of
@@ -29,6 +30,7 @@ class Proceeding:
 
     Attributes:
         states: checkpoints that the run depends on, earliest first.
+        without: other models that it depends on.
         incomplete: why not all that was given is in the document.
         late: the time limit was reached: the same run, resumed, gets further.
     """
@@ -39,6 +41,7 @@ class Proceeding:
         self.adapter, self.settings, self.provenance = adapter, settings, provenance
         self.progress: Progress = progress or Silent()
         self.states: Sequence[State] = ()
+        self.without: Sequence[Other] = ()
         self.warnings: list[ReportWarning] = list(provenance.warnings)
         self.incomplete: list[str] = []
         self.journal: Journal | None = None
@@ -62,6 +65,7 @@ class Proceeding:
             UsageError: what lies there belongs to another run, and `fresh` does not say to throw it away.
         """
         run = run_of(self.adapter, self.sets(), self.states, self.settings, self.provenance)
+        run |= {f"without {number}": other.sha256 for number, other in enumerate(self.without, 1)}
         with journalled(folder, run, fresh=fresh) as self.journal:
             yield self.journal
 

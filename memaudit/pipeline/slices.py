@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
-from memaudit.findings import Finding, Outcome, Share, Slice
-from memaudit.intervals import wilson
+from memaudit.data.columns import groups
+from memaudit.engine.answers import share
+from memaudit.findings import Finding, Outcome, Slice
 from memaudit.numbers import tidy
 
 # Fewer examples than this are no group: the interval of a share of 9 is half of the scale wide.
@@ -17,7 +18,7 @@ DECILES = 10
 
 def slices(findings: Sequence[Finding], class_names: Sequence[str] = ()) -> list[Slice]:
     """Every slice that is neither empty nor the whole, the largest gaps first; small ones after all others."""
-    found = [*_by_label(findings, class_names), *_by_confidence(findings)]
+    found = [*_by_label(findings, class_names), *_by_confidence(findings), *_by_column(findings)]
     return sorted(found, key=lambda s: (s.small, -abs(s.gap), s.by, s.value))
 
 
@@ -39,6 +40,13 @@ def _by_confidence(findings: Sequence[Finding]) -> Iterable[Slice]:
         yield _slice("confidence", f"{part + 1} of {parts}: {low:.3f} to {high:.3f}", inside, findings)
 
 
+def _by_column(findings: Sequence[Finding]) -> Iterable[Slice]:
+    for group in groups([f.example for f in findings]):
+        inside = [f for f in findings if group.holds(f.example)]
+        if 0 < len(inside) < len(findings):
+            yield _slice(group.by, group.value, inside, findings)
+
+
 def _slice(by: str, value: str, inside: Sequence[Finding], whole: Sequence[Finding]) -> Slice:
     memorized = sum(f.memorized for f in inside)
     others, theirs = len(whole) - len(inside), sum(f.memorized for f in whole) - memorized
@@ -52,11 +60,3 @@ def _slice(by: str, value: str, inside: Sequence[Finding], whole: Sequence[Findi
         gap=tidy(memorized / len(inside) - (theirs / others if others else 0.0)),
         small=len(inside) < SMALL,
     )
-
-
-def share(hits: int, count: int) -> Share:
-    """So many of so many, with the Wilson interval; no rate where there is nothing to count."""
-    low, high = wilson(hits, count)
-    if not count:
-        return Share(hits=hits, rate=None, low=None, high=None)
-    return Share(hits=hits, rate=tidy(hits / count), low=tidy(low), high=tidy(high))

@@ -6,11 +6,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memaudit.report.formats import SUFFIXES, Renderer, Thumbnails, render, renderer, write, write_all
+from memaudit.report.names import format_of
 
 if TYPE_CHECKING:
     from memaudit.report.document import Report
 
-__all__ = ["SUFFIXES", "Renderer", "Thumbnails", "embed", "read", "render", "renderer", "write", "write_all"]
+__all__ = [
+    "SUFFIXES",
+    "Renderer",
+    "Thumbnails",
+    "embed",
+    "format_of",
+    "read",
+    "render",
+    "renderer",
+    "write",
+    "write_all",
+]
 
 
 def read(path: str | Path) -> Report:

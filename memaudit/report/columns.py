@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from memaudit.errors import UsageError
 from memaudit.findings import Finding
 from memaudit.report import words
+from memaudit.report.table import FORMULA
 from memaudit.text import clean
 
 if TYPE_CHECKING:
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 Kind = Literal["string", "integer", "number", "boolean"]
 Value = str | int | float | bool | None
 
-# What a spreadsheet takes for the start of a formula, blanks and quotes before it or not; full-width forms included.
-_FORMULA = re.compile("[\\s'\"]*[=+@\uff1d\uff0b\uff0d\uff20-]")
 # Excel reads UTF-8 as such only after this mark; pandas and R drop it.
 MARK = "\ufeff"
 # Rows of a row group, and of a piece of text.
@@ -108,9 +106,33 @@ COLUMNS: tuple[Column, ...] = (
     Column("others_lost", "integer", "of these, how many lose their label", _of("controls.flagged_others", "lost")),
     Column("learned", "string", "checkpoint from which on it is always predicted", _of("learning", "learned")),
     Column("lateness", "number", "1 - mean confidence along the checkpoints", _of("learning", "score")),
+    Column("held", "string", "memorized, learned or not_fitted by models without it", _of("counterfactual", "held")),
+    Column("without_models", "integer", "models that were trained without it", _of("counterfactual", "models")),
+    Column("without_right", "integer", "of these, how many give the label", _of("counterfactual", "right")),
+    Column("without_answer", "integer", "the class they give", _of("counterfactual", "answer")),
+    Column(
+        "without_margin", "number", "the label's margin by them, on average", _of("counterfactual", "margin_without")
+    ),
+    Column(
+        "difference", "number", "probability of the label with it less without", _of("counterfactual", "difference")
+    ),
+    Column("difference_low", "number", "lower end of its 95 % interval over models", _of("counterfactual", "low")),
+    Column("difference_high", "number", "upper end of it", _of("counterfactual", "high")),
+    Column("cut_as_without", "boolean", "cutting the units gives that class, too", _of("counterfactual", "ablated")),
     Column("nearest", "string", "the three nearest clean examples and their labels", _nearest),
 )
 """Every column, in order."""
+
+
+def columns_of(report: Report) -> tuple[Column, ...]:
+    """Every column of `report`: ours, then those of the user's manifest by their own names, where ours are others."""
+    ours = {column.name for column in COLUMNS}
+    names = dict.fromkeys(name for finding in report.findings for name in finding.example.columns)
+    return (*COLUMNS, *(_own(name, f"manifest_{name}" if name in ours else name) for name in names))
+
+
+def _own(name: str, called: str) -> Column:
+    return Column(clean(called), "string", "of your manifest", lambda _, finding: finding.example.columns.get(name))
 
 
 def schema() -> dict[str, Any]:
@@ -121,9 +143,10 @@ def schema() -> dict[str, Any]:
 def csv_parts(report: Report) -> Iterator[str]:
     """Comma-separated text in pieces; what a spreadsheet would take for a formula begins with an apostrophe."""
     yield MARK
-    yield _lines([[column.name for column in COLUMNS]])
+    columns = columns_of(report)
+    yield _lines([[_cell(column.name) for column in columns]])
     for start in range(0, len(report.findings), TOGETHER):
-        yield _lines([[_cell(value) for value in row] for row in _rows(report, start, start + TOGETHER)])
+        yield _lines([[_cell(value) for value in row] for row in _rows(report, columns, start, start + TOGETHER)])
 
 
 def parquet(report: Report) -> bytes:
@@ -136,10 +159,11 @@ def parquet(report: Report) -> bytes:
     types = {
         "string": arrow.string(), "integer": arrow.int64(), "number": arrow.float64(), "boolean": arrow.bool_()
     }  # fmt: skip
-    fields = [arrow.field(c.name, types[c.kind], metadata={"description": c.description}) for c in COLUMNS]
-    rows = list(_rows(report))
-    columns = list(zip(*rows, strict=True)) if rows else [()] * len(COLUMNS)
-    arrays = [arrow.array(list(values), types[c.kind]) for c, values in zip(COLUMNS, columns, strict=True)]
+    columns = columns_of(report)
+    fields = [arrow.field(c.name, types[c.kind], metadata={"description": c.description}) for c in columns]
+    rows = list(_rows(report, columns))
+    values = list(zip(*rows, strict=True)) if rows else [()] * len(columns)
+    arrays = [arrow.array(list(cells), types[c.kind]) for c, cells in zip(columns, values, strict=True)]
     sink = io.BytesIO()
     writer.write_table(arrow.Table.from_arrays(arrays, schema=arrow.schema(fields)), sink)
     return sink.getvalue()
@@ -162,12 +186,12 @@ def needs_arrow() -> tuple[Any, Any]:
     return pyarrow, writer
 
 
-def _rows(report: Report, start: int = 0, stop: int | None = None) -> Iterator[list[Value]]:
+def _rows(report: Report, columns: Sequence[Column], start: int = 0, stop: int | None = None) -> Iterator[list[Value]]:
     settled = words.accepted(report)  # once: it is of the whole report
     for finding in report.findings[start:stop]:
         yield [
             settled.get(finding.id) if column.name == "accepted" else _printable(column.value(report, finding))
-            for column in COLUMNS
+            for column in columns
         ]
 
 
@@ -183,7 +207,7 @@ def _cell(value: Value) -> str:
         return "true" if value else "false"
     if not isinstance(value, str):
         return repr(value)
-    return f"'{value}" if _FORMULA.match(value) else value
+    return f"'{value}" if FORMULA.match(value) else value
 
 
 def _lines(rows: list[list[str]]) -> str:

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from memaudit.findings import (
     ConfigValue,
+    Counterfactuals,
     DataInfo,
     Effort,
     Erasure,
@@ -43,6 +44,7 @@ class Report(Plain):
     inputs: Inputs = Field(
         default={}, description="options that later commands read the same model and examples by; paths from this file"
     )
+    by: str = Field(default="", description="who ran it, where that was given")
     config: dict[str, ConfigValue]
     environment: dict[str, str]
     volatile: dict[str, Any] = Field(description="times and memory: the only block that may differ between two runs")
@@ -55,8 +57,13 @@ class Report(Plain):
     findings: list[Finding]
     neurons: list[Neuron]
     groups: Groups
-    slices: list[Slice] = Field(default=[], description="shares by label and by confidence, the largest gaps first")
+    slices: list[Slice] = Field(
+        default=[], description="shares by label, confidence and manifest column, the largest gaps first"
+    )
     known_units: KnownUnits | None = Field(default=None, description="for networks with example-tied dropout")
+    counterfactuals: Counterfactuals | None = Field(
+        default=None, description="models that were trained without the flagged examples, where some were given"
+    )
     series: list[SeriesPoint] = Field(default=[], description="checkpoints that the audits over time used, in order")
     layers: list[LayerEvidence] = []
     erasure: Erasure | None = Field(default=None, description="an edited copy of the model, where one was made")

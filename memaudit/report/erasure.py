@@ -29,6 +29,10 @@ def rows(erasure: Erasure) -> list[tuple[str, str, str, str]]:
         ("reference accuracy", counts.get("reference", 0), before.reference, after.reference),
         ("test accuracy", counts.get("test", 0), before.test, after.test),
     ]
+    if (random := erasure.random) is not None:
+        name = f"{count(random.units, 'random unit')} instead:"
+        table.append((f"{name} flagged label", counts.get("used", 0), before.used, random.used))
+        table.append((f"{name} reference", counts.get("reference", 0), before.reference, random.reference))
     shown = [(n, f"{c:,}", percent(b), percent(a)) for n, c, b, a in table if a is not None]
     classes = [(c, b, a) for c, (b, a) in enumerate(zip(before.by_class, after.by_class, strict=True)) if b is not None]
     worst = min(classes, key=lambda row: (row[2] or 0) - (row[1] or 0), default=None)
@@ -48,6 +52,9 @@ def probes(erasure: Erasure) -> list[tuple[str, str, str, str]]:
         )
         for point in erasure.noise
     ]
+    for found in erasure.inputs:
+        control = f"{percent(found.control)} from clean examples of that class"
+        table.append(("input search", f"{found.radius:g} of the inputs' deviation", percent(found.flagged), control))
     for point in erasure.relearning:
         control = MISSING if point.control is None else f"{percent(point.control)} after as many clean ones"
         table.append(("relearning a third", count(point.steps, "step"), percent(point.rest), control))
@@ -74,6 +81,20 @@ def _span(layers: list[str]) -> str:
     return layers[0] if len(layers) == 1 else f"{layers[0]} to {layers[-1]} ({len(layers)})"
 
 
+def membership(erasure: Erasure) -> str:
+    """Whether the file still tells the flagged from test examples; empty where that was not measured."""
+    from memaudit.report.verification.words import power, strongest
+
+    before, after = erasure.membership_before, erasure.membership
+    if after is None:
+        return ""
+    best = strongest(after)
+    was = "" if before is None else f"{strongest(before).auc:.3f} (p {before.p_value:.2g}) before the edit, "
+    found = f"{best.auc:.3f} ({best.auc_low:.3f} to {best.auc_high:.3f}; p {after.p_value:.2g}) after it"
+    said = "still gives them away" if after.found else f"shows no evidence of them. {power(after)}"
+    return f"Membership, AUC of the strongest test against test examples: {was}{found}. The edited file {said}"
+
+
 def text(erasure: Erasure) -> str:
     """Both tables for a terminal."""
     lines = [summary(erasure), "", f"{'':<42}{'examples':>9}{'before':>9}{'after':>9}"]
@@ -81,4 +102,4 @@ def text(erasure: Erasure) -> str:
     if probes(erasure):
         lines += ["", f"{'probe':<20}{'':<32}{'label':>8}  against"]
         lines += [f"{name:<20}{how:<32}{label:>8}  {against}" for name, how, label, against in probes(erasure)]
-    return "\n".join([*lines, "", *erasure.notes])
+    return "\n".join([*lines, "", *filter(None, [membership(erasure)]), *erasure.notes])

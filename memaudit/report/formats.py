@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memaudit.errors import UsageError
+from memaudit.report.names import format_of
 from memaudit.system import files
 from memaudit.text import clean, closest
 
@@ -36,7 +37,7 @@ def write_all(report: Report, paths: Sequence[Path], thumbnails: Thumbnails | No
     """
     for path in paths:
         files.check_target(path)
-    return files.replace_all([(path, renderer(path.suffix)(report, thumbnails or {})) for path in paths])
+    return files.replace_all([(path, renderer(format_of(path))(report, thumbnails or {})) for path in paths])
 
 
 def render(report: Report, suffix: str, thumbnails: Thumbnails | None = None) -> str:
@@ -58,7 +59,7 @@ def renderer(suffix: str) -> Renderer:
         from memaudit.report import columns
 
         columns.needs_arrow()
-    found = _RENDERERS.get(suffix.lower())
+    found = _RENDERERS.get(suffix.lower()) or _NAMED.get(suffix)
     if found is None:
         known = ", ".join(_RENDERERS)
         near = closest(suffix.lower(), _RENDERERS)
@@ -119,5 +120,30 @@ _RENDERERS: dict[str, Renderer] = {
     ".xml": _junit,
     ".csv": _csv,
     ".parquet": _parquet,
+}
+
+
+def _officer_html(report: Report, _: Thumbnails) -> Iterable[str]:
+    from memaudit.report.officer import sheet, views
+
+    return [views.html(sheet.of_report(report))]
+
+
+def _officer_markdown(report: Report, _: Thumbnails) -> Iterable[str]:
+    from memaudit.report.officer import sheet, views
+
+    return [views.markdown(sheet.of_report(report))]
+
+
+def _card(report: Report, _: Thumbnails) -> Iterable[str]:
+    from memaudit.report import card
+
+    return [card.of_report(report)]
+
+
+_NAMED: dict[str, Renderer] = {
+    "officer.html": _officer_html,
+    "officer.md": _officer_markdown,
+    "model-card.md": _card,
 }
 SUFFIXES = tuple(_RENDERERS)

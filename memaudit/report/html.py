@@ -11,7 +11,19 @@ from io import BytesIO
 from typing import TYPE_CHECKING
 
 from memaudit.numbers import interval, percent
-from memaudit.report import charts, erasure, figures, glossary, json, opening, pages, pictures, story, timeline
+from memaudit.report import (
+    charts,
+    counterfactual,
+    erasure,
+    figures,
+    glossary,
+    json,
+    opening,
+    pages,
+    pictures,
+    story,
+    timeline,
+)
 from memaudit.report.rows import LayerRow, example_rows, folded, layer_rows, neuron_rows, worst_first
 from memaudit.report.words import ACCEPTED, OUTCOMES, SYMBOLS, accepted
 from memaudit.text import clean
@@ -83,6 +95,7 @@ def _page(report: Report, data: Markup, shown: Mapping[str, Markup], left_out: i
         curve=_curve(report),
         timeline=timeline,
         erasure=erasure,
+        counterfactual=counterfactual,
         heat=_heat(report),
         learned=_learned(report),
         gradients=_gradients(report),

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from memaudit.numbers import MISSING, count, interval, percent
-from memaudit.report import erasure, figures, opening, story, timeline
+from memaudit.report import counterfactual, erasure, figures, opening, story, timeline
 from memaudit.report.rows import ExampleRow, example_rows, neuron_rows, worst_first
 from memaudit.report.words import ACCEPTED, MAX_COMMAND, MAX_MESSAGE, checkpoint, outside, size_of
 from memaudit.text import MAX_LENGTH, clean
@@ -40,6 +40,7 @@ def render(report: Report) -> str:
         _examples(report),
         _neurons(report),
         _slices(report),
+        _counterfactual(report),
         _erasure(report),
         _over_time(report),
         "## What this does not show",
@@ -59,13 +60,24 @@ def _facts(report: Report) -> str:
     return table(["", ""], ([name, code(text, MAX_MESSAGE)] for name, text in opening.facts(report)))
 
 
+def _counterfactual(report: Report) -> str:
+    if report.counterfactuals is None:
+        return ""
+    said = "\n".join(f"- {line}" for line in counterfactual.summary(report.counterfactuals))
+    rows = ((code(name), code(label), *rest) for name, label, *rest in counterfactual.rows(report, MAX_NEURONS))
+    models = ((code(n), code(h), a) for n, h, a in counterfactual.models(report.counterfactuals))
+    without = table(("trained without them", "sha256", "reference accuracy"), models)
+    return "\n\n".join(["## Without the examples", said, table(counterfactual.HEAD, rows), without])
+
+
 def _erasure(report: Report) -> str:
     if report.erasure is None:
         return ""
     figures = table(("figure", "examples", "before", "after"), erasure.rows(report.erasure))
     probes = table(("probe", "setting", "flagged label", "against"), erasure.probes(report.erasure))
     file = f"{code(report.erasure.file)}, SHA-256 {code(report.erasure.sha256)}"
-    blocks = ["## Erased", f"{erasure.summary(report.erasure)} {file}", figures, probes, " ".join(report.erasure.notes)]
+    blocks = ["## Erased", f"{erasure.summary(report.erasure)} {file}", figures, probes]
+    blocks += [erasure.membership(report.erasure), " ".join(report.erasure.notes)]
     return "\n\n".join(blocks)
 
 

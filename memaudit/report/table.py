@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,9 @@ from typing import BinaryIO
 from memaudit.errors import UsageError
 
 Cell = str | int | float | None
-# A spreadsheet takes a cell that starts so for a formula; an apostrophe before it makes it text.
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
+# What a spreadsheet takes for the start of a formula, blanks and quotes before it or not; full-width forms included. An
+# apostrophe before it makes it text.
+FORMULA = re.compile("[\\s'\"]*[=+@\uff1d\uff0b\uff0d\uff20-]")
 # Lines that make one piece of text.
 PIECE = 1000
 
@@ -30,7 +32,7 @@ def parts(table: Table) -> Iterator[str]:
     """The table as CSV, piece by piece."""
     piece = io.StringIO(newline="")
     writer = csv.writer(piece, lineterminator="\n")
-    writer.writerow(table.columns)
+    writer.writerow([_safe(name) for name in table.columns])
     for number, row in enumerate(table.rows, 1):
         writer.writerow([_safe(cell) for cell in row])
         if number % PIECE == 0:
@@ -74,4 +76,4 @@ def write_parquet(table: Table, path: Path) -> Path:
 
 
 def _safe(cell: Cell) -> Cell:
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell
+    return f"'{cell}" if isinstance(cell, str) and FORMULA.match(cell) else cell

@@ -119,11 +119,11 @@ FILES = [
     ),
     ("text after quote", b'path,label\n"cat/1.png"x,1\n', "line 2: broken csv"),
     ("endless cell", b'path,label\n"' + b"x" * 200_000, "line 2: broken csv"),
-    ("no header", b"cat/1.png,1\n", "line 1: unknown column 'cat/1.png'"),
+    ("no header", b"cat/1.png,1\n", "line 1: no column 'path'"),
     ("no label", b"path,id\ncat/1.png,1\n", "line 1: no column 'label'"),
     ("capitals", b"Path,label\ncat/1.png,1\n", "unknown column 'Path'; closest: 'path'"),
     ("spaces", b"path, label\ncat/1.png,1\n", "unknown column ' label'; closest: 'label'"),
-    ("semicolons", b"path;label\ncat/1.png;1\n", "unknown column 'path;label'"),
+    ("semicolons", b"path;label\ncat/1.png;1\n", "line 1: no column 'path'"),
     ("twice", b"path,label,label\ncat/1.png,1,0\n", "column 'label' is there twice"),
     (
         "duplicate ids",
@@ -308,3 +308,39 @@ def test_a_label_is_an_index_a_declared_name_or_an_error(label: str) -> None:
     digits = label.isascii() and label.isdigit() and len(label) < 10
     expected = CLASSES.names.index(label) if label in CLASSES.names else int(label) if digits else None
     assert value == (expected if expected is not None and expected < 10 else None)
+
+
+HOSTILE = ("=1+1", "a\u202eb", "<script>x</script>", "::error::x", "\u200b", "x" * 500)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_columns_of_the_users_own_travel_with_the_example_and_print_as_one_line(animals: Path, suffix: str) -> None:
+    row = {"path": "cat/1.png", "label": "cat", "site": "north", "=cmd": "1", "age": "", "x<b>": "\u202e=2"}
+    path = animals / f"own{suffix}"
+    header = ",".join(row)
+    path.write_text(f"{header}\n{','.join(row.values())}\n" if suffix == ".csv" else json.dumps(row) + "\n", "utf-8")
+    found = read(path, preprocess=SMALL, num_classes=2, class_names=NAMES).examples[0]
+    assert found.columns == {"site": "north", "=cmd": "1", "x<b>": "\\u202e=2"}
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+def test_a_hostile_column_comes_out_printable_and_short(animals: Path, value: str) -> None:
+    path = animals / "own.csv"
+    path.write_text(f'path,label,site\ncat/1.png,cat,"{value}"\n', "utf-8")
+    shown = read(path, preprocess=SMALL, num_classes=2, class_names=NAMES).examples[0].columns["site"]
+    assert shown.isprintable()
+    assert len(shown) <= 200
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [("path,label,", "a column is called ''"), ("path,label,site,site", "'site' is there twice"),
+     ("path,label,true_lable", "unknown column 'true_lable'; closest: 'true_label'"),
+     ("path,label," + "x" * 61, "a column is called"),
+     ("path,label," + ",".join(f"c{n}" for n in range(51)), "51 further")],
+)  # fmt: skip
+def test_a_column_that_is_none_is_refused(animals: Path, header: str, message: str) -> None:
+    path = animals / "own.csv"
+    path.write_text(header + "\n" + "cat/1.png,cat" + ",1" * (header.count(",") - 1) + "\n", "utf-8")
+    with pytest.raises(DataRejected, match=message):
+        read(path, preprocess=SMALL, num_classes=2, class_names=NAMES)

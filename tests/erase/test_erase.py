@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from memaudit.__main__ import run
 from memaudit.engine.evaluator import Panel
 from memaudit.erase.group import _check_norms, apart_from, split
+from memaudit.erase.inputs import STEPS, Searched
 from memaudit.erase.request import check_editable
 from memaudit.erase.units import choose_findings
 from memaudit.errors import DataRejected, ExitCode, MemauditError, ModelRejected, UsageError
@@ -25,7 +26,7 @@ from memaudit.network.ablate import ablated
 from memaudit.numbers import tidy
 from memaudit.report.document import Report
 from tests.cli_support import FAST, MODEL, NPZ, Command, command, tree, write_timm, write_work
-from tests.conftest import Trained
+from tests.conftest import Trained, digits
 from tests.networks import DigitsNet
 
 ERASE = ("erase", "report/report.json", "--model", "digits.safetensors", "-q")
@@ -335,3 +336,42 @@ def test_findings_are_named_by_id_prefix_source_or_declared_id(work: Path) -> No
     with pytest.raises(UsageError, match="no units"):
         choose_findings(none, [wanted.id])
     assert issubclass(ModelRejected, MemauditError)
+
+
+def test_the_proof_has_controls_and_the_membership_of_both_files(cli: Command, work: Path, trained: Trained) -> None:
+    x, truth = digits()
+    rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[1300:]
+    np.savez(work / "held-out.npz", x=x[rows].numpy(), y=truth[rows].numpy())
+    ran = cli(*ERASE, "-o", "erased.safetensors", "--flagged", "all-flagged.npz", "--test", "held-out.npz")
+    assert ran.code == 0, ran.err
+    found = Erasure.model_validate_json((work / "erase.json").read_text())
+    assert found.random is not None
+    assert found.random.units == len(found.units)
+    assert (found.after.used or 0) <= found.random.used <= 1
+    assert [point.radius for point in found.inputs] == [0.05, 0.1, 0.2]
+    assert all(0 <= value <= 1 for point in found.inputs for value in (point.flagged, point.control))
+    assert [point.flagged for point in found.inputs] == sorted(point.flagged for point in found.inputs)
+    assert found.membership is not None
+    assert found.membership_before is not None
+    assert found.membership.examples == []
+    assert "Membership, AUC of the strongest test" in ran.out
+    assert "random units instead" in ran.out
+    for name in ("erased.report.html", "erased.report.json"):
+        assert (work / name).exists()
+
+
+def test_the_input_search_finds_what_plain_steps_find(trained: Trained) -> None:
+    """One example, all steps by hand."""
+    flagged, network = trained.flagged, trained.adapter
+    x, y = flagged.pixels[:4], (flagged.labels[:4] + 3) % 10
+    radius, found, change = 0.4, torch.zeros(4, dtype=torch.bool), torch.zeros_like(flagged.pixels[:4])
+    for _ in range(STEPS + 1):
+        change.requires_grad_()
+        logits = trained.module(x + change)
+        found |= logits.argmax(1) == y
+        own = logits.gather(1, y[:, None])[:, 0]
+        others = logits.scatter(1, y[:, None], -torch.inf).max(1).values
+        (gradient,) = torch.autograd.grad((own - others).sum(), change)
+        change = (change.detach() + radius / 4 * gradient.sign()).clamp(-radius, radius)
+    assert torch.equal(Searched(radius)(network, x, y), found)
+    assert int(found.sum()) > 0

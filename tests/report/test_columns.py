@@ -69,6 +69,14 @@ def test_hostile_names_stay_in_their_cells() -> None:
     assert all(None not in row and None not in row.values() for row in rows)
 
 
+@pytest.mark.parametrize("formula", FORMULAS)
+def test_columns_of_the_users_own_begin_no_formula_and_take_no_name_of_ours(formula: str) -> None:
+    first = rows_of(with_example(columns={"site": formula, "outcome": "mine", f"{formula} ": "x"}))[0]
+    assert first["site"].startswith(("'", "\\x09"))
+    assert (first["manifest_outcome"], first["outcome"]) == ("mine", "localized")
+    assert not any(columns.FORMULA.match(name) and not name.startswith("'") for name in first)
+
+
 def test_waived_and_known_findings_say_so() -> None:
     assert [row["accepted"] for row in rows_of(samples.settled())] == ["waived", "", "known", ""]
 
