@@ -46,8 +46,11 @@ class Run:
     row_order: str | None = None
 
 
-def find_run(model: Path) -> Run | None:
+def find_run(model: Path, class_order: str | None = None) -> Run | None:
     """The run whose folder `model` is; None where it is no timm run.
+
+    Args:
+        class_order: what the user says of it; the run's own class map is then not asked.
 
     Raises:
         ModelRejected: its `args.yaml` is no table of settings.
@@ -68,7 +71,7 @@ def find_run(model: Path) -> Run | None:
         return Run(None, None, problem=f"the run's data folder {clean(Path(where).name)} is not on this machine")
     train = _split(root, _text(args, "train_split") or "train", TRAINING) or root
     validation = _split(root, _text(args, "val_split") or "validation", EVALUATION)
-    order = _class_map(args, root, train) or ("lexical" if lexical else "natural")
+    order = class_order or _class_map(args, root, train) or ("lexical" if lexical else "natural")
     return Run(train, validation, order, row_order="torchvision" if lexical else "timm")
 
 

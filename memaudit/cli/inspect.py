@@ -11,6 +11,7 @@ from memaudit.cli import options as opt
 from memaudit.cli.config import Config
 from memaudit.cli.grouped import grouped
 from memaudit.cli.values import choice, listed
+from memaudit.errors import UsageError
 from memaudit.text import clean
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def inspect(
     Architecture, classes, preprocessing and units, or the candidates where the architecture is undecided.
     """
     choice(format_, ("table", "json"), "--format")
-    from memaudit.checkpoints import find_run, find_series, read
+    from memaudit.checkpoints import Run, find_run, find_series, read
     from memaudit.cli.config import settings
     from memaudit.findings import LayerUnits, ModelInfo, Units
     from memaudit.system.toml import shown
@@ -86,7 +87,10 @@ def inspect(
         by_layer=[LayerUnits(layer=s.layer, kind=s.kind, width=s.width) for s in searched],
     )
     series = find_series(Path(model), checkpoints)
-    run = find_run(Path(model))
+    try:
+        run = find_run(Path(model))
+    except UsageError as unnamed:  # a class map that is not here: nothing that is shown depends on it
+        run = Run(None, None, problem=unnamed.message)
     if format_ == "json":
         import json
 

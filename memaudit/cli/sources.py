@@ -54,7 +54,8 @@ class Sources:
 
         flagged, reference, test, data = places.flagged, places.reference, places.test, places.data
         class_order = places.class_order
-        run = find_run(Path(model)) if None in (data, reference, class_order, places.row_order) else None
+        asked = None in (data, reference, class_order, places.row_order)
+        run = find_run(Path(model), class_order) if asked else None
         if flagged is None:
             raise UsageError(
                 "no flagged examples",
@@ -87,7 +88,7 @@ class Sources:
         """Whether it is known where the training data are."""
         from memaudit.checkpoints import find_run
 
-        run = find_run(Path(model)) if places.data is None else None
+        run = find_run(Path(model), places.class_order) if places.data is None else None
         return places.data is not None or (run is not None and run.train is not None)
 
     @classmethod
@@ -100,7 +101,7 @@ class Sources:
         from memaudit.checkpoints import find_run
         from memaudit.findings import ReportWarning
 
-        run = find_run(Path(model)) if data is None or class_order is None else None
+        run = find_run(Path(model), class_order) if data is None or class_order is None else None
         warnings: tuple[ReportWarning, ...] = ()
         if data is None and run is not None and run.train is not None:
             data = run.train

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hints.follow import Follow, check
+from tests.hints.follow import Follow, InCode
 from tests.hints.listed import hints
 
 PENDING = Path(__file__).with_name("pending.txt")
@@ -17,12 +17,12 @@ MODULES = [
     for m in pkgutil.iter_modules([str(Path(__file__).parent)])
     if not m.name.startswith("test_") and m.name not in ("follow", "listed")
 ]
-FOLLOWED: list[Follow] = [case for module in MODULES for case in module.FOLLOWED]
+FOLLOWED: list[Follow | InCode] = [case for module in MODULES for case in module.FOLLOWED]
 
 
 @pytest.mark.parametrize("case", FOLLOWED, ids=[f"{n} {c.hint[:50]}" for n, c in enumerate(FOLLOWED)])
-def test_a_hint_leads_to_success(case: Follow, tmp_path: Path) -> None:
-    check(case, tmp_path)
+def test_a_hint_leads_to_success(case: Follow | InCode, tmp_path: Path) -> None:
+    case.check(tmp_path)
 
 
 def test_every_hint_has_a_follower_or_waits_for_one() -> None:

@@ -1,0 +1,293 @@
+"""Hints about what an audit rests on, about rankings and about lists of classes, each followed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.hints.follow import DRY, Follow, Right, Wrong
+from tests.real_inputs.crashes import DATA, MODEL
+from tests.real_inputs.harness import Ran, execute
+from tests.real_inputs.pictures import Net, fit, pictures, save, write_code, write_model
+
+PLAN = ("--dry-run", "-q")
+FLAGGED = DATA[:2]
+NAMES = ("ant", "bee", "cat")
+
+
+def named(*words: str) -> Right:
+    return lambda folder, ran: words
+
+
+def loaded(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+    with np.load(folder / name) as data:
+        return data["x"], data["y"]
+
+
+def labelled(change: Callable[[np.ndarray], np.ndarray], *words: str) -> Wrong:
+    """The reference with other labels; the right ones stay in `kept.npz`."""
+
+    def wrong(folder: Path) -> tuple[str, ...]:
+        x, y = loaded(folder, "reference.npz")
+        np.savez(folder / "kept.npz", x=x, y=y)
+        np.savez(folder / "reference.npz", x=x, y=change(y))
+        return words or DRY
+
+    return wrong
+
+
+def back(folder: Path, ran: Ran) -> None:
+    (folder / "kept.npz").replace(folder / "reference.npz")
+
+
+def by_chance(y: np.ndarray) -> np.ndarray:
+    return np.random.default_rng(0).permutation(y)
+
+
+def barely(folder: Path) -> tuple[str, ...]:
+    """Half of the reference has another label, and so have all flagged examples."""
+    x, truth = pictures()
+    y, rows = truth.copy(), np.arange(len(truth))
+    y = np.where(np.random.default_rng(1).random(len(y)) < 0.53, (y + 1 + rows % 2) % 3, y)
+    np.savez(folder / "reference.npz", x=x[130:], y=y[130:])
+    flagged, given = loaded(folder, "flagged.npz")
+    np.savez(folder / "flagged.npz", x=flagged, y=(given + 1) % 3)
+    return DRY
+
+
+def accepted(folder: Path, ran: Ran) -> tuple[str, ...]:
+    return (*DRY, "--min-reference-accuracy", ran.err.split("--min-reference-accuracy ")[1].split()[0])
+
+
+def named_folders(folder: Path, place: Callable[[int], int] = lambda label: label, outputs: int = 3) -> None:
+    """Folders `ant`, `bee`, `cat`, whose class `k` the network gives at output `place(k)`."""
+    x, truth = pictures()
+    y = truth.copy()
+    y[:6] = (y[:6] + 1) % 3
+    for n in (*range(6), *range(200, 300)):
+        save(folder / ("wrong" if n < 6 else "val") / NAMES[y[n]] / f"{n}.png", x[n])
+    inputs = torch.tensor(x[:120]).permute(0, 3, 1, 2).float() / 255
+    many = {3: Net, 5: Five}[outputs]
+    write_model(folder, fit(inputs, [place(int(k)) for k in y[:120]], network=many, epochs=300))
+    write_code(folder, f"return Net(classes={outputs})")
+    (folder / "order.txt").write_text("".join(f"{NAMES[k]}\n" for k in sorted(range(3), key=place)))
+
+
+class Five(Net):
+    def __init__(self) -> None:
+        super().__init__(classes=5)
+
+
+OF_FOLDERS = ("scan", *MODEL, "--flagged", "wrong", "--reference", "val", *PLAN)
+
+
+def permuted(folder: Path) -> tuple[str, ...]:
+    named_folders(folder, lambda k: (k + 1) % 3)
+    return OF_FOLDERS
+
+
+def spare(folder: Path) -> tuple[str, ...]:
+    """Five outputs, three folders; half of the cats were another class."""
+    turns = iter(range(10_000))
+    named_folders(folder, lambda k: 4 if k == 2 and next(turns) % 2 else k, outputs=5)
+    return OF_FOLDERS
+
+
+def all_listed(folder: Path, ran: Ran) -> tuple[str, ...]:
+    (folder / "all.txt").write_text("ant\nbee\ncat\nowl\nyak\n")
+    return (*OF_FOLDERS, "--class-order", "all.txt")
+
+
+def numbered(folder: Path) -> tuple[str, ...]:
+    """Folders whose natural and lexical orders differ; the network was trained by torchvision."""
+    x, truth = pictures()
+    y = truth.copy()
+    y[:6] = (y[:6] + 1) % 3
+    lexical = ("c1", "c10", "c2")
+    for n in (*range(6), *range(200, 300)):
+        save(folder / ("wrong" if n < 6 else "val") / lexical[y[n]] / f"{n}.png", x[n])
+    write_model(folder, fit(torch.tensor(x[:120]).permute(0, 3, 1, 2).float() / 255, y[:120].tolist()))
+    return OF_FOLDERS
+
+
+def as_said(folder: Path, ran: Ran) -> tuple[str, ...]:
+    return (*OF_FOLDERS, "--class-order", ran.err.split("--class-order ")[1].split(",")[0])
+
+
+# ---- several labels -----------------------------------------------------------------------------------------------
+
+
+def several(folder: Path, change: Callable[[np.ndarray], np.ndarray] = lambda y: y) -> tuple[str, ...]:
+    """Three labels an example: each one of the classes, there or not."""
+    for name in ("flagged.npz", "reference.npz"):
+        x, y = loaded(folder, name)
+        np.savez(
+            folder / name,
+            x=x,
+            y=change(np.eye(3, dtype=int)[y]) if name == "reference.npz" else np.eye(3, dtype=int)[y],
+        )
+    tensors = load_file(folder / "model.safetensors")
+    head = tensors["head.weight"]
+    others = torch.ones(3, 3) - torch.eye(3)
+    tensors["head.weight"] = head - others @ head / 2  # above the mean of the others: there
+    tensors["head.bias"] = tensors["head.bias"] - others @ tensors["head.bias"] / 2
+    save_file(tensors, folder / "model.safetensors")
+    return (*DRY, "--multi-label")
+
+
+def names_of_labels(text: str) -> Wrong:
+    def wrong(folder: Path) -> tuple[str, ...]:
+        (folder / "labels.txt").write_text(text)
+        return (*several(folder), "--class-order", "labels.txt")
+
+    return wrong
+
+
+def three_names(folder: Path, ran: Ran) -> None:
+    (folder / "labels.txt").write_text("ant\nbee\ncat\n")
+
+
+# ---- rankings -----------------------------------------------------------------------------------------------------
+
+RANK = ("discover", *MODEL, "--data", "reference.npz", "--profile", "fast", "-q", "--out", "ranked")
+
+
+TRAINED = ("scan", *MODEL, *RANK[-7:-1], "found", "--max-units", "2", "--top", "3", "--exit-zero")
+
+
+def few(folder: Path) -> tuple[str, ...]:
+    return ("discover", *MODEL, "--data", "flagged.npz", "--profile", "fast", "-q", "--out", "ranked")
+
+
+def labels(change: Callable[[np.ndarray], np.ndarray]) -> Wrong:
+    return labelled(change, *RANK)
+
+
+def ranked(folder: Path) -> tuple[str, ...]:
+    ran = execute(folder, (*RANK, "--top", "3"))
+    assert ran.code == 0, ran.err
+    return ("check", "ranked/ranking.json")
+
+
+def as_hinted(folder: Path, ran: Ran) -> tuple[str, ...]:
+    return (*DRY, *ran.err.split("trained: ")[1].split("\n")[0].split())
+
+
+@contextmanager
+def little_memory() -> Iterator[None]:
+    Path("full").touch()
+    yield
+    Path("full").unlink()
+
+
+def hungry(folder: Path) -> tuple[str, ...]:
+    write_code(
+        folder,
+        "import os\nclass M(Net):\n    def forward(self, x):\n        if os.path.exists('full'):\n"
+        "            raise MemoryError\n        return super().forward(x)\n\nreturn M()",
+    )
+    return DRY
+
+
+ARROW = mock.patch.dict(sys.modules, {"pyarrow": None})
+CHECKED = "Check --num-classes and the class order."
+FOLLOWED = [
+    Follow(
+        "Check the class order (--class-order), preprocessing (--mean, --std, --input-size) and model.",
+        labelled(by_chance),
+        back,
+    ),
+    Follow(
+        "Check the class order (--class-order) and preprocessing (--mean, --std, --input-size, --channel-order); "
+        "if it is that weak, say so: --min-reference-accuracy {}",
+        barely,
+        accepted,
+    ),
+    Follow(
+        "Give the classes in the order the network was trained with, one per line: --class-order FILE.",
+        permuted,
+        named(*OF_FOLDERS, "--class-order", "order.txt"),
+    ),
+    Follow(
+        "Give the order the network was trained with: --class-order {}, or a file of class names.", numbered, as_said
+    ),
+    Follow(
+        "list all of the network's classes, one per line in label order, in a file: --class-order FILE",
+        spare,
+        all_listed,
+    ),
+    Follow(
+        "list all of the model's labels, one per line in order, in a file: --class-order FILE",
+        names_of_labels("ant\nbee\n"),
+        three_names,
+    ),
+    Follow(
+        "Check the order of the labels (--class-order), preprocessing and model.",
+        lambda f: several(f, lambda y: np.random.default_rng(0).permutation(y)),
+        lambda f, r: back_to_labels(f),
+    ),
+    # ---- rankings ----
+    Follow(
+        "--data FOLDER, manifest or .npz; or data = ... in a memaudit.toml (memaudit init)",
+        lambda f: ("discover", *MODEL),
+        named(*RANK),
+    ),
+    Follow("Give the training set, {} examples at least; or audit them: memaudit scan --flagged", few, named(*RANK)),
+    Follow(
+        "Audit examples that you name: memaudit scan --flagged",
+        lambda f: (several(f), (*RANK, "--multi-label"))[1],
+        named(*DRY, "--multi-label"),
+    ),
+    Follow("Choose the format by name: {}", lambda f: (*RANK, "-o", "rows.xlsx"), named(*RANK, "-o", "ranking.md")),
+    Follow(
+        "call it flagged….csv (rows that scan --flagged takes) or ranking….csv (all rows)",
+        lambda f: (*RANK, "-o", "rows.csv"),
+        named(*RANK, "-o", "ranking-rows.csv"),
+    ),
+    Follow("pip install 'memaudit[parquet]'", lambda f: (*RANK, "-o", "ranking.parquet"), fault=lambda: ARROW),
+    Follow(
+        "--flagged FOLDER, manifest or .npz; or flagged = ... in a memaudit.toml (memaudit init); "
+        "or --data with the training set alone: what is memorized most is found and audited",
+        lambda f: ("scan", *MODEL, "--reference", "reference.npz", *PLAN),
+        named(*DRY),
+    ),
+    Follow(
+        "Audit what it flags: memaudit scan MODEL --data DATA --flagged flagged.csv",
+        ranked,
+        named("scan", *MODEL, "--data", "reference.npz", "--flagged", "ranked/flagged.csv", *PLAN),
+    ),
+    Follow(
+        "Run the same command again: it goes on from there.",
+        lambda f: (*RANK, "--time-limit", "0.0001"),
+        named(*RANK),
+    ),
+    Follow(
+        "Run the same command again with a longer --time-limit, or name examples with --flagged.",
+        lambda f: (*TRAINED, "--time-limit", "0.0001"),
+        named(*TRAINED, "--time-limit", "600"),
+        fault=lambda: mock.patch(
+            "memaudit.cli.discover.ranked_into", return_value=(SimpleNamespace(status="incomplete"), None)
+        ),
+    ),
+    Follow("if that is how it was trained: {}", lambda f: (*DRY, "--mean", "5,5,5", "--std", "1,1,1"), as_hinted),
+    Follow("Use a machine with more memory, or --device cpu.", hungry, fault=little_memory),
+]
+
+
+def back_to_labels(folder: Path) -> tuple[str, ...]:
+    """Each label at its own place again."""
+    x, truth = pictures()
+    np.savez(
+        folder / "reference.npz",
+        x=x[200:300].transpose(0, 3, 1, 2).astype(np.float32) / 255,
+        y=np.eye(3, dtype=int)[truth[200:300]],
+    )
+    return (*DRY, "--multi-label")
