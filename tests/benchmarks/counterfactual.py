@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--profile", default="standard")
     given = parser.parse_args()
     out: Path = given.out
-    images, truth, changed, labels, test = demo.split(0)
+    images, truth, changed, labels, test = demo.split_digits(0)
     rng = np.random.default_rng(1)
     trained = np.setdiff1d(np.arange(len(truth)), test)
     true = np.sort(rng.choice(np.setdiff1d(trained, changed), TRUE * len(changed), replace=False))

@@ -333,6 +333,24 @@ def test_axe_finds_nothing_serious(open_page: Open, axe: str, sample: str, width
     assert [fault for fault in faults if fault[1] in ("serious", "critical")] == []
 
 
+@pytest.mark.parametrize("name", ["officer of a scan", "officer of a verification", "verification"])
+def test_axe_finds_nothing_on_pages_without_script(open_page: Open, axe: str, name: str) -> None:
+    from memaudit.report.officer import sheet, views
+    from memaudit.report.verification import html
+    from tests.report.test_officer import verification
+
+    found = verification()
+    texts = {
+        "officer of a scan": lambda: views.html(sheet.of_report(samples.small())),
+        "officer of a verification": lambda: views.html(sheet.of_verification(found)),
+        "verification": lambda: html.render(found),
+    }
+    page = open_page(texts[name]())
+    page.evaluate(axe)
+    said = page.evaluate("axe.run(document, { resultTypes: ['violations'] })")
+    assert [v["id"] for v in said["violations"] if v["impact"] in ("serious", "critical")] == []
+
+
 def test_axe_would_notice(open_page: Open, axe: str) -> None:
     page = open_page(report.render(samples.small(), ".html").replace('<html lang="en">', "<html>"))
     page.evaluate(axe)

@@ -265,10 +265,23 @@ def _points(*, likelihood: str, resistance: str, data: str) -> list[Point]:
     ]
 
 
+RULES = {
+    "max_memorized": "at most {} memorized examples that nobody has accepted",
+    "max_localized": "at most {} memorized and localized examples that nobody has accepted",
+    "min_reference_accuracy": "right on at least {} of the comparison examples, as a share",
+    "no_evidence": "no evidence that the model was trained on them ({})",
+    "max_tpr_at_fpr": "share wrongly accused, and share recognised that is allowed then: {}",
+}
+"""A policy's rules in plain words."""
+
+
 def _policy(policy: dict[str, str], failed: list[str]) -> list[str]:
-    rules = ", ".join(f"{clean(name).replace('_', ' ')} {clean(value)}" for name, value in list(policy.items())[:MOST])
+    rules = [
+        RULES.get(name, clean(name).replace("{", "(").replace("}", ")") + " {}").format(clean(value))
+        for name, value in list(policy.items())[:MOST]
+    ]
     met = "It is not met." if failed else "It is met."
-    return [f"The rule it is judged by: {rules}. {met}"] if rules else []
+    return [f"The rule it is judged by: {'; '.join(rules)}. {met}"] if rules else []
 
 
 def _model(model: ModelInfo) -> list[tuple[str, str]]:
