@@ -143,7 +143,7 @@ WORDS = {
     "no adapter": "return cls(...)",
     "all in training mode": "call module.eval() last; a train() that is overridden must still reach every sub-module",
     "parameters in training": "call super().__init__(module, ...), or module.requires_grad_(False)",
-    "three axes": "override forward to return the logits alone, one row per image",
+    "three axes": "wrap the network in a module that returns the logits alone, one row per image",
     "other number of classes": "leave num_classes to the base class",
     "not finite": "give the example finite float32 weights",
     "changes a buffer": "statistics must not be updated in eval mode; keep caches out of buffers",
