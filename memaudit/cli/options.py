@@ -50,7 +50,7 @@ class Places:
     ] = None
     reference_size: Annotated[
         int | None,
-        typer.Option(min=0, help="Reference examples drawn by class from more; 0: all.", show_default="10000"),
+        typer.Option(min=0, help="Reference examples drawn, by class, from more: 10000 by default; 0: all."),
     ] = None
     test: Annotated[Path | None, typer.Option(help="Held-out examples, for final figures.")] = None
     data: Annotated[Path | None, typer.Option(help="Data set that the other options list rows of.")] = None
