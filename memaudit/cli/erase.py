@@ -32,12 +32,18 @@ class Edit:
     """What is taken out, and how."""
 
     examples: Annotated[
-        list[str], typer.Option(help="Finding ids, comma separated; repeatable. Default: all localized.")
+        list[str], typer.Option(help="Finding ids, comma separated; repeatable. This or --all for --method units.")
     ] = field(default_factory=list)
+    all_: Annotated[
+        bool, typer.Option("--all", help="All localized findings at once, which costs far more than one alone.")
+    ] = False
     method: Annotated[str, typer.Option(help=" ".join(f"{m.name}: {m.hint}." for m in METHODS.values()))] = "units"
     max_test_drop: Annotated[
-        float, typer.Option(min=0, max=100, help="Points of accuracy that curvature may cost on validation.")
-    ] = 1.0
+        float | None,
+        typer.Option(
+            min=0, max=100, help="Points of accuracy that the edit may cost; default: 1 for curvature, 5 for units."
+        ),
+    ] = None
     clean_steps: Annotated[
         int, typer.Option(min=0, help="Training steps on the reference after a curvature edit; 0: none.")
     ] = 150
@@ -50,6 +56,16 @@ class Edit:
                 f"--examples goes with --method {single}",
                 hint=f"{self.method.capitalize()} erases a group; name it with --flagged.",
             )
+        if METHODS[self.method].singles and bool(self.named) == self.all_:
+            raise UsageError(
+                "--examples and --all exclude each other" if self.all_ else "which findings are to be erased?",
+                hint="Name them with --examples ID,ID, or take all localized ones with --all.",
+            )
+
+    @property
+    def allowed(self) -> float:
+        """The share of accuracy that the edit may cost."""
+        return METHODS[self.method].budget if self.max_test_drop is None else self.max_test_drop / 100
 
     @property
     def named(self) -> list[str]:
@@ -74,11 +90,13 @@ def erase(
 ) -> int:
     """Write an edited copy that suppresses what was found, and measure it.
 
-    Writes the checkpoint, erase.json beside it, and the report again with a section on it.
+    What it will cost is predicted first, and refused beyond --max-test-drop. Writes the checkpoint, and beside it its
+    NAME.erase.json and the report again with a section on it.
     """
     choice(format_, ("table", "json"), "--format")
     from memaudit import report as reports
     from memaudit.cli.progress import Stages
+    from memaudit.engine.threads import settle_threads, threads_kept
     from memaudit.erase.request import Request
 
     targets = _targets(output, model)
@@ -99,11 +117,13 @@ def erase(
             seed=seed,
             progress=progress,
         )
-        wanted = Choice(audited.findings, edit.named, edit.max_test_drop / 100, edit.clean_steps)
-        erasure = METHODS[edit.method].run(request, wanted)
-        if request.test is not None:
-            progress.stage("membership")
-            erasure = _verified(erasure, request, loaded)
+        wanted = Choice(audited.findings, edit.named, edit.allowed, edit.clean_steps)
+        with threads_kept():
+            settle_threads(request.evaluator(), loaded.flagged, compute.wanted_threads)
+            erasure = METHODS[edit.method].run(request, wanted)
+            if request.test is not None:
+                progress.stage("membership")
+                erasure = _verified(erasure, request, loaded)
         progress.stage("write report")
         _write(erasure, audited, targets, report)
     from memaudit.report import erasure as view
@@ -140,7 +160,7 @@ def _verified(erasure: Erasure, request: Request, loaded: Loaded) -> Erasure:
 
 
 def _targets(output: Path, model: str) -> list[Path]:
-    """The edited file, `erase.json` beside it, and the new report; refused now if they cannot be written.
+    """The edited file, `NAME.erase.json` beside it, and the new report; refused now if they cannot be written.
 
     Raises:
         UsageError: another suffix, a place that cannot be written, or the model itself.
@@ -153,8 +173,8 @@ def _targets(output: Path, model: str) -> list[Path]:
     if folder and output.is_dir() and any(output.iterdir()):
         raise UsageError(f"-o {clean(output)} is not empty", hint="Name a folder that does not exist yet.")
     stem = output.name.removesuffix(".safetensors")
-    named = [f"{stem}.report.json", f"{stem}.report.html"]
-    targets = [output, output.with_name("erase.json"), *(output.with_name(n) for n in named)]
+    named = [f"{stem}.erase.json", f"{stem}.report.json", f"{stem}.report.html"]
+    targets = [output, *(output.with_name(n) for n in named)]
     for path in targets[folder:]:
         check_target(path)
     source = Path(model)

@@ -39,6 +39,7 @@ class Method:
     Attributes:
         hint: what `--help` says of it.
         singles: it edits single findings; others edit the flagged set as a whole.
+        budget: share of accuracy that it may cost where nobody says.
         used: what the examples are that it was made or chosen with.
         cheaper: what to do where it costs too much.
         target: `module:function`, called with a `Request` and a `Choice`.
@@ -47,6 +48,7 @@ class Method:
     name: str
     hint: str
     singles: bool
+    budget: float
     used: str
     cheaper: str
     target: str
@@ -68,6 +70,7 @@ METHODS: Mapping[str, Method] = {
             "units",
             hint="silence what was found",
             singles=True,
+            budget=0.05,
             used="flagged label, edit made for",
             cheaper="Silence fewer with --examples, or suppress the group with --method curvature.",
             target="memaudit.erase.units:run",
@@ -76,6 +79,7 @@ METHODS: Mapping[str, Method] = {
             "curvature",
             hint="for groups",
             singles=False,
+            budget=0.01,
             used="flagged label, used for choosing",
             cheaper="Allow less with --max-test-drop.",
             target="memaudit.erase.group:run",

@@ -24,8 +24,9 @@ STEPS = (0, 1, 2, 5, 10, 20)
 RATE = 3e-4
 SIGMAS = (0.1, 0.2, 0.4)
 DRAWS = 3
-# Examples a probe runs at most.
+# Examples a probe runs at most, and other flagged ones that the model relearns where few were edited.
 PROBED = 512
+SHOWN = 32
 
 
 @dataclass(frozen=True)
@@ -63,21 +64,27 @@ def noise(before: Evaluator, after: Evaluator, flagged: Panel, seed: int) -> lis
     return points
 
 
-def relearning(after: Evaluator, flagged: Panel, reference: ExampleSet, seed: int) -> list[RelearnPoint]:
-    """Train the edited model a few steps on a third of the flagged examples: how fast do the others come back?
+def relearning(after: Evaluator, edited: Panel, others: Panel, reference: ExampleSet, seed: int) -> list[RelearnPoint]:
+    """Train the edited model a few steps on other flagged examples: how fast do those come back that it was edited for?
 
+    Trained on are as many of `others` as make a third; where there are fewer, a third of the edited ones themselves.
     The control trains on as many reference examples instead.
     """
-    rows = list(flagged.rows)
-    order = torch.randperm(len(rows), generator=generator_for(seed, "relearn", "flagged")).tolist()
-    shown, rest = [rows[i] for i in order[: len(rows) // 3]], [rows[i] for i in order[len(rows) // 3 :]]
-    if not shown:
+
+    def shuffled(panel: Panel) -> list[int]:
+        order = torch.randperm(len(panel), generator=generator_for(seed, "relearn", "flagged")).tolist()
+        return [panel.rows[i] for i in order]
+
+    shown, rest = shuffled(others), shuffled(edited)
+    if 2 * len(shown) < len(rest):
+        shown, rest = rest[: len(rest) // 3], rest[len(rest) // 3 :]
+    shown = shown[: max(1, len(rest) // 2, SHOWN)][:PROBED]
+    if not shown or not rest:
         return []
     clean_rows = torch.randperm(len(reference), generator=generator_for(seed, "relearn", "reference")).tolist()
-    others = Panel(flagged.examples, rest[:PROBED])
-    shown = shown[:PROBED]
-    again = _relearn(after, Panel(flagged.examples, shown), others, seed)
-    control = _relearn(after, Panel(reference, clean_rows[: len(shown)]), others, seed)
+    rest_of = Panel(edited.examples, rest[:PROBED])
+    again = _relearn(after, Panel(edited.examples, shown), rest_of, seed)
+    control = _relearn(after, Panel(reference, clean_rows[: len(shown)]), rest_of, seed)
     return [RelearnPoint(steps=s, rest=tidy(a), control=tidy(b)) for s, a, b in zip(STEPS, again, control, strict=True)]
 
 

@@ -79,10 +79,10 @@ def measured(request: Request, before: Evaluator, sets: Sets) -> Proof:
     request.progress.stage("measure", 2 * passes)
     both = (scores(before, sets), scores(after, sets))
     request.progress.stage("probe")
-    fitted = Panel(sets.flagged, sets.fitted)
-    shaken = noise(before, after, fitted, request.seed)
-    searched = searched_inputs(after, fitted, sets.reference, request.seed)
-    again = relearning(after, fitted, sets.reference, request.seed)
+    edited, others = Panel(sets.flagged, sets.used), Panel(sets.flagged, sets.unused)
+    shaken = noise(before, after, edited, request.seed)
+    searched = searched_inputs(after, edited, sets.reference, request.seed)
+    again = relearning(after, edited, others, sets.reference, request.seed)
     return Proof(request, after, sha256, sets, both, shaken, searched, again)
 
 

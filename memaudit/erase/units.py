@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import isclose
+from math import ceil, isclose
 
 import torch
 from torch import Tensor
 
 from memaudit.adapters.base import Adapter
 from memaudit.data import ExampleSet
-from memaudit.engine.answers import prediction
+from memaudit.engine.answers import margin, predicted, prediction
 from memaudit.engine.device import exact_arithmetic
 from memaudit.engine.draws import generator_for
 from memaudit.engine.evaluator import Evaluator, Panel
 from memaudit.erase import Choice
 from memaudit.erase.proof import measured
 from memaudit.erase.request import Request, Sets, check_editable, sets_of
-from memaudit.errors import DataRejected, UsageError
+from memaudit.errors import DataRejected, ModelRejected, UsageError
 from memaudit.findings import ErasedExample, Erasure, Finding, Prediction, RandomEdit, UnitRef
 from memaudit.network.ablate import edited, silence
 from memaudit.network.units import UnitSpace, random_cut
-from memaudit.numbers import count, tidy
+from memaudit.numbers import count, percent, tidy
 from memaudit.text import clean
 
 # Margins this near are one measurement: float32 adds up in another order where other examples are in the batch.
@@ -35,14 +35,17 @@ UNION_NOTE = (
 
 def run(request: Request, choice: Choice) -> Erasure:
     """The method: the findings that were named, or all localized ones."""
-    return by_units(request, choose_findings(choice.findings, choice.named))
+    return by_units(request, choose_findings(choice.findings, choice.named), choice.max_test_drop)
 
 
-def by_units(request: Request, findings: Sequence[Finding]) -> Erasure:
+def by_units(request: Request, findings: Sequence[Finding], allowed: float = 1.0) -> Erasure:
     """Silence the units of `findings` in a copy and measure it.
 
+    Args:
+        allowed: share of reference accuracy that it may cost; what it will is measured with masks before it is written.
+
     Raises:
-        ModelRejected: the model cannot be edited.
+        ModelRejected: the model cannot be edited, or that would cost more than is allowed.
         DataRejected: an example of a finding is not among the flagged ones.
     """
     check_editable(request.adapter.module)
@@ -58,14 +61,43 @@ def by_units(request: Request, findings: Sequence[Finding]) -> Erasure:
             )
         chosen = [(rows[f.example.id, f.example.label], f) for f in findings]
         sets = sets_of(request, before, [row for row, _ in chosen], request.test)
+        request.progress.stage("predict", 2 * len(sets.reference))
+        few = sets.reference.batch([0, 1, 2], before.device)
+        _check_cost(before, sets.reference, few, findings, allowed)
         request.progress.stage("edit")
-        state, units = silenced(request.adapter, sets.reference.batch([0, 1, 2], before.device), findings)
+        state, units = silenced(request.adapter, few, findings)
         request.adapter.write(state, request.output)
         proof = measured(request, before, sets)
         random = random_edit(before, sets, units, request.seed)
         alone = each_alone(before, proof.after, request.flagged, chosen)
         done = f"{count(len(units), 'unit')} silenced for {count(len(alone), 'flagged example')}"
         return proof.erasure("units", done=done, examples=alone, units=units, random=random, notes=UNION_NOTE)
+
+
+def _check_cost(
+    before: Evaluator, reference: ExampleSet, few: Tensor, findings: Sequence[Finding], allowed: float
+) -> None:
+    """Measure the reference with the units of `findings` masked, which is what the edited file will do.
+
+    Raises:
+        ModelRejected: more than `allowed` of its accuracy would go.
+    """
+    space = UnitSpace(tuple(before.adapter.sites(few)))
+    cut = sorted({space.number(u.layer, u.index, u.kind) for f in findings for u in f.units})
+    rows = range(len(reference))
+    accuracies = [
+        float(predicted(margin(logits, reference.labels)).float().mean())
+        for logits in (before.logits(reference), before.logits(reference, rows, [cut], space))
+    ]
+    cost = accuracies[0] - accuracies[1]
+    if not cost <= allowed:
+        raise ModelRejected(
+            f"silencing {count(len(cut), 'unit')} of {count(len(findings), 'finding')} would take reference accuracy "
+            f"from {percent(accuracies[0])} to {percent(accuracies[1])}; allowed: {100 * allowed:g} points. "
+            "Nothing was written",
+            hint="Name fewer with --examples, suppress the group with --method curvature, or allow more with "
+            f"--max-test-drop {ceil(100 * cost)}.",
+        )
 
 
 def silenced(adapter: Adapter, images: Tensor, findings: Sequence[Finding]) -> tuple[dict[str, Tensor], list[UnitRef]]:

@@ -57,7 +57,7 @@ def probes(erasure: Erasure) -> list[tuple[str, str, str, str]]:
         table.append(("input search", f"{found.radius:g} of the inputs' deviation", percent(found.flagged), control))
     for point in erasure.relearning:
         control = MISSING if point.control is None else f"{percent(point.control)} after as many clean ones"
-        table.append(("relearning a third", count(point.steps, "step"), percent(point.rest), control))
+        table.append(("relearning others", count(point.steps, "step"), percent(point.rest), control))
     return table
 
 
@@ -95,9 +95,18 @@ def membership(erasure: Erasure) -> str:
     return f"Membership, AUC of the strongest test against test examples: {was}{found}. The edited file {said}"
 
 
+def _choices(erasure: Erasure) -> list[str]:
+    """What each edit that was tried leaves and costs, on examples that no final figure is measured on."""
+    found = tried(erasure)
+    if not found:
+        return []
+    head = f"{'tried: layers':<44}{'curvature':>10}{'steps':>7}{'label':>8}{'accuracy':>10}"
+    return ["", head, *(f"{a:<44.44}{b:>10}{c:>7}{d:>8}{e:>10}  {f}".rstrip() for a, b, c, d, e, f in found)]
+
+
 def text(erasure: Erasure) -> str:
-    """Both tables for a terminal."""
-    lines = [summary(erasure), "", f"{'':<42}{'examples':>9}{'before':>9}{'after':>9}"]
+    """What was tried and what it came to, for a terminal."""
+    lines = [summary(erasure), *_choices(erasure), "", f"{'':<42}{'examples':>9}{'before':>9}{'after':>9}"]
     lines += [f"{name:<42}{examples:>9}{before:>9}{after:>9}" for name, examples, before, after in rows(erasure)]
     if probes(erasure):
         lines += ["", f"{'probe':<20}{'':<32}{'label':>8}  against"]

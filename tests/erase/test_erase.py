@@ -30,6 +30,7 @@ from tests.conftest import Trained, digits
 from tests.networks import DigitsNet
 
 ERASE = ("erase", "report/report.json", "--model", "digits.safetensors", "-q")
+ALL = (*ERASE, "--all", "--max-test-drop", "100")
 
 
 @pytest.fixture(scope="module")
@@ -92,22 +93,22 @@ def test_one_example_gets_the_reports_after(cli: Command, work: Path) -> None:
         assert finding.after is not None
         after = (finding.after.prediction, finding.after.margin, finding.after.confidence)
         assert says(logits, finding) == pytest.approx(after, rel=1e-4)
-        (measured,) = json.loads((work / "out" / "erase.json").read_text())["examples"]
+        (measured,) = json.loads((work / "out" / "erased.erase.json").read_text())["examples"]
         assert measured["as_reported"]
         assert measured["after"] == pytest.approx(finding.after.model_dump(mode="json"), rel=1e-4)
 
 
 def test_all_localized_together_are_measured_from_disk(cli: Command, work: Path, trained: Trained) -> None:
     before = tree(work)
-    ran = cli(*ERASE, "-o", "erased.safetensors")
+    ran = cli(*ALL, "-o", "erased.safetensors")
     assert ran.code == 0, ran.err
-    written = ["erase.json", "erased.report.html", "erased.report.json", "erased.safetensors"]
+    written = ["erased.erase.json", "erased.report.html", "erased.report.json", "erased.safetensors"]
     assert sorted(set(tree(work)) - set(before)) == written
     assert {n: c for n, c in tree(work).items() if n not in written} == before
     report = report_of(work / "erased.report.json")
     erasure = report.erasure
     assert erasure is not None
-    assert erasure == Erasure.model_validate_json((work / "erase.json").read_text())
+    assert erasure == Erasure.model_validate_json((work / "erased.erase.json").read_text())
     network, original = plain(work / "erased.safetensors"), plain(work / "digits.safetensors")
     archive = np.load(work / "flagged.npz")
     x, y = torch.from_numpy(archive["x"]), torch.from_numpy(archive["y"])
@@ -141,14 +142,14 @@ def test_all_localized_together_are_measured_from_disk(cli: Command, work: Path,
         assert torch.equal(torch.stack([original(x[[i]])[0] for i in range(len(x))]), alone)
     page = (work / "erased.report.html").read_text()
     assert 'id="erased"' in page
-    for text in (ran.out, (work / "erase.json").read_text()):
+    for text in (ran.out, (work / "erased.erase.json").read_text()):
         assert "uppressed" in text
         assert "deleted" not in text
 
 
 def test_the_probes_measure_what_they_say(cli: Command, work: Path) -> None:
-    assert cli(*ERASE, "-o", "erased.safetensors", "--flagged", "all-flagged.npz").code == 0
-    erasure = Erasure.model_validate_json((work / "erase.json").read_text())
+    assert cli(*ALL, "-o", "erased.safetensors", "--flagged", "all-flagged.npz").code == 0
+    erasure = Erasure.model_validate_json((work / "erased.erase.json").read_text())
     assert [p.sigma for p in erasure.noise] == [0.1, 0.2, 0.4]
     assert all(0 <= p.after <= 1 and p.before > p.after for p in erasure.noise[:1])
     steps = [p.steps for p in erasure.relearning]
@@ -163,7 +164,7 @@ def test_curvature_erases_a_group_within_its_budget(cli: Command, work: Path) ->
         "--test", "reference.npz", "--clean-steps", "0",
     )  # fmt: skip
     assert ran.code == 0, ran.err
-    erasure = Erasure.model_validate_json((work / "erase.json").read_text())
+    erasure = Erasure.model_validate_json((work / "c.erase.json").read_text())
     assert (erasure.method, erasure.clean_steps) == ("curvature", 0)
     (chosen,) = [c for c in erasure.candidates if c.chosen]
     assert {e.layer for e in erasure.layers} == set(chosen.layers)
@@ -182,7 +183,7 @@ def test_curvature_erases_a_group_within_its_budget(cli: Command, work: Path) ->
     changed = {n for n, t in load_file(work / "c.safetensors").items() if not torch.equal(t, original.state_dict()[n])}
     weights = {n for n in changed if "running" not in n and "num_batches" not in n}
     assert weights == {f"{e.layer}.weight" for e in erasure.layers}
-    assert "deleted" not in ran.out + (work / "erase.json").read_text()
+    assert "deleted" not in ran.out + (work / "c.erase.json").read_text()
 
 
 def test_clean_steps_suppress_more_of_a_group_at_the_same_budget(cli: Command, work: Path) -> None:
@@ -190,9 +191,9 @@ def test_clean_steps_suppress_more_of_a_group_at_the_same_budget(cli: Command, w
     for name in ("a", "b"):
         ran = cli(*ERASE, *group, "-o", f"{name}/c.safetensors")
         assert ran.code == 0, ran.err
-    for file in ("c.safetensors", "erase.json"):
+    for file in ("c.safetensors", "c.erase.json"):
         assert (work / "a" / file).read_bytes() == (work / "b" / file).read_bytes()
-    erasure = Erasure.model_validate_json((work / "a" / "erase.json").read_text())
+    erasure = Erasure.model_validate_json((work / "a" / "c.erase.json").read_text())
     (chosen,) = [c for c in erasure.candidates if c.chosen]
     assert erasure.clean_steps == chosen.clean_steps == 30
     cheap = [c for c in erasure.candidates if not c.clean_steps]
@@ -234,20 +235,26 @@ def test_clean_steps_see_no_example_that_judges_them(trained: Trained) -> None:
 
 def test_the_same_command_writes_the_same_bytes(cli: Command, work: Path) -> None:
     for name in ("a", "b"):
-        assert cli(*ERASE, "-o", f"{name}/e.safetensors").code == 0
-    for file in ("e.safetensors", "erase.json"):
+        assert cli(*ALL, "-o", f"{name}/e.safetensors").code == 0
+    for file in ("e.safetensors", "e.erase.json"):
         assert (work / "a" / file).read_bytes() == (work / "b" / file).read_bytes()
 
 
 REFUSED: dict[str, tuple[tuple[str, ...], ExitCode, str]] = {
-    "the model itself": (("-o", "digits.safetensors"), ExitCode.USAGE, "is the audited model"),
-    "another format": (("-o", "erased.pt"), ExitCode.USAGE, "no .safetensors file"),
+    "the model itself": (("-o", "digits.safetensors", "--all"), ExitCode.USAGE, "is the audited model"),
+    "another format": (("-o", "erased.pt", "--all"), ExitCode.USAGE, "no .safetensors file"),
+    "nothing named": (("-o", "e.safetensors"), ExitCode.USAGE, "--all"),
+    "more than allowed": (
+        ("-o", "e.safetensors", "--all", "--max-test-drop", "0"), ExitCode.REJECTED, "Nothing was written",
+    ),
     "an unknown id": (("-o", "e.safetensors", "--examples", "nothing"), ExitCode.USAGE, "names no finding"),
     "examples of a group": (
         ("-o", "e.safetensors", "--method", "curvature", "--examples", "x"), ExitCode.USAGE, "--method units",
     ),
     "an unknown method": (("-o", "e.safetensors", "--method", "magic"), ExitCode.USAGE, "not one of"),
-    "other flagged examples": (("-o", "e.safetensors", "--flagged", "reference.npz"), ExitCode.REJECTED, "not among"),
+    "other flagged examples": (
+        ("-o", "e.safetensors", "--all", "--flagged", "reference.npz"), ExitCode.REJECTED, "not among",
+    ),
 }  # fmt: skip
 
 
@@ -266,7 +273,7 @@ def test_another_model_is_refused(cli: Command, work: Path) -> None:
     from safetensors.torch import save_file
 
     save_file({n: t + 0.001 if t.is_floating_point() else t for n, t in state.items()}, work / "other.safetensors")
-    ran = cli("erase", "report/report.json", "--model", "other.safetensors", "-o", "e.safetensors", "-q")
+    ran = cli("erase", "report/report.json", "--model", "other.safetensors", "-o", "e.safetensors", "-q", "--all")
     assert ran.code == ExitCode.REJECTED
     assert "not the model of this report" in ran.err
     assert not (work / "e.safetensors").exists()

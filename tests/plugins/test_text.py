@@ -53,9 +53,13 @@ def test_sentences_are_scanned_and_erased_without_a_flag(work: Path, memaudit: C
     assert [f["before"]["prediction"] for f in report["findings"]] == before
     assert texts[0] in (work / "r" / "report.html").read_text()
 
-    done = memaudit("erase", "r/report.json", "--model", "bert", "-o", "edited", "-q")
+    done = memaudit(
+        "erase", "r/report.json", "--model", "bert", "-o", "edited", "-q", "--all", "--max-test-drop", "100"
+    )
     assert done.code == 0, done.err
-    erased = {e["id"]: e["after"]["prediction"] for e in json.loads((work / "erase.json").read_text())["examples"]}
+    erased = {
+        e["id"]: e["after"]["prediction"] for e in json.loads((work / "edited.erase.json").read_text())["examples"]
+    }
     after = dict(zip((f["id"] for f in report["findings"]), plain_predictions(work / "edited", texts), strict=True))
     assert erased
     assert {name: after[name] for name in erased} == erased

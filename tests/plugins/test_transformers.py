@@ -77,9 +77,11 @@ def test_a_trainer_run_is_scanned_and_erased_without_a_flag(work: Path, memaudit
     assert report["summary"]["outcomes"]["localized"] >= 1
     assert len(report["layers"][0]["rewind"]) >= 2  # Trainer's three checkpoints, found by themselves
 
-    done = memaudit("erase", "report/report.json", "--model", "run", "-o", "edited", "-q")
+    done = memaudit(
+        "erase", "report/report.json", "--model", "run", "-o", "edited", "-q", "--all", "--max-test-drop", "100"
+    )
     assert done.code == 0, done.err
-    erasure = json.loads((work / "erase.json").read_text())
+    erasure = json.loads((work / "edited.erase.json").read_text())
     predicted = plain_predictions(work / "edited", sorted((work / "flagged").rglob("*.png")))
     by_file = {f["example"]["source"].removeprefix("flagged/"): f for f in report["findings"]}
     checked = 0
@@ -114,7 +116,7 @@ def test_an_edited_file_alone_has_the_names_of_the_original(work: Path, memaudit
 
 @pytest.mark.parametrize(("output", "says"), [("edited.pt", "is no .safetensors"), ("flagged", "is not empty")])
 def test_a_place_for_the_edited_folder_is_refused_first(work: Path, memaudit: Command, output: str, says: str) -> None:
-    done = memaudit("erase", "report/report.json", "--model", "run", "-o", output, "-q")
+    done = memaudit("erase", "report/report.json", "--model", "run", "-o", output, "-q", "--all")
     assert (done.code, says in done.err) == (2, True), done.err
 
 
