@@ -19,6 +19,7 @@ from memaudit.adapters import index
 from memaudit.adapters.building import build, variants
 from memaudit.adapters.compute import signature
 from memaudit.adapters.index import IndexEntry, Shapes, Size, Slot
+from memaudit.adapters.remembered import remembered
 from memaudit.checkpoints.load import check_fit
 from memaudit.errors import ModelRejected
 
@@ -55,8 +56,14 @@ def identify(tensors: Mapping[str, Tensor], entries: Collection[IndexEntry] | No
     Raises:
         ModelRejected: the tensors are a known network without its classifier.
     """
+    if entries is None:
+        return list(remembered(tensors, Candidate, lambda: _identify(tensors, _installed())))
+    return _identify(tensors, Tables(entries))
+
+
+def _identify(tensors: Mapping[str, Tensor], tables: Tables) -> list[Candidate]:
+    """`identify` with an index arranged for lookup."""
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    tables = _installed() if entries is None else Tables(entries)
     matches = [match for entry in tables.lookup(shapes) if (match := _match(entry, shapes, tensors)) is not None]
     if not matches and (headless := tables.headless(shapes)):
         raise _no_classifier(headless)
