@@ -106,7 +106,8 @@ class Settings:
 
     Attributes:
         dtype: precision of the search's gradients; everything that is reported is measured in float32 all the same.
-        audits: of `AUDITS`; None: localize, and the others where there are earlier checkpoints.
+        threads: of the processor; None: the fewest that a short measurement finds about as fast as more.
+        audits: of `AUDITS`; None: localize, and the learning order where there are earlier checkpoints.
         group_depth: parts of a layer group's path; None: as fine as one table holds.
     """
 
@@ -117,6 +118,7 @@ class Settings:
     profile: str = "standard"
     device: str = "auto"
     batch_size: int | None = None
+    threads: int | None = None
     dtype: str = "float32"
     seed: int = 0
     limit: int | None = None
@@ -141,7 +143,7 @@ class Settings:
                 raise UsageError(
                     f"no {name} {value!r}{closest(value, known)}", hint=f"Choose among: {', '.join(known)}"
                 )
-        for name in ("max_units", "batch_size", "limit"):
+        for name in ("max_units", "batch_size", "threads", "limit"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name} is {value}; it must be at least 1")

@@ -24,7 +24,9 @@ BY_NAME: Mapping[str, Audit] = {
 
 
 def chosen(settings: Settings, earlier: bool, *, without: bool = False) -> tuple[Audit, ...]:
-    """The audits that will run, in order: memorization always, learning order with any that needs a series.
+    """The audits that will run, in order: memorization always, learning order where there is a series.
+
+    Unless others are named localization is all: those over time can take tens of times as long.
 
     Args:
         earlier: there are earlier checkpoints of the model.
@@ -35,13 +37,14 @@ def chosen(settings: Settings, earlier: bool, *, without: bool = False) -> tuple
     """
     names = settings.audits
     if names is None:
-        names = tuple(AUDITS) if earlier else tuple(name for name, kind in AUDITS.items() if not kind.series)
+        names = tuple(name for name, kind in AUDITS.items() if not kind.series)
     over_time = [name for name in OVER_TIME if name in names]
     if over_time and not earlier:
         raise UsageError(
             f"{over_time[0]} needs earlier checkpoints of the model, and there are none",
             hint="Name them with --checkpoints DIR, GLOB or FILE; memaudit inspect MODEL shows what is found.",
         )
-    first: tuple[Audit, ...] = (Memorized(), *([LearningOrder()] if over_time else []))
+    followed = earlier and (settings.audits is None or over_time)
+    first: tuple[Audit, ...] = (Memorized(), *([LearningOrder()] if followed else []))
     last: tuple[Audit, ...] = (CounterfactualAudit(),) if without else ()
     return (*first, *(BY_NAME[name] for name in AUDITS if name in names), *last)

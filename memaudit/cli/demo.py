@@ -30,10 +30,12 @@ def demo(
         raise UsageError(f"{clean(folder)} exists and is no demo directory", hint="Choose another: memaudit demo DIR")
     from memaudit.__main__ import run
     from memaudit.cli.progress import Stages
-    from memaudit.demo import training
 
     folder.mkdir(parents=True, exist_ok=True)
     with Stages(quiet) as progress:
+        progress.stage("load PyTorch")
+        from memaudit.demo import training
+
         progress.stage("train", training.EPOCHS)
         made = training.make(folder, seed, progress.advance, tied=tied_dropout)
     typer.echo(

@@ -165,6 +165,7 @@ def _settings(ranked: RankOptions, compute: opt.Compute) -> Settings:
         profile=ranked.profile,
         device=compute.device,
         batch_size=compute.batch,
+        threads=compute.wanted_threads,
         seed=ranked.seed,
         limit=ranked.limit,
         time_limit=positive(ranked.time_limit, "--time-limit"),

@@ -72,13 +72,16 @@ def load(
 ) -> Loaded:
     """Read the checkpoint and the examples, and settle which architecture it is.
 
+    What cannot work is said before anything is read: a file that is missing, a device that is not there.
+
     Args:
         like: another model on the same sources; what it read is used again where images are prepared alike.
     """
     from memaudit import checkpoints
 
-    options = replace(network.options(), arrays=_arrays(sources))
     progress.stage("load model")
+    _present(sources, device)
+    options = replace(network.options(), arrays=_arrays(sources))
     checkpoint = checkpoints.read(model, weights=network.weights)  # type: ignore[arg-type]
 
     from memaudit.pipeline.load import (
@@ -106,6 +109,20 @@ def load(
     sets = {"flagged": flagged, "reference": settled.reference, "test": test}
     warnings = pixels.notes(settled, options, sets)
     return Loaded(checkpoint, settled, flagged, test, _names(settled.adapter, names), order, warnings)
+
+
+def _present(sources: Sources, device: str) -> None:
+    """Raise where a set of examples or the device is missing."""
+    from memaudit.data.paths import display
+    from memaudit.errors import DataRejected
+
+    for place in dict.fromkeys((sources.flagged, sources.reference, sources.test, sources.data)):
+        if place is not None and not place.exists():
+            raise DataRejected(f"{display(place)} does not exist", hint="check the path, and where you run this")
+    if device not in ("auto", "cpu"):
+        from memaudit.engine.device import resolve_device
+
+        resolve_device(device)
 
 
 def _arrays(sources: Sources) -> Arrays | None:

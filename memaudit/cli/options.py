@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from memaudit.cli.values import batch_size, choice, numbers, pair, size
+from memaudit.cli.values import auto_or_number, choice, numbers, pair, size
 
 if TYPE_CHECKING:
     from memaudit.adapters.options import ModelOptions
@@ -147,7 +147,7 @@ class AuditOptions:
     checkpoints: Checkpoints = field(default_factory=list)
     audit: Annotated[
         str | None,
-        typer.Option(help="localize,gradients,rewind,retrain; by default localize, and all where there is a series."),
+        typer.Option(help="localize (default), gradients, rewind, retrain, comma separated, or all."),
     ] = None
     group_depth: Annotated[int | None, typer.Option(min=1, help="Parts of a layer group's path.")] = None
     ablation: Annotated[str, typer.Option(help="Ablated units become zero, or their reference mean.")] = "zero"
@@ -170,6 +170,7 @@ class Compute:
 
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto"
     batch_size: Annotated[str, typer.Option(help="auto, or examples per pass.")] = "auto"
+    threads: Annotated[str, typer.Option(help="auto (measured at the start), or threads of the processor.")] = "auto"
 
     @property
     def batch(self) -> int | None:
@@ -178,7 +179,16 @@ class Compute:
         Raises:
             UsageError: neither auto nor a number of examples.
         """
-        return batch_size(self.batch_size)
+        return auto_or_number(self.batch_size, "--batch-size", 65536)
+
+    @property
+    def wanted_threads(self) -> int | None:
+        """Threads of the processor; None for auto.
+
+        Raises:
+            UsageError: neither auto nor a number of threads.
+        """
+        return auto_or_number(self.threads, "--threads", 1024)
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ NOT_NUMBERS = frozenset(
             "log",
             "device",
             "batch_size",
+            "threads",
             "time_limit",
             "checkpoints",
         ),

@@ -89,6 +89,7 @@ def scanned(
         states, notes = _series(model, audit.checkpoints, loaded, settings, progress)
         from memaudit.cli.provenance import beside_warning, provenance, size_warning
         from memaudit.pipeline.auditor import Auditor
+        from memaudit.pipeline.plan import left_out
 
         settled = loaded.settled
         warnings = (*sources.warnings, *loaded.warnings, *size_warning(settled.adapter))
@@ -121,6 +122,8 @@ def scanned(
                 journal.discard()
                 outputs.forget(folder / outputs.RANKED)
     outputs.show(report, written, destination.format_)
+    for line in left_out(auditor.observed.context, auditor.audits, float(report.volatile["seconds"])):
+        typer.echo(line, err=True)
     return int(outputs.exit_code(report, limits.exit_zero))
 
 
@@ -176,6 +179,7 @@ def _settings(audit: opt.AuditOptions, compute: opt.Compute, limits: opt.Limits,
         profile=audit.profile,
         device=compute.device,
         batch_size=compute.batch,
+        threads=compute.wanted_threads,
         dtype=run.dtype,
         seed=run.seed,
         limit=audit.limit,
@@ -221,10 +225,12 @@ def _series(
 
 def _plan(auditor: Auditor) -> tuple[str, ExitCode]:
     """What the audit would do, after the checks that it makes first, and how it would end if every limit is met."""
+    from memaudit.engine.threads import threads_kept
     from memaudit.pipeline.plan import plan
 
-    seen = auditor.look().context
-    lines = plan(auditor.evaluator, seen.flagged, seen.reference, auditor.settings, len(auditor.states))
+    with threads_kept():
+        seen = auditor.look().context
+        lines = plan(auditor.evaluator, seen.flagged, seen.reference, auditor.settings, len(auditor.states))
     lines += "".join(f"\nwarning    {clean(w.message, 400)} ({w.code})" for w in auditor.warnings)
     lines += "".join(f"\nincomplete {clean(reason, 400)}" for reason in auditor.incomplete)
     return lines, ExitCode.INCOMPLETE if auditor.incomplete else ExitCode.OK

@@ -5,8 +5,6 @@ from __future__ import annotations
 from memaudit.errors import UsageError
 from memaudit.text import clean
 
-MAX_BATCH_SIZE = 65536
-
 
 def choice(value: str | None, allowed: tuple[str, ...], option: str) -> str | None:
     """`value`, if it is one of `allowed` or None.
@@ -20,7 +18,7 @@ def choice(value: str | None, allowed: tuple[str, ...], option: str) -> str | No
 
 
 def audits(text: str | None) -> tuple[str, ...] | None:
-    """Comma-separated names of audits.
+    """Comma-separated names of audits; `all` is each of them.
 
     Raises:
         UsageError: there is no such audit.
@@ -30,11 +28,14 @@ def audits(text: str | None) -> tuple[str, ...] | None:
 
     if text is None:
         return None
+    if text.strip() == "all":
+        return tuple(AUDITS)
     names = tuple(part.strip() for part in text.split(",") if part.strip())
     for name in names or ("",):
         if name not in AUDITS:
             raise UsageError(
-                f"--audit {clean(name)!r} is no audit{closest(name, AUDITS)}", hint=f"Choose among: {', '.join(AUDITS)}"
+                f"--audit {clean(name)!r} is no audit{closest(name, AUDITS)}",
+                hint=f"Choose among: {', '.join((*AUDITS, 'all'))}",
             )
     return names
 
@@ -72,16 +73,16 @@ def positive(value: float | None, option: str) -> float | None:
     return value
 
 
-def batch_size(text: str) -> int | None:
-    """`None` for auto.
+def auto_or_number(text: str, option: str, most: int) -> int | None:
+    """A number from 1 to `most`; None for auto.
 
     Raises:
-        UsageError: neither auto nor a number of examples.
+        UsageError: it is neither.
     """
     if text == "auto":
         return None
-    if not (text.isdecimal() and 1 <= int(text) <= MAX_BATCH_SIZE):
-        raise UsageError(f"--batch-size {clean(text)!r} is neither auto nor a number from 1 to {MAX_BATCH_SIZE}")
+    if not (text.isdecimal() and 1 <= int(text) <= most):
+        raise UsageError(f"{option} {clean(text)!r} is neither auto nor a number from 1 to {most}")
     return int(text)
 
 

@@ -37,6 +37,7 @@ class Loop:
         advance: called with the number of examples after each pass (progress bars).
         passes: examples forwarded and backwarded so far, by stage: `passes["localize forward"]`.
         stage: what `passes` counts under; `counting` sets it for a while.
+        threads: of the processor that the network runs with; 0: nobody chose.
         journal: where each batch is recorded, and taken from where it is there already.
     """
 
@@ -45,6 +46,7 @@ class Loop:
     advance: Callable[[int], None] = silent
     passes: Counter[str] = field(default_factory=Counter, init=False)
     stage: str = field(default="audit", init=False)
+    threads: int = field(default=0, init=False)
     journal: Journal | None = field(default=None, init=False)
     _short: bool = field(default=False, init=False)
     _advanced: int = field(default=0, init=False)

@@ -100,6 +100,7 @@ def assemble(evidence: Measured, findings: Sequence[Finding]) -> Report:
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(evidence.started)),
             "seconds": round(time.time() - evidence.started, 2),
             "batch_size": evaluator.batch_size,
+            "threads": evaluator.threads,
             "resumed_batches": evaluator.journal.recorded if evaluator.journal else 0,
         },
         passes=dict(sorted(evaluator.passes.items())),

@@ -15,6 +15,7 @@ from memaudit.engine.answers import prediction
 from memaudit.engine.device import exact_arithmetic
 from memaudit.engine.evaluator import Panel
 from memaudit.engine.others import Other
+from memaudit.engine.threads import threads_kept
 from memaudit.errors import MemauditError, ModelRejected, PremiseBroken
 from memaudit.findings import AUDITS, OVER_TIME, Atypicality, Finding, Outcome, interned
 from memaudit.network.states import State
@@ -107,7 +108,7 @@ class Auditor(Proceeding):
 
     def findings(self) -> Iterator[Finding]:
         """Findings as they land. After the last one `report` may be called; it holds their final figures."""
-        with exact_arithmetic(), keeping_freed():
+        with exact_arithmetic(), keeping_freed(), threads_kept():
             self.look()
             yield from self._findings()
 

@@ -21,6 +21,7 @@ from memaudit.data import ExampleSet, Preprocess
 from memaudit.engine.answers import margin, predicted
 from memaudit.engine.device import exact_arithmetic
 from memaudit.engine.draws import generator_for
+from memaudit.engine.threads import settle_threads, threads_kept
 from memaudit.errors import DataRejected, Incomplete, PremiseBroken, UsageError
 from memaudit.network.layer_groups import layer_groups
 from memaudit.network.replay import watch
@@ -114,7 +115,7 @@ class Discovery(Proceeding):
             Incomplete: the time limit was reached before anything could be said.
         """
         self.begin(self.examples)
-        with exact_arithmetic(), keeping_freed():
+        with exact_arithmetic(), keeping_freed(), threads_kept():
             seen = self._measured()
         return assemble(seen, self.settings, self.provenance, self.warnings, self.incomplete)
 
@@ -123,6 +124,7 @@ class Discovery(Proceeding):
     def _measured(self) -> Seen:
         self.progress.stage("check")
         check_network(self.evaluator, self.examples)
+        self.progress.stage(settle_threads(self.evaluator, self.examples, self.settings.threads))
         space = select(self.adapter.sites(self.examples.batch(range(3), self.evaluator.device)), "auto", None)
         if not space.sites:
             raise PremiseBroken(f"no layer of {self.adapter.architecture} can be followed, so nothing has neighbours")

@@ -20,7 +20,7 @@ from memaudit.settings import Provenance, Settings
 from memaudit.version import __version__
 
 # They decide when an audit stops, and what its numbers are judged by, but no number.
-NOT_NUMBERS = frozenset({"policy", "time_limit", "device"})
+NOT_NUMBERS = frozenset({"policy", "time_limit", "device", "threads"})
 
 
 def run_of(

@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
+from torch import Tensor
 
-from memaudit.audits.base import Workload
-from memaudit.audits.registry import chosen
+from memaudit.audits.base import Audit, Workload
+from memaudit.audits.context import Context
+from memaudit.audits.registry import BY_NAME, chosen
 from memaudit.data import ExampleSet
+from memaudit.engine.answers import margin
 from memaudit.engine.device import exact_arithmetic
 from memaudit.engine.evaluator import Evaluator, Panel
-from memaudit.findings import AUDITS
+from memaudit.engine.loop import BACKWARD
+from memaudit.findings import AUDITS, OVER_TIME
 from memaudit.network.layer_groups import layer_groups
 from memaudit.network.replay import watch
-from memaudit.network.units import select
+from memaudit.network.units import UnitSpace, select
+from memaudit.numbers import count
 from memaudit.settings import PROFILES, Settings
+from memaudit.system.memory import most_held
+
+# An option is named as cheaper where it leaves less than this share of the time.
+SAVED = 0.9
 
 
 def plan(evaluator: Evaluator, flagged: ExampleSet, reference: ExampleSet, settings: Settings, states: int = 0) -> str:
     """A few lines: what would be searched, how many passes each audit takes, and about how long here.
 
-    A backward pass counts as one and a half forward passes; one small batch is timed.
+    And how much memory, and what would be cheaper. A backward pass counts as one and a half forward passes; one small
+    batch is timed.
     """
     adapter = evaluator.adapter
     with exact_arithmetic():
@@ -34,6 +46,7 @@ def plan(evaluator: Evaluator, flagged: ExampleSet, reference: ExampleSet, setti
         if evaluator.device.type == "cuda":
             torch.cuda.synchronize()
         each = (time.perf_counter() - start) / len(rows)
+        peak = _memory(evaluator, flagged, rows, space)
     use = watch(adapter.module, adapter.forward, few[:1]).first_use if states > 1 else {}
     groups = layer_groups(adapter.module, use, depth=settings.group_depth, layers=settings.layers) if use else ()
     size = Workload(
@@ -45,11 +58,17 @@ def plan(evaluator: Evaluator, flagged: ExampleSet, reference: ExampleSet, setti
         groups=len(groups),
         units=space.total,
     )
-    passes = {"observation": float(len(flagged) + len(reference))}
-    for audit in chosen(settings, states > 1):
-        passes[AUDITS[audit.name].title if audit.name in AUDITS else audit.name] = audit.passes(size)
+    audits = chosen(settings, states > 1)
+    passes = _passes(audits, size)
     kinds = ", ".join(sorted({s.kind for s in space.sites}))
     total = sum(passes.values())
+    fast = replace(size, profile=PROFILES["fast"])
+    cheaper = [] if settings.profile == "fast" else [("--profile fast", sum(_passes(audits, fast).values()))]
+    over_time = [audit for audit in audits if audit.name in OVER_TIME]
+    if over_time:
+        cheaper.append(("--audit localize", sum(_passes([BY_NAME["localize"]], size).values())))
+    half = replace(size, flagged=size.flagged // 2, fitted=size.fitted // 2)
+    cheaper.append((f"--limit {max(1, size.flagged // 2)}", sum(_passes(audits, half).values())))
     return "\n".join(
         [
             f"model      {adapter.architecture} ({adapter.parameters:,} parameters) on {evaluator.device}",
@@ -58,10 +77,80 @@ def plan(evaluator: Evaluator, flagged: ExampleSet, reference: ExampleSet, setti
             f"reference  {len(reference)}",
             *([f"series     {states} checkpoints, the audited model included"] if states > 1 else []),
             f"passes     about {round(total):,} examples forward (batches of {evaluator.batch_size})",
-            *(f"           {round(count):>12,}  {_time(count * each):>10}  {name}" for name, count in passes.items()),
-            f"time       about {_time(total * each)}",
+            *(
+                f"           {round(amount):>12,}  {_time(amount * each):>10}  {name}"
+                for name, amount in passes.items()
+            ),
+            f"time       about {_time(total * each)} with {count(evaluator.threads, 'thread')}",
+            f"memory     about {peak / 2**30:.1f} GiB at the most",
+            *_cheaper([(option, other * each) for option, other in cheaper], total * each),
+            *_more(size, audits, each),
         ]
     )
+
+
+def _cheaper(options: Sequence[tuple[str, float]], seconds: float) -> list[str]:
+    """What would save a tenth or more of `seconds`, and how long it then takes."""
+    said = "; ".join(f"{option}: about {_time(other)}" for option, other in options if other < SAVED * seconds)
+    return [f"cheaper    {said}"] if said else []
+
+
+def _passes(audits: Sequence[Audit], size: Workload) -> dict[str, float]:
+    """Passes of each, by its title, and of what comes before them."""
+    passes = {"observation": float(size.flagged + size.reference)}
+    for audit in audits:
+        passes[AUDITS[audit.name].title if audit.name in AUDITS else audit.name] = audit.passes(size)
+    return passes
+
+
+def _more(size: Workload, audits: Sequence[Audit], each: float) -> list[str]:
+    """What the audits over time would add, where there is a series and they were not asked for."""
+    left = [name for name in OVER_TIME if name not in {audit.name for audit in audits}]
+    if size.states < 2 or not left:
+        return []
+    more = sum(BY_NAME[name].passes(size) for name in left)
+    return [f"more       --audit all adds {', '.join(AUDITS[n].title for n in left)}: about {_time(more * each)}"]
+
+
+def left_out(context: Context, audits: Sequence[Audit], seconds: float) -> list[str]:
+    """As the plan's line, by what the audit that ran took; empty where it left out nothing.
+
+    Args:
+        seconds: that it took.
+    """
+    ran = context.evaluator.passes
+    total = sum(times * (BACKWARD if name.endswith("backward") else 1) for name, times in ran.items())
+    size = Workload(
+        profile=context.profile,
+        flagged=len(context.flagged),
+        fitted=len(context.fitted),
+        reference=len(context.reference),
+        states=len(context.states),
+        groups=len(context.groups) if len(context.states) > 1 else 0,
+        units=context.space.total,
+    )
+    return _more(size, audits, seconds / max(1.0, total))
+
+
+def _memory(evaluator: Evaluator, examples: ExampleSet, rows: Sequence[int], space: UnitSpace) -> float:
+    """Bytes at the most: what is held so far, and what a backward pass of a full batch keeps for its gradients.
+
+    The tensors that a pass of a few rows keeps are counted; all but the parameters grow with the batch.
+    """
+    few, kept = list(rows[:4]), dict[int, int]()
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        evaluator.mask_gradients(examples, few, [[]] * len(few), space, margin)
+    for parameter in evaluator.adapter.module.parameters():
+        kept.pop(parameter.untyped_storage().data_ptr(), None)
+    graph = sum(kept.values()) * evaluator.batch_size / len(few)
+    cuda = evaluator.device.type == "cuda"
+    return graph + (torch.cuda.memory_allocated(evaluator.device) if cuda else most_held())
 
 
 def _time(seconds: float) -> str:

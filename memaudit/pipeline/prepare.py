@@ -26,6 +26,7 @@ from memaudit.engine.answers import margin, predicted
 from memaudit.engine.draws import generator_for
 from memaudit.engine.evaluator import Evaluator
 from memaudit.engine.journal import Journal
+from memaudit.engine.threads import settle_threads
 from memaudit.errors import Incomplete
 from memaudit.findings import Neighbour, ReportWarning
 from memaudit.network.states import State
@@ -93,7 +94,9 @@ def prepare(
     with stage(evaluator, progress, "check"):
         check_network(evaluator, reference)
         space = _space(evaluator, reference, settings)
+        chosen = settle_threads(evaluator, reference, settings.threads)
     evaluator.resume(journal)  # this process has shown that the premises hold; now measurements begin
+    progress.stage(chosen)
     with stage(evaluator, progress, "reference", len(reference) + len(flagged)):
         seen = _see(evaluator, flagged, reference, space)
         incomplete = list(admitted.incomplete)

@@ -98,6 +98,7 @@ def assemble(
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seen.started)),
             "seconds": round(time.time() - seen.started, 2),
             "batch_size": evaluator.batch_size,
+            "threads": evaluator.threads,
             "resumed_batches": evaluator.journal.recorded if evaluator.journal else 0,
         },
         passes=dict(sorted(evaluator.passes.items())),

@@ -6,6 +6,7 @@ Freed memory is kept between batches and given back to the system between stages
 from __future__ import annotations
 
 import ctypes
+import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -56,6 +57,12 @@ def keeping_freed() -> Iterator[None]:
         _tell("mallopt", M_MMAP_THRESHOLD, START)
         _tell("mallopt", M_TRIM_THRESHOLD, START)
         give_back()
+
+
+def most_held() -> int:
+    """Bytes of memory that this process has held at the most."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most
 
 
 def give_back() -> None:

@@ -1,0 +1,64 @@
+"""How many of the processor's threads a network runs with: the fewest that are about as fast as more."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from memaudit.data.examples import ExampleSet
+from memaudit.engine.evaluator import Evaluator
+from memaudit.numbers import count
+
+# Threads wait for each other in every layer. On a machine with other work one that waits for its turn holds up all of
+# them: with three busy loops on two cores two threads took many times as long as one.
+GAIN = 0.8  # more threads must take less than this share of the time that fewer take
+ROUNDS = 3
+ROWS = 64
+
+
+@contextmanager
+def threads_kept() -> Iterator[None]:
+    """Whatever the body sets, PyTorch has as many threads afterwards as before."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def settle_threads(evaluator: Evaluator, examples: ExampleSet, wanted: int | None = None) -> str:
+    """Run with `wanted` threads, or with what a short measurement on `examples` says; `evaluator.threads` holds it.
+
+    Returns what was chosen, in words.
+
+    Results do not depend on it beyond the rounding of float32, so a run may go on with another number of threads.
+    """
+    most = torch.get_num_threads()
+    evaluator.threads = wanted or most
+    if wanted is None and most > 1 and evaluator.device.type == "cpu":
+        evaluator.threads = _fewest(evaluator, examples, most)
+    torch.set_num_threads(evaluator.threads)
+    return count(evaluator.threads, "thread") + (f" of {most}, by a short measurement" if wanted is None else "")
+
+
+def _fewest(evaluator: Evaluator, examples: ExampleSet, most: int) -> int:
+    """Of 1, 2, 4, ... and `most` threads the fewest about as fast as more, each timed `ROUNDS` times in turn."""
+    counts = sorted({most, *(2**power for power in range(most.bit_length()) if 2**power <= most)})
+    rows = range(min(ROWS, evaluator.batch_size, len(examples)))
+    timed = Evaluator(evaluator.adapter, len(rows))  # not the audit's own: these passes are none of its measurements
+    took = dict.fromkeys(counts, 0.0)
+    for repeat in range(ROUNDS + 1):
+        for number in counts:
+            torch.set_num_threads(number)
+            start = time.perf_counter()
+            timed.logits(examples, rows)
+            if repeat:  # the first one of each prepares memory
+                took[number] += time.perf_counter() - start
+    best: int = counts[0]
+    for number in counts[1:]:
+        if took[number] < GAIN * took[best]:
+            best = number
+    return best
