@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from memaudit.adapters.base import Adapter
+from memaudit.adapters.base import Adapter, ModelOptions
 from memaudit.adapters.registry import load_class
+from memaudit.adapters.user import UserAdapter
 from memaudit.engine.device import exact_arithmetic
 from memaudit.errors import AdapterFault, MemauditError, UsageError
 from memaudit.network.ablate import ablated, edited
@@ -77,6 +78,16 @@ def check_installed(name: str) -> list[str]:
             hint="it must build and load a small network from nothing, without network access",
         ) from error
     return check_adapter(example)
+
+
+def check_built(spec: str, input_size: tuple[int, ...] | None) -> list[str]:
+    """`check_adapter` on the module that the user's `file.py:factory` builds, with the weights it starts from.
+
+    Raises:
+        UsageError, ModelRejected: the file or what it builds cannot be used.
+        AdapterFault: a promise is not kept.
+    """
+    return check_adapter(UserAdapter.fresh(ModelOptions(user_file=spec, input_size=input_size)))
 
 
 def _guard(name: str, check: Callable[[Adapter, Tensor], None], adapter: Adapter, images: Tensor) -> None:

@@ -17,9 +17,9 @@ from memaudit.adapters.base import Adapter, ModelOptions
 from memaudit.adapters.timm import TimmAdapter
 from memaudit.checkpoints import Checkpoint
 from memaudit.data import Preprocess
-from memaudit.errors import AdapterFault, ExitCode, UsageError
+from memaudit.errors import AdapterFault, ExitCode, MemauditError, UsageError
 from memaudit.network.units import Site
-from memaudit.testing import CHECKS, check_adapter, check_installed
+from memaudit.testing import CHECKS, check_adapter, check_built, check_installed
 from tests.networks import Oddly, TokenMajor
 
 SIZE = (3, 16, 16)
@@ -204,6 +204,18 @@ def test_an_example_that_is_missing_or_raises_is_told_as_such(
     monkeypatch.setattr(testing, "load_class", lambda name: adapter)
     with pytest.raises(error, match=says):
         check_installed("x")
+
+
+def test_the_module_that_a_users_file_builds_is_tested(tmp_path: Path) -> None:
+    file = tmp_path / "my_net.py"
+    start = "from torch import nn\n\n\ndef build():\n    return nn.Sequential("
+    file.write_text(start + "nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))\n")
+    assert len(check_built(f"{file}:build", (3, 8, 8))) == len(CHECKS) + 1
+    file.write_text(start + "nn.Flatten(0), nn.Linear(192, 3))\n")
+    with pytest.raises(MemauditError):
+        check_built(f"{file}:build", (3, 8, 8))
+    with pytest.raises(UsageError, match="no factory 'built'"):
+        check_built(f"{file}:built", (3, 8, 8))
 
 
 def test_an_adapter_nobody_installed_is_a_usage_error() -> None:

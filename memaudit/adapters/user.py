@@ -73,15 +73,7 @@ class UserAdapter(Adapter):
             UsageError: no such file or factory, or an input size that nothing says.
             ModelRejected: the file or the factory raises (with the user's line), or the tensors do not fit.
         """
-        path, factory_name = split_spec(options.user_file or "")
-        module, code = run_file(path)
-        factory = getattr(module, factory_name, None)
-        if not callable(factory):
-            names = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
-            raise UsageError(
-                f"no factory {clean(factory_name)!r} in {clean(path.name)}{closest(factory_name, names)}",
-                hint=f"write it as --adapter {clean(path.name)}:NAME, a function without required arguments",
-            )
+        path, factory, code = _factory(options)
         network, transform = _call(factory, options, path)
         plain, rules = split_rules(checkpoint.tensors)
         tensors = checkpoint.tensors if layers_of(network) else plain
@@ -114,6 +106,17 @@ class UserAdapter(Adapter):
         except Exception as error:  # its eval() or requires_grad_() is its own
             raise _blame(error, path) from error
 
+    @classmethod
+    def fresh(cls, options: ModelOptions) -> UserAdapter:
+        """What the factory builds, with the weights it starts from, to be tested.
+
+        Raises:
+            UsageError, ModelRejected: as `load`.
+        """
+        path, factory, _ = _factory(options)
+        network, _ = _call(factory, options, path)
+        return cls.load(Checkpoint(path, "safetensors", network.state_dict()), options)
+
     def inputs(self, batch: Tensor) -> tuple[Tensor, ...]:
         """What the module is called with: what the user's transform makes of the batch, where there is one."""
         return super().inputs(batch) if self.transform is None else (self.transform(batch),)
@@ -137,6 +140,20 @@ def split_spec(spec: str) -> tuple[Path, str]:
     if not file.endswith(".py") or not factory.isidentifier():
         raise UsageError(f"{clean(spec)!r} is not of the form file.py:factory", hint="for example ./my_model.py:build")
     return Path(file), factory
+
+
+def _factory(options: ModelOptions) -> tuple[Path, Callable[..., object], UserCode]:
+    """The file and the function of it that `options.user_file` names; the file is run."""
+    path, name = split_spec(options.user_file or "")
+    module, code = run_file(path)
+    factory = getattr(module, name, None)
+    if not callable(factory):
+        names = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
+        raise UsageError(
+            f"no factory {clean(name)!r} in {clean(path.name)}{closest(name, names)}",
+            hint=f"write it as --adapter {clean(path.name)}:NAME, a function without required arguments",
+        )
+    return path, factory, code
 
 
 def run_file(path: Path) -> tuple[ModuleType, UserCode]:

@@ -42,7 +42,10 @@ class Inert:
 
 
 def main() -> None:
-    """Entry point; the one argument is JSON: `name`, `weights`, `size` (bytes), `cpu` (seconds), perhaps `trusted`."""
+    """Entry point; the one argument is JSON: `name`, `weights`, `size` (bytes), `cpu` (seconds).
+
+    Of a trusted file also `trusted`, and `imports`: a folder whose Python files it names, or null.
+    """
     request = json.loads(sys.argv[1])
     stream = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever prints must not end up in the tensors
@@ -68,6 +71,8 @@ def _run(request: dict[str, Any], stream: BinaryIO) -> None:
         stream: where the safetensors go; nothing is written to it before every check has passed.
     """
     name = request["name"]
+    if request.get("trusted") and request.get("imports"):
+        sys.path.append(request["imports"])  # last: it hides nothing that Python itself has
     content = _unrestricted(name) if request.get("trusted") else _weights_only(name)
     found = unwrap(content, request["weights"], name)
     tensors = {key: plain_tensor(key, value, name, request["size"]) for key, value in found.tensors.items()}
@@ -109,7 +114,8 @@ def _unrestricted(name: str) -> object:
             return {k: OrderedDict(v.state_dict()) if isinstance(v, nn.Module) else v for k, v in content.items()}
     except ModuleNotFoundError as error:
         raise ModelRejected(
-            f"{name} needs the Python package {clean(error.name)!r}", hint="install it beside memaudit and run again"
+            f"{name} needs the Python package {clean(error.name)!r}",
+            hint="install it beside memaudit, or name the folder of its files with --import-from",
         ) from error
     except MemoryError as error:
         raise _too_large(name) from error

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from memaudit.checkpoints.archive import MAX_PICKLE, read_pickle
@@ -82,12 +83,13 @@ def _converting(source: Source) -> str:
     )
 
 
-def open_trusted(source: Source, sha256: str, weights: Weights | None) -> Opened:
+def open_trusted(source: Source, sha256: str, weights: Weights | None, imports: Path | None = None) -> Opened:
     """The weights of a pickle that its user vouches for: its code runs, in the child and within its limits.
 
     Args:
         sha256: the digest the file must have, 64 lower-case hex digits; the child is given the descriptor it was
             taken through.
+        imports: a folder whose Python files the pickle may name.
 
     Raises:
         ModelRejected: another file, broken, or not weights.
@@ -105,6 +107,7 @@ def open_trusted(source: Source, sha256: str, weights: Weights | None) -> Opened
         "size": size,
         "cpu": TRUSTED_CPU,
         "trusted": True,
+        "imports": None if imports is None else str(imports.resolve()),
     }
     return _open_in_child(source, request)
 

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from memaudit.cli.values import size
+
 app = typer.Typer(help="List installed adapters, or test one.", invoke_without_command=True, rich_markup_mode=None)
 
 
@@ -29,9 +31,14 @@ def list_adapters() -> None:
 
 
 @app.command("test")
-def test_adapter(name: Annotated[str, typer.Argument(metavar="NAME", help="An installed adapter's name.")]) -> None:
-    """Run the conformance kit on an adapter's own example."""
-    from memaudit.testing import check_installed
+def conformance(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="An installed adapter's name, or my_model.py:build.")],
+    input_size: Annotated[
+        str, typer.Option(help="Of your own module: C,H,W, or '(C,T)' for what is no image.")
+    ] = "3,224,224",
+) -> None:
+    """Run the conformance kit on an adapter's own example, or on the module that your own file builds."""
+    from memaudit.testing import check_built, check_installed
 
-    for line in check_installed(name):
+    for line in check_built(name, size(input_size)) if ".py:" in name else check_installed(name):
         typer.echo(f"ok: {line}")

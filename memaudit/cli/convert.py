@@ -22,6 +22,9 @@ def convert(
     ] = False,
     sha256: Annotated[str, typer.Option(help="The SHA-256 its maker gives for IN, 64 hex digits.")] = "",
     weights: opt.Weights = None,
+    import_from: Annotated[
+        Path | None, typer.Option(help="Folder of the Python files whose classes the pickle names.")
+    ] = None,
 ) -> None:
     """Open a pickle that you trust, in a limited process, and keep its plain weights.
 
@@ -38,6 +41,8 @@ def convert(
     if source.suffix.lower() == ".safetensors":
         raise UsageError(f"{clean(source)} is named as safetensors: there is nothing to convert")
     choice(weights, ("raw", "ema"), "--weights")
+    if import_from is not None and not import_from.is_dir():
+        raise UsageError(f"--import-from {clean(import_from)} is no folder", hint="Name the folder of your .py files.")
     from memaudit.system.files import check_target, replace_with
 
     check_target(target)
@@ -46,7 +51,9 @@ def convert(
     from memaudit.checkpoints.tensors import write_tensors
 
     with opened(source) as file:
-        found = open_trusted(file, sha256.lower(), "ema" if weights == "ema" else "raw" if weights else None)
+        found = open_trusted(
+            file, sha256.lower(), "ema" if weights == "ema" else "raw" if weights else None, import_from
+        )
     epoch = found.about.get("epoch")
     metadata = {"format": "pt", **({"epoch": str(epoch)} if isinstance(epoch, int) else {})}
     replace_with(target, lambda stream: write_tensors(found.tensors, metadata, stream))

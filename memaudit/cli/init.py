@@ -72,7 +72,10 @@ def init(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The project's folder.")] = Path("."),
     ci: Annotated[str, typer.Option(help="github, gitlab or none: for which CI to write a job.")] = "github",
 ) -> None:
-    """Write a commented memaudit.toml and a CI job; replaces nothing."""
+    """Write a commented memaudit.toml and a CI job; replaces nothing.
+
+    Run again with another --ci, it adds that job and leaves the settings as they are.
+    """
     from memaudit.system.files import check_target, replace
     from memaudit.version import __version__
 
@@ -81,6 +84,10 @@ def init(
     if ci in WORKFLOWS:
         name, text = WORKFLOWS[ci]
         files[folder / name] = text.format(version=__version__)
+    kept = folder / "memaudit.toml"
+    if ci in WORKFLOWS and kept.exists() and not (folder / WORKFLOWS[ci][0]).exists():
+        del files[kept]
+        typer.echo(f"kept {clean(kept)}")
     for path in files:
         check_target(path)
         if path.exists():

@@ -176,9 +176,12 @@ def test_what_init_writes_can_be_read_back(tmp_path: Path, monkeypatch: pytest.M
 def test_init_replaces_nothing(cli: Command, tmp_path: Path) -> None:
     assert cli("init").code == 0
     before = (tmp_path / "memaudit.toml").read_bytes()
-    ran = cli("init", "--ci", "gitlab")
+    ran = cli("init")
     assert (ran.code, "exists already" in ran.err) == (2, True)
+    added = cli("init", "--ci", "gitlab")
+    assert (added.code, "kept memaudit.toml" in added.out) == (0, True)
+    assert (tmp_path / "memaudit.gitlab-ci.yml").exists()
+    assert cli("init", "--ci", "gitlab").code == 2
     assert (tmp_path / "memaudit.toml").read_bytes() == before
-    assert not (tmp_path / "memaudit.gitlab-ci.yml").exists()
     assert cli("init", "other", "--ci", "none").code == 0
     assert [p.name for p in (tmp_path / "other").iterdir()] == ["memaudit.toml"]

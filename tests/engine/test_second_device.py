@@ -34,7 +34,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "time": ("scan", *MODEL, *NPZ, *OTHERS, *SERIES, "--profile", "fast"),
     "tied": ("scan", "tied.safetensors", *MODEL[1:], *NUMBERED, *OTHERS, "--profile", "fast"),
     "vit": ("scan", "vit/test_vit.safetensors", "--model-kwargs", "img_size=32", *VIT, *OTHERS, "--profile", "fast"),
-    "units": ERASE,
+    "units": (*ERASE, "--all", "--max-test-drop", "100"),
     "curvature": (*ERASE, *ALL, "--method", "curvature", "--clean-steps", "5"),
 }
 
@@ -54,7 +54,7 @@ class Runs:
     noted: dict[str, dict[str, Any]]
 
     def result(self, name: str, device: str) -> dict[str, Any]:
-        file = "report.json" if COMMANDS[name][0] == "scan" else "erase.json"
+        file = "report.json" if COMMANDS[name][0] == "scan" else "erased.erase.json"
         found: dict[str, Any] = json.loads((self.folder / f"{name}-{device}" / file).read_text("utf-8"))
         if COMMANDS[name][0] == "scan":
             assert found["environment"].pop("device") == device

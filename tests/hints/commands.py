@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,6 +67,35 @@ def apart(folder: Path, ran: Ran) -> tuple[str, ...]:
     return ("scan", "runB/model.safetensors", *MODEL[1:], *DATA, *ZERO, "--out", out)
 
 
+ERASE = ("erase", "report/report.json", "--model", MODEL[0], "-o", "e.safetensors", "-q")
+
+
+def audited(*words: str) -> Callable[[Path], tuple[str, ...]]:
+    """An edit after a scan."""
+
+    def wrong(folder: Path) -> tuple[str, ...]:
+        ran = execute(folder, ("scan", *MODEL, *DATA, *ZERO, "--out", "report"))
+        assert ran.code == 0, ran.err
+        return (*ERASE, *words)
+
+    return wrong
+
+
+def allowed(folder: Path, ran: Ran) -> tuple[str, ...]:
+    """The budget that the hint names."""
+    return (*ERASE, "--all", "--max-test-drop", ran.err.split("--max-test-drop ")[-1].split(".")[0])
+
+
+def convert(folder: Path, *words: str) -> tuple[str, ...]:
+    """A whole network, pickled with a class of the user's own file."""
+    (folder / "own").mkdir(exist_ok=True)
+    (folder / "own" / "own_net.py").write_text("from torch import nn\n\n\nclass Net(nn.Linear):\n    pass\n")
+    made = "import sys, torch; sys.path.insert(0, 'own'); import own_net; torch.save(own_net.Net(2, 2), 'm.pth')"
+    subprocess.run([sys.executable, "-c", made], cwd=folder, check=True)
+    digest = hashlib.sha256((folder / "m.pth").read_bytes()).hexdigest()
+    return ("convert", "--trust-pickle", "--sha256", digest, "m.pth", "out.safetensors", *words)
+
+
 OVER_TIME = scan(*MODEL, *DATA, "--audit", "rewind")
 FOLLOWED = [
     Follow("give this one ({}) a folder of its own: --out {}", second, apart),
@@ -95,6 +127,27 @@ FOLLOWED = [
         "Give a count such as 3, or a share such as 2%.",
         lambda f: (*DRY, "--max-memorized", "few"),
         named(*DRY, "--max-memorized", "2%"),
+    ),
+    Follow(
+        "Name them with --examples ID,ID, or take all localized ones with --all.",
+        audited(),
+        named(*ERASE, "--all", "--max-test-drop", "100"),
+    ),
+    Follow(
+        "Name fewer with --examples, suppress the group with --method curvature, or allow more with "
+        "--max-test-drop {}.",
+        audited("--all", "--max-test-drop", "0"),
+        allowed,
+    ),
+    Follow(
+        "install it beside memaudit, or name the folder of its files with --import-from",
+        convert,
+        lambda folder, ran: convert(folder, "--import-from", "own"),
+    ),
+    Follow(
+        "Name the folder of your .py files.",
+        lambda folder: convert(folder, "--import-from", "nowhere"),
+        lambda folder, ran: convert(folder, "--import-from", "own"),
     ),
     Follow("Leave --unit at auto.", lambda f: (*DRY, "--unit", "head"), named(*DRY)),
     Follow("List the layers with: memaudit inspect MODEL", lambda f: (*DRY, "--layers", "nothing*"), named(*INSPECT)),
