@@ -19,6 +19,7 @@ from memaudit.engine.answers import confidence, margin, predicted
 from memaudit.engine.device import automatic_batch_size, exact_arithmetic, resolve_device
 from memaudit.engine.evaluator import Evaluator
 from memaudit.engine.others import Other, viewed
+from memaudit.engine.threads import threads_kept
 from memaudit.errors import DataRejected, UsageError
 from memaudit.findings import DataSource, Membership, ReportWarning, ToolInfo
 from memaudit.gate.membership import MembershipPolicy
@@ -119,7 +120,7 @@ class Verifier:
         self.adapter.module.to(device)
         batch = self.settings.batch_size or automatic_batch_size(self.admitted.reference.batch([0]), device)
         evaluator = Evaluator(self.adapter, batch)
-        with exact_arithmetic(), keeping_freed():
+        with exact_arithmetic(), keeping_freed(), threads_kept():
             flagged = self.admitted.flagged.subset(self.compared.flagged)
             unseen = self.unseen.subset(self.compared.unseen).labelled(self.compared.labels)
             observed = prepare(
