@@ -349,9 +349,9 @@ def test_the_proof_has_controls_and_the_membership_of_both_files(cli: Command, w
     x, truth = digits()
     rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[1300:]
     np.savez(work / "held-out.npz", x=x[rows].numpy(), y=truth[rows].numpy())
-    ran = cli(*ERASE, "-o", "erased.safetensors", "--flagged", "all-flagged.npz", "--test", "held-out.npz")
+    ran = cli(*ALL, "-o", "erased.safetensors", "--flagged", "all-flagged.npz", "--test", "held-out.npz")
     assert ran.code == 0, ran.err
-    found = Erasure.model_validate_json((work / "erase.json").read_text())
+    found = Erasure.model_validate_json((work / "erased.erase.json").read_text())
     assert found.random is not None
     assert found.random.units == len(found.units)
     assert (found.after.used or 0) <= found.random.used <= 1
