@@ -16,11 +16,12 @@ from memaudit.text import clean
 MAX_POINTER = 1 << 16  # bytes; a .dvc file of one output has about 100
 
 
-def prove(model: Path, audited: ModelInfo) -> str:
-    """In a few words, by what `model` was found to be the `audited` checkpoint.
+def prove(model: Path, audited: ModelInfo, edited: str = "") -> str:
+    """In a few words, by what `model` was found to be the `audited` checkpoint, or the edited copy of it.
 
     Args:
         model: the checkpoint, its Git-LFS pointer, a directory that holds one of them, or its `.dvc` file.
+        edited: SHA-256 of the copy that the report says was made.
 
     Raises:
         ModelRejected: it is another checkpoint, no checkpoint, or the report cannot tell.
@@ -35,6 +36,8 @@ def prove(model: Path, audited: ModelInfo) -> str:
             f"the report holds no {kind} of {clean(audited.path)}, so it cannot be compared with {clean(model.name)}",
             hint="give the checkpoint itself; a report of a model in memory, or of several shards, has no md5",
         )
+    if found == edited:
+        return f"its edited copy, sha256 {found[:12]}; what is judged here was measured before the edit"
     if found != wanted:
         raise ModelRejected(
             f"the report is of another model: {clean(audited.path)} had {kind} {clean(wanted)}, "

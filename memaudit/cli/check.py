@@ -15,7 +15,7 @@ from memaudit.cli.values import choice
 from memaudit.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
-    from memaudit.findings import ModelInfo
+    from memaudit.report.document import Report
 
 # What a command that checked several reports ends with: the first of these that any of them gave.
 WORST = (ExitCode.INCOMPLETE, ExitCode.POLICY, ExitCode.OK)
@@ -47,7 +47,7 @@ def check(
     codes = set()
     for number, path in enumerate(reports):
         found = readers.read(path)
-        proof = "" if model is None else _prove(model, found.model)
+        proof = "" if model is None else _prove(model, found)
         policy = limits.policy(gate.Policy.of(found.gate))
         judged = gate.apply(found, policy, accepted)
         written = [readers.write(judged, target) for target in output]
@@ -62,7 +62,7 @@ def check(
     return int(next(code for code in WORST if code in codes))
 
 
-def _prove(model: Path, audited: ModelInfo) -> str:
+def _prove(model: Path, report: Report) -> str:
     from memaudit.checkpoints.proof import prove
 
-    return prove(model, audited)
+    return prove(model, report.model, report.erasure.sha256 if report.erasure else "")

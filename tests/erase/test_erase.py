@@ -142,6 +142,9 @@ def test_all_localized_together_are_measured_from_disk(cli: Command, work: Path,
         assert torch.equal(torch.stack([original(x[[i]])[0] for i in range(len(x))]), alone)
     page = (work / "erased.report.html").read_text()
     assert 'id="erased"' in page
+    for model, code, words in (("erased", 0, "its edited copy"), ("digits", 0, "of this checkpoint (sha256")):
+        held = cli("check", "erased.report.json", "--model", f"{model}.safetensors", "--exit-zero")
+        assert (held.code, words in held.err) == (code, True), held.err
     for text in (ran.out, (work / "erased.erase.json").read_text()):
         assert "uppressed" in text
         assert "deleted" not in text
