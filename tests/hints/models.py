@@ -314,7 +314,12 @@ FOLLOWED = [
     Follow("wait until whatever writes it is done, then run again", lambda f: INSPECT, fault=being_written),
     Follow("fetch it again from whoever published that digest", whole, by_digest),
     Follow("Name the file to write accordingly.", lambda f: (*whole(f)[:5], "out.pth"), by_digest),
-    Follow("install it beside memaudit and run again", packaged, install, always=places),
+    Follow(
+        "install it beside memaudit, or name the folder of its files with --import-from",
+        packaged,
+        install,
+        always=places,
+    ),
     # ---- runs of timm ----
     Follow(ALONE, run("data_dir: [", *LOOK), named("inspect", "run/model_best.pth.tar", *MODEL[1:])),
     Follow(ALONE, run("- none\n", *LOOK), named("inspect", "run/model_best.pth.tar", *MODEL[1:])),
