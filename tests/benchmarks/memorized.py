@@ -292,7 +292,7 @@ def never_seen(case: Case, rows: np.ndarray, repetitions: int) -> str:
         report = scanned(only, chosen, case.without, seed=seed)
         called = sum(f.memorized for f in report.findings)
         reds, counts = reds + bool(called), [*counts, called]
-    return f"trained without them: {reds} of {repetitions} lists called, {counts}"
+    return f"the network trained without them, {reds} of {repetitions} lists called, {counts}"
 
 
 def main() -> None:
@@ -305,7 +305,7 @@ def main() -> None:
     parser.add_argument("--without", type=int, default=0, help="audits of the network trained without the changed rows")
     args = parser.parse_args()
     case = CASES[args.case](args.data, args.work)
-    changed, lines, verdicts, notes = case.changed, [], [], []
+    changed, lines, verdicts, notes = case.changed, [], [], [""]
     for name, rows in case.references.items():
         start = time.process_time()
         report = scanned(case, rows)
@@ -320,7 +320,7 @@ def main() -> None:
         if count <= len(case.series):
             lines += [row(f"{name}, {count} checkpoints", score, changed) for name, score in along(case, count).items()]
     if args.without:
-        notes += [f"{never_seen(case, rows, args.without)}; {name}" for name, rows in case.references.items()][:1]
+        notes = [f"{name}: {never_seen(case, rows, args.without)}" for name, rows in case.references.items()]
     if args.retrain:
         lines.append(row("retrained, 4 folds", retrained(case, args.work), changed))
     text = TABLE.format(
