@@ -190,6 +190,10 @@ def _recalibrated(
 ) -> dict[tuple[int, int], Buffers]:
     """Per cell, the statistics of every BatchNorm that runs at or after the rewound group: plain means over batches."""
     modules = norms(replayer.module)
+    if replayer.plan is None:  # resumed: all grids are in the journal. Whether replays hold is tried before statistics are
+        few = list(panel.rows[:2])
+        labels = panel.examples.labels[few].to(evaluator.device)
+        Cells(replayer, groups, states, None)(evaluator.adapter, evaluator.inputs(panel.examples, few), labels)
     use = replayer.plan.first_use if replayer.plan else {}
     cells: dict[tuple[int, int], Buffers] = {}
     later: list[dict[str, _BatchNorm]] = []

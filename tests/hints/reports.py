@@ -27,6 +27,7 @@ from tests.real_inputs.pictures import pictures
 CHECK = ("check", REPORT, "--exit-zero")
 ERASE = ("erase", REPORT, "--model", MODEL[0], "-o", "edited.safetensors", "-q")
 UNITS = (*ERASE, "--method", "units")
+ALL = ("--all", "--max-test-drop", "100")
 STEPPED = (*ERASE, "--method", "curvature", "--clean-steps", "1", "--test", "test.npz", "--max-test-drop", "100")
 CURVED = (*ERASE, "--method", "curvature", "--clean-steps", "0", "--test", "test.npz")
 
@@ -227,11 +228,11 @@ FOLLOWED = [
         then_written("waivers.toml", SOUND.replace("agreed", "ä")),
     ),
     # ---- edited copies ----
-    Follow("The copy is written in that format.", reported(*ERASE[:5], "edited.pth", "-q"), named(*ERASE)),
+    Follow("The copy is written in that format.", reported(*ERASE[:5], "edited.pth", "-q", *ALL), named(*ERASE, *ALL)),
     Follow(
         "Name another place.",
-        reported(*ERASE[:5], "model.safetensors", "-q"),
-        named(*ERASE),
+        reported(*ERASE[:5], "model.safetensors", "-q", *ALL),
+        named(*ERASE, *ALL),
     ),
     Follow(
         "Name a folder that does not exist yet.",
@@ -242,6 +243,7 @@ FOLLOWED = [
             "run",
             "-o",
             "edited",
+            *ALL,
             before=lambda f: (
                 (f / "run").mkdir(),
                 shutil.copy(f / "model.safetensors", f / "run"),
@@ -249,7 +251,7 @@ FOLLOWED = [
                 written("edited/x", "")(f),
             ),
         ),
-        named(*ERASE),
+        named(*ERASE, *ALL),
     ),
     Follow(
         "Name a .safetensors file.",
@@ -260,14 +262,15 @@ FOLLOWED = [
             "run",
             "-o",
             "edited",
+            *ALL,
             before=lambda f: ((f / "run").mkdir(), shutil.copy(f / "model.safetensors", f / "run")),
         ),
-        named(*ERASE),
+        named(*ERASE, *ALL),
     ),
     Follow(
         "Give the audited checkpoint, or scan this one.",
-        reported(*ERASE[:3], "other.safetensors", *ERASE[4:], before=other),
-        named(*ERASE),
+        reported(*ERASE[:3], "other.safetensors", *ERASE[4:], *ALL, before=other),
+        named(*ERASE, *ALL),
     ),
     Follow(
         "{} erases a group; name it with --flagged.",
@@ -276,7 +279,7 @@ FOLLOWED = [
     ),
     Follow(
         "Name findings with --examples, by their ids.",
-        reported(*UNITS, before=outcome("entangled")),
+        reported(*UNITS, *ALL, before=outcome("entangled")),
         lambda f, r: (*UNITS, "--examples", first(f, "entangled")),
     ),
     Follow(
@@ -291,8 +294,8 @@ FOLLOWED = [
     ),
     Follow(
         "Give the flagged examples of the audit, with --flagged.",
-        reported(*UNITS, "--flagged", "test.npz", before=held_out),
-        named(*UNITS, "--flagged", "flagged.npz"),
+        reported(*UNITS, *ALL, "--flagged", "test.npz", before=held_out),
+        named(*UNITS, *ALL, "--flagged", "flagged.npz"),
     ),
     Follow(
         "Give {} or more with --test; a thousand tell accuracies a point apart.",
@@ -307,9 +310,13 @@ FOLLOWED = [
     Follow(
         "Allow more with --max-test-drop, or silence units of single findings with --method units.",
         reported(*CURVED, "--max-test-drop", "0", before=held_out),
-        named(*UNITS),
+        lambda f, r: (*UNITS, "--examples", first(f)),
     ),
-    Follow("Give a few hundred.", reported(*UNITS, "--reference", "two.npz", before=two), named(*UNITS)),
+    Follow(
+        "Give a few hundred.",
+        reported(*UNITS, *ALL, "--reference", "two.npz", before=two),
+        named(*UNITS, *ALL, "--reference", "reference.npz"),
+    ),
     # ---- places ----
     Follow(
         "Name the file it points to.",
@@ -323,8 +330,8 @@ FOLLOWED = [
     ),
     Follow(
         "Move it away, or choose another folder.",
-        lambda f: (written("memaudit.toml", "")(f), ("init",))[1],
-        named("init", "elsewhere"),
+        lambda f: (written("memaudit.toml", "")(f), ("init", "--ci", "none"))[1],
+        named("init", "elsewhere", "--ci", "none"),
     ),
     Follow("Wait for it, or choose another --out.", lambda f: SCANNED, fault=taken),
     Follow(
