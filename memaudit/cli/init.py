@@ -138,6 +138,9 @@ EXAMPLES: dict[str, Any] = {
     "bit_depth": "clip",
     "channel_order": "rgb",
     "max_memorized": 0,
+    "reference_size": 10000,
+    "threads": 1,
+    "log": "mlflow",
 }
 
 

@@ -283,10 +283,17 @@ def notes(
     """
     adapter, spoken = settled.adapter, words or FLAGS
     found = [*settled.warnings, *_odd_files(options, adapter.preprocess, spoken, sets)]
-    if adapter.ends_in:
-        said = f"the network ends in {adapter.ends_in}; everything is measured on the logits below it"
+    if ends_in := _ends_in(adapter):
+        said = f"the network ends in {ends_in}; everything is measured on the logits below it"
         found.append(ReportWarning(code="MEM912", message=said))
     return tuple(found)
+
+
+def _ends_in(adapter: Adapter) -> str:
+    try:
+        return adapter.ends_in
+    except Exception:  # a network that does not run is refused by `check_network`, in one sentence
+        return ""
 
 
 def _odd_files(

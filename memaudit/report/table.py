@@ -13,9 +13,9 @@ from typing import BinaryIO
 from memaudit.errors import UsageError
 
 Cell = str | int | float | None
-# What a spreadsheet takes for the start of a formula, blanks and quotes before it or not; full-width forms included. An
-# apostrophe before it makes it text.
-FORMULA = re.compile("[\\s'\"]*[=+@\uff1d\uff0b\uff0d\uff20-]")
+# What a spreadsheet takes for the start of a formula: blanks and quotes before it or not, full-width forms, and a tab
+# or a new line. An apostrophe before it makes it text.
+FORMULA = re.compile("[\t\r\n]|[\\s'\"]*[=+@\uff1d\uff0b\uff0d\uff20-]")
 # Lines that make one piece of text.
 PIECE = 1000
 

@@ -20,7 +20,7 @@ from memaudit.audits.verdicts import of_retraining, of_rewinding
 from memaudit.engine.batchnorm import CALIBRATION_BATCH, norms
 from memaudit.engine.evaluator import Panel
 from memaudit.errors import BugError, PremiseBroken, UsageError
-from memaudit.findings import LayerVerdict, Retrain, RetrainEpoch, RewindPoint
+from memaudit.findings import AUDITS, LayerVerdict, Retrain, RetrainEpoch, RewindPoint
 from memaudit.intervals import bootstrap_runs
 from memaudit.network.hooks import hook_count
 from memaudit.network.layer_groups import tensors_of
@@ -369,7 +369,15 @@ def report(trained: Trained) -> Report:
     states = [earlier(trained, 0.8), earlier(trained, 0.4)]
     module = deepcopy(trained.module)
     before = digest(module)
-    made = memaudit.audit(module, trained.flagged, trained.reference, checkpoints=states, profile="fast", max_units=2)
+    made = memaudit.audit(
+        module,
+        trained.flagged,
+        trained.reference,
+        checkpoints=states,
+        profile="fast",
+        max_units=2,
+        audits=tuple(AUDITS),
+    )
     assert digest(module) == before
     return made
 

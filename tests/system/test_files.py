@@ -202,9 +202,9 @@ def test_a_missing_folder_or_special_file_is_no_report(tmp_path: Path) -> None:
 
 
 def test_a_file_past_the_limit_is_not_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from memaudit.report import json as report_json
+    from memaudit.report import reading
 
-    monkeypatch.setattr(report_json, "MAX_BYTES", 2**20)
+    monkeypatch.setattr(reading, "MAX_BYTES", 2**20)
     path = tmp_path / "report.json"
     path.write_bytes(b" " * (2**20 + 1))
     with pytest.raises(DataRejected, match="too large for a report: more than 1 MB"):

@@ -160,12 +160,16 @@ def relearned(
                     evaluator.each(training.examples, rows, step, batch=BATCH, backward=1, changing=changing)
                 if epoch >= first:
                     ask = Asked(mirror and epoch % 2 == 1)
-                    said = [torch.cat(evaluator.each(p.examples, p.rows, ask)) for p in asked]
+                    said = [_said(evaluator, panel, ask) for panel in asked]
                     total = [a + b for a, b in zip(total, said, strict=True)] if total else said
         return [one / (count - first) for one in total]
 
     name = f"relearn {group.layer} {generator.initial_seed()}"
     return list(evaluator.once(name, measure))
+
+
+def _said(evaluator: Evaluator, panel: Panel, ask: Asked) -> Tensor:
+    return torch.cat(evaluator.each(panel.examples, panel.rows, ask)) if len(panel) else torch.zeros(0, 1)
 
 
 def put_back(
