@@ -35,10 +35,6 @@ def test_a_zoomed_view_is_a_resized_crop() -> None:
     )  # at a crop's edge it has no more
 
 
-def test_a_turned_view_of_a_quarter_is_the_image_turned() -> None:
-    assert torch.allclose(View(degrees=90)(images(2)), images(2).rot90(1, (2, 3)), atol=1e-4)
-
-
 class Sides(nn.Module):
     """Which half of the image is brighter: a mirror image has the other label."""
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import cos, radians, sin
 
 import torch
 from torch import Tensor
@@ -30,26 +29,19 @@ class View:
     Attributes:
         down, right: how far the part's middle is from the image's, in shares of half a side; edges are repeated.
         zoom: the part's side, as a share of the image's.
-        degrees: the part is turned by.
         mirror: left and right change places.
     """
 
     down: float = 0.0
     right: float = 0.0
     zoom: float = 1.0
-    degrees: float = 0.0
     mirror: bool = False
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Images `(n, channels, height, width)`, changed."""
-        turn, flip = radians(self.degrees), -1.0 if self.mirror else 1.0
+        across = -self.zoom if self.mirror else self.zoom
         theta = torch.tensor(
-            [
-                [flip * self.zoom * cos(turn), -self.zoom * sin(turn), self.right],
-                [flip * self.zoom * sin(turn), self.zoom * cos(turn), self.down],
-            ],
-            dtype=inputs.dtype,
-            device=inputs.device,
+            [[across, 0.0, self.right], [0.0, self.zoom, self.down]], dtype=inputs.dtype, device=inputs.device
         )
         grid = F.affine_grid(theta.expand(len(inputs), 2, 3), list(inputs.shape), align_corners=False)
         return F.grid_sample(inputs, grid, padding_mode="border", align_corners=False)
