@@ -155,7 +155,7 @@ class Adapter:
         return heads.ends_in_sigmoid(self.module, self._outputs, self.blank(2))
 
     def blank(self, count: int) -> Tensor:
-        """As many examples of zeros, where the network is."""
+        """`count` examples of zeros `(count, *input_size)`, where the network is."""
         kind = torch.int64 if self.preprocess.tokens else torch.float32
         return self._placed(torch.zeros(count, *self.preprocess.input_size, dtype=kind))
 
@@ -174,12 +174,12 @@ class Adapter:
                 self.forward(self.blank(1))
 
     def noise(self, count: int, generator: torch.Generator) -> Tensor:
-        """As many examples of noise in [0, 1], on the CPU; of token ids, zeros and ones, which every network knows."""
+        """`count` examples of noise in [0, 1], `(count, *input_size)`, on the CPU; of token ids, zeros and ones."""
         noise = torch.rand(count, *self.preprocess.input_size, generator=generator)
         return noise.round().long() if self.preprocess.tokens else noise
 
     def attempt(self, images: Tensor) -> Tensor:
-        """`forward` of the network as it is, where what goes wrong is its own fault or its transform's.
+        """Logits `(n, classes)` of the network as it is, where what goes wrong is its own fault or its transform's.
 
         Raises:
             ModelRejected: it raises, or what it returns are no logits.

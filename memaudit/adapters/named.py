@@ -75,7 +75,12 @@ class NamedAdapter(Adapter):
 
     @classmethod
     def realise(cls, planned: Blueprint, checkpoint: Checkpoint, options: ModelOptions) -> NamedAdapter:
-        """What `load` does once it is known what to build."""
+        """The network that is `planned`, built, with the checkpoint's weights.
+
+        Raises:
+            UsageError: an option cannot be meant for it.
+            ModelRejected: the weights are not those of such a network.
+        """
         if options.input_size is not None and len(options.input_size) != 3:
             raise UsageError(
                 f"{planned.architecture} takes images (C, H, W), --input-size has {len(options.input_size)} numbers",

@@ -135,7 +135,11 @@ def _as_arrays(
 
 
 def split_spec(spec: str) -> tuple[Path, str]:
-    """`(file, factory name)` of `file.py:factory`."""
+    """`(file, factory name)` of `file.py:factory`.
+
+    Raises:
+        UsageError: it is not of that form.
+    """
     file, _, factory = spec.rpartition(":")
     if not file.endswith(".py") or not factory.isidentifier():
         raise UsageError(f"{clean(spec)!r} is not of the form file.py:factory", hint="for example ./my_model.py:build")

@@ -50,7 +50,7 @@ class Observation:
 
     @property
     def means(self) -> tuple[Tensor, ...]:
-        """Per site, the mean of each element over the set."""
+        """Per site, the mean of each element over the set, of the shape of one example's tensor there."""
         return tuple(s[2] for s in self.statistics)
 
 
@@ -193,7 +193,7 @@ def atypicality(
 
 
 def sampled(count: int) -> Tensor:
-    """Which of `count` reference examples `leave_one_out` scores: at most `CALIBRATION`, evenly spread."""
+    """Which of `count` reference examples `leave_one_out` scores: at most `CALIBRATION`, evenly spread: rows `(n,)`."""
     return torch.arange(count)[:: max(1, -(-count // CALIBRATION))]
 
 

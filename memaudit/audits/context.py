@@ -19,8 +19,8 @@ from memaudit.engine.evaluator import Evaluator
 from memaudit.engine.loop import silent
 from memaudit.engine.others import Other
 from memaudit.engine.passes import Fill
-from memaudit.network.layer_groups import LayerGroup, layer_groups
-from memaudit.network.replay import watch
+from memaudit.network.layer_groups import LayerGroup
+from memaudit.network.replay import groups_in_order
 from memaudit.network.states import State
 from memaudit.network.units import UnitSpace
 from memaudit.settings import PROFILES, Profile, Progress, Settings, Silent
@@ -84,11 +84,18 @@ class Context:
 
     @cached_property
     def groups(self) -> tuple[LayerGroup, ...]:
-        """The layer groups that have parameters, in execution order."""
+        """The layer groups that `--layers` and `--group-depth` name, in execution order."""
+        return self._groups(depth=self.settings.group_depth, layers=self.settings.layers)
+
+    @cached_property
+    def all_groups(self) -> tuple[LayerGroup, ...]:
+        """Every layer group of the network, whatever the settings say of layers."""
+        return self._groups()
+
+    def _groups(self, *, depth: int | None = None, layers: str | None = None) -> tuple[LayerGroup, ...]:
         adapter, few = self.evaluator.adapter, range(min(2, len(self.reference)))
-        use = watch(adapter.module, adapter.forward, self.reference.batch(few, self.evaluator.device)).first_use
-        found = layer_groups(adapter.module, use, depth=self.settings.group_depth, layers=self.settings.layers)
-        return tuple(group for group in found if group.parameters)
+        images = self.reference.batch(few, self.evaluator.device)
+        return groups_in_order(adapter.module, adapter.forward, images, depth=depth, layers=layers)
 
     @cached_property
     def panels(self) -> Panels:

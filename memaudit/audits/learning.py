@@ -44,7 +44,7 @@ class Course:
 
     @property
     def lateness_of_fitted(self) -> Tensor:
-        """The same of the examples that the last checkpoint predicts, of all where it predicts none.
+        """`(n,)` lateness of the examples that the last checkpoint predicts, of all where it predicts none.
 
         What was never learned counts as latest: beside it every fitted example would look early.
         """

@@ -128,7 +128,11 @@ def _entry(name: str, raw: object, source: Source) -> Entry:
 
 
 def check_name(name: str, where: str) -> None:
-    """Refuse a tensor name that is empty, too long, or not printable."""
+    """Nothing; refuses a tensor name that would spoil a report.
+
+    Raises:
+        ModelRejected: it is empty, too long, or not printable.
+    """
     if not name or len(name) > MAX_NAME or any(unicodedata.category(c)[0] == "C" for c in name):
         raise ModelRejected(
             f"{where}: the tensor name {clean(name)!r} is empty, longer than {MAX_NAME} or not printable",

@@ -106,6 +106,11 @@ def size(text: str | None) -> tuple[int, ...] | None:
 
 
 def pair(text: str) -> tuple[str, object]:
+    """Name and value of `key=value`, where the value is JSON, Python's True, False or None, or else text.
+
+    Raises:
+        UsageError: it is not of that form.
+    """
     import json
 
     key, separator, value = text.partition("=")

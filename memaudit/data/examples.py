@@ -99,7 +99,7 @@ class ExampleSet:
         return hashlib.sha256("\n".join(f"{e.id} {e.label}" for e in self.examples).encode()).hexdigest()
 
     def batch(self, indices: Sequence[int] | Tensor, device: torch.device | str = "cpu") -> Tensor:
-        """Examples `indices` as float32 on `device`; uint8 is scaled to [0, 1], token ids stay what they are."""
+        """Examples `(len(indices), *input_size)`, float32 on `device`; uint8 becomes [0, 1], token ids stay int64."""
         place, rows = torch.device(device), torch.as_tensor(indices, dtype=torch.int64)
         there = self._on(place)
         picked = to_device(self.pixels[rows], place) if there is None else there[to_device(rows, place)]

@@ -52,6 +52,15 @@ class Naming:
 
 
 def namings(path: Path, name: str, rows: Sequence[Row], classes: Classes, rejections: Rejections) -> Sequence[Naming]:
+    """What each line of the file `path` names, in its order: one naming a line.
+
+    Args:
+        name: what messages call the file.
+        rows: those of the set that it names; `rejections` takes the lines that name none of them.
+
+    Raises:
+        DataRejected: the file cannot be read as any list of examples.
+    """
     if path.suffix.lower() == ".npy":
         return _from_array(path, name, len(rows))
     text = read_text(path)
@@ -169,6 +178,7 @@ def disagrees(given: str, row: Row, classes: Classes) -> bool:
 
 
 def other_label(given: str, row: Row) -> str:
+    """Why a line that gives `row` the label `given` is refused."""
     where = clean(row.name) if row.name != "array" else "it"
     return f"label '{clean(given)}', but row {row.index} ({where}) has label {row.label}: other rows, or class order"
 

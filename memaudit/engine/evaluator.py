@@ -130,7 +130,7 @@ class Evaluator(Loop):
     def observe(
         self, examples: ExampleSet, space: UnitSpace, reduce: Callable[[int, Tensor], Seen]
     ) -> tuple[Tensor, list[list[Seen]]]:
-        """Intact logits of all examples, and per site what `reduce` made of its tensor, batch by batch.
+        """Intact logits `(N, classes)` of all examples, and per site what `reduce` made of its tensor, batch by batch.
 
         Args:
             reduce: as in `passes.Observe`.
@@ -203,7 +203,7 @@ class Evaluator(Loop):
         return self.run(len(order), run, backward=backward, batch=batch, changing=changing)
 
     def inputs(self, examples: ExampleSet, rows: Sequence[int]) -> Tensor:
-        """The inputs of `rows` on the model's device, in the type of its parameters; token ids stay whole numbers."""
+        """Inputs `(len(rows), *input_size)` on the model's device, in its parameters' type; token ids stay int64."""
         dtype = next((p.dtype for p in self.adapter.module.parameters()), torch.float32)
         batch = examples.batch(list(rows), self.device)
         return batch.to(dtype) if batch.is_floating_point() else batch

@@ -24,6 +24,7 @@ class Lines:
         return len(self._stops)
 
     def append(self, kind: str, stop: int) -> None:
+        """A line of this kind, which ends at byte `stop`."""
         self._kinds.append(KINDS.index(kind))
         self._stops.append(stop)
 
@@ -32,12 +33,15 @@ class Lines:
         del self._kinds[number:], self._stops[number:]
 
     def kind(self, number: int) -> str:
+        """What line `number` holds, one of `KINDS`."""
         return KINDS[self._kinds[number]]
 
     def start(self, number: int) -> int:
+        """The byte at which line `number` begins."""
         return self._stops[number - 1] if number else 0
 
     def stop(self, number: int) -> int:
+        """The byte after line `number`."""
         return self._stops[number]
 
     @property

@@ -114,7 +114,11 @@ def _check_norms(module: nn.Module) -> None:
 
 
 def split(count: int, seed: int) -> tuple[list[int], list[int], tuple[int, ...]]:
-    """Rows for factors, for validation and for the final figures."""
+    """Rows for factors, for validation and for the final figures, drawn.
+
+    Raises:
+        DataRejected: one of the three would hold too few.
+    """
     order = torch.randperm(count, generator=generator_for(seed, "erase", "split")).tolist()
     first = min(MOST_FACTORS, round(FACTORS * count))
     second = first + min(MOST_VALIDATION, round(VALIDATION * count))

@@ -78,6 +78,9 @@ def sets_of(
 
     Args:
         final: rows of `test` that chose nothing; by default all.
+
+    Raises:
+        DataRejected: too few reference examples are left beside the flagged ones.
     """
     reference, _ = remove_overlap(request.reference, request.flagged)
     if len(reference) < 3:

@@ -174,7 +174,11 @@ class EditSearch:
 def editable_layers(
     evaluator: Evaluator, reference: ExampleSet
 ) -> tuple[dict[str, nn.Conv2d | nn.Linear], Mapping[str, int]]:
-    """The editable layers in the order they run, without the classifier; and when each tensor is first used."""
+    """The editable layers in the order they run, without the classifier; and when each tensor is first used.
+
+    Raises:
+        ModelRejected: there is none.
+    """
     adapter = evaluator.adapter
     use = watch(adapter.module, adapter.forward, reference.batch([0], evaluator.device)).first_use
     layers = {p: m for p, m in editable(adapter.module).items() if f"{p}.weight" in use}

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from memaudit.network.hooks import interposed
-from memaudit.network.layer_groups import tensors_of
+from memaudit.network.layer_groups import LayerGroup, layer_groups, tensors_of
 from memaudit.network.trace import tensors_in
 
 ROOT = -1  # the parent of calls made by the network's own forward
@@ -109,6 +109,14 @@ def watch(module: nn.Module, forward: Forward, images: Tensor) -> Plan:
     return Plan(tuple(calls), dict(uses.first))
 
 
+def groups_in_order(
+    module: nn.Module, forward: Forward, images: Tensor, *, depth: int | None = None, layers: str | None = None
+) -> tuple[LayerGroup, ...]:
+    """`layer_groups` that have parameters, in the order in which `forward(images)` first uses them."""
+    found = layer_groups(module, watch(module, forward, images).first_use, depth=depth, layers=layers)
+    return tuple(group for group in found if group.parameters)
+
+
 @dataclass
 class Tape:
     """The intact outputs of one batch, by call.
@@ -186,7 +194,7 @@ class Replayer:
     _tape: Tape | None = None
 
     def start(self, images: Tensor) -> Tensor:
-        """Logits of the intact network on a new batch, whose outputs are kept for `run`."""
+        """Logits `(n, classes)` of the intact network on a new batch, whose outputs are kept for `run`."""
         if self.plan is None:
             self.plan = watch(self.module, self.forward, images)
             self.skips = [self.plan.skips(names) for names in self.groups]
@@ -201,7 +209,7 @@ class Replayer:
             return self.forward(images)
 
     def run(self, group: int, images: Tensor) -> Tensor:
-        """Logits on the batch of the last `start`, with whatever the tensors of `group` now hold.
+        """Logits `(n, classes)` on the batch of the last `start`, with whatever the tensors of `group` now hold.
 
         The first pass of a group is made both ways; where one bit differs, the group is never replayed.
         """

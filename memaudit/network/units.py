@@ -107,6 +107,7 @@ class UnitSpace:
 
     @property
     def total(self) -> int:
+        """How many units there are."""
         return self.offsets[-1]
 
     @cached_property

@@ -77,6 +77,7 @@ class Measured:
 
     @property
     def context(self) -> Context:
+        """What the audits were given."""
         return self.observed.context
 
 

@@ -15,16 +15,17 @@ from memaudit.audits.context import stage
 from memaudit.audits.discovery import judge
 from memaudit.audits.discovery.copies import Copies, folds, near_copies
 from memaudit.audits.discovery.neighbours import Votes, features, vote
-from memaudit.audits.discovery.unseen import effort, mirrored, unseen
+from memaudit.audits.discovery.unseen import effort, unseen
 from memaudit.audits.memorization.relearned import spans
+from memaudit.audits.memorization.views import mirrored
 from memaudit.data import ExampleSet, Preprocess
 from memaudit.engine.answers import margin, predicted
 from memaudit.engine.device import exact_arithmetic
 from memaudit.engine.draws import generator_for
+from memaudit.engine.evaluator import Panel
 from memaudit.engine.threads import settle_threads, threads_kept
 from memaudit.errors import DataRejected, Incomplete, PremiseBroken, UsageError
-from memaudit.network.layer_groups import layer_groups
-from memaudit.network.replay import watch
+from memaudit.network.replay import groups_in_order
 from memaudit.network.scoped import as_found
 from memaudit.network.units import select
 from memaudit.numbers import count, percent
@@ -171,13 +172,12 @@ class Discovery(Proceeding):
     def _relearned(self, copies: Copies, teachers: Tensor) -> dict[str, Tensor]:
         """By name, class probabilities `(N, classes)` from layers that were learned again without the example."""
         examples, budget = self.examples, self.budget
-        order = watch(self.adapter.module, self.adapter.forward, examples.batch([0], self.evaluator.device)).first_use
-        learning = [group for group in layer_groups(self.adapter.module, order) if group.parameters]
-        groups = spans(learning, [(depth, 1.0) for depth in budget.depths])
+        learned = groups_in_order(self.adapter.module, self.adapter.forward, examples.batch([0], self.evaluator.device))
+        groups = spans(learned, [(depth, 1.0) for depth in budget.depths])
         parts = folds(copies.clusters(), examples.labels, budget.folds, generator_for(self.settings.seed, "folds", ""))
         answers: dict[str, Tensor] = {}
         with stage(self.evaluator, self.progress, "relearn", len(groups) * effort(parts, teachers, budget.rows)):
-            mirror = mirrored(self.evaluator, examples, teachers)
+            mirror = mirrored(self.evaluator, Panel(examples, teachers.nonzero().flatten().tolist()))
             for group in groups:
                 said = unseen(
                     self.evaluator,

@@ -134,7 +134,11 @@ def wrap(module: nn.Module, preprocess: Preprocess) -> Adapter:
 
 
 def as_given(data: Any, model: nn.Module) -> Preprocess:
-    """No resizing and no normalisation: the shape of the first example is the network's input."""
+    """No resizing and no normalisation: the shape of the first example is the network's input.
+
+    Raises:
+        DataRejected: the examples cannot be indexed, or the first one is no tensor.
+    """
     whole = False
     if isinstance(data, ExampleSet):
         shape, whole = tuple(data.pixels.shape[1:]), data.whole

@@ -111,7 +111,7 @@ class Verifier:
         self.warnings.append(ReportWarning(code="MEM130", message=message))
 
     def run(self) -> Verification:
-        """All of it.
+        """The verification: every attack on the flagged against the unseen examples.
 
         Raises:
             MemauditError: a premise is broken, as for an audit.

@@ -41,6 +41,7 @@ def _annotation(level: str, report: Report, finding: Finding) -> str:
 
 
 def workflow_command(level: str, title: str, message: str, file: str = "", line: int = 0) -> str:
+    """One line that GitHub reads from a job's output; whatever the texts hold, they cannot end it."""
     properties = {"file": file, "line": str(line), "title": title} if file else {"title": title}
     text = ",".join(f"{name}={_property(clean(value))}" for name, value in properties.items())
     return f"::{level} {text}::{_data(clean(message, 1000))}"

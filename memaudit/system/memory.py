@@ -32,7 +32,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """`tensor` on `device`, without a wait of the host for what a GPU still has to do.
+    """`tensor`, of the same shape, on `device`, without a wait of the host for what a GPU still has to do.
 
     A copy from memory that is not page-locked begins only once the GPU has nothing left to do.
     """

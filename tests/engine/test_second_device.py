@@ -123,7 +123,7 @@ def test_the_host_waits_for_results_alone(runs: Runs, name: str) -> None:
     once = {place: count for place, count in waits.items() if place.startswith(("premises.py", "sites.py"))}
     chosen = {"population.py typical", "search.py _extended", "search.py _best"}
     # Relearning: what is asked, what a killed run goes on from, and the proof that the network is as it was.
-    asked = {"relearned.py __call__", "views.py __call__"}
+    asked = {"views.py __call__"}
     chosen |= asked | {"journal.py <dictcomp>", "states.py digest"}
     more = chosen if name != "vit" else asked | {"load.py answers"}
     assert waits.keys() - once.keys() == {"passes.py __call__", "passes.py <genexpr>"} | more

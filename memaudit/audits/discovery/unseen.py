@@ -12,14 +12,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from memaudit.audits.memorization.relearned import ASKED, Asked, epochs_for, relearned
+from memaudit.audits.memorization.relearned import ASKED, epochs_for, relearned
 from memaudit.data.examples import ExampleSet
 from memaudit.engine.draws import generator_for
 from memaudit.engine.evaluator import Evaluator, Panel
 from memaudit.network.layer_groups import LayerGroup
-
-# Examples whose mirror images are asked, and the share of labels that must still be given.
-MIRRORED, SAME = 512, 0.5
 
 
 def unseen(
@@ -59,14 +56,6 @@ def unseen(
             said = torch.zeros(len(examples), found.shape[1])
         said[list(rows)] = found
     return said
-
-
-def mirrored(evaluator: Evaluator, examples: ExampleSet, teachers: Tensor) -> bool:
-    """Whether mirror images show the same classes, as far as the network can tell of a few examples."""
-    rows = teachers.nonzero().flatten()
-    few = rows[:: -(-len(rows) // MIRRORED)].tolist()
-    said = torch.cat(evaluator.each(examples, few, Asked(mirror=True))).argmax(1)
-    return float((said == examples.labels[few]).double().mean()) >= SAME
 
 
 def teachers_of(

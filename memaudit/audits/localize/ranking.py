@@ -44,9 +44,11 @@ class Shortlist:
     gains: Tensor
 
     def of(self, rows: Tensor) -> Shortlist:
+        """Those of the jobs `rows`, `(n,)`."""
         return Shortlist(self.units[rows], self.drops[rows], self.gains[rows])
 
     def on(self, device: torch.device) -> Shortlist:
+        """The same on `device`."""
         return Shortlist(*(to_device(t, device) for t in (self.units, self.drops, self.gains)))
 
 
@@ -76,7 +78,7 @@ class ByGradient:
         """Nothing is needed."""
 
     def shortlist(self, evaluator: Evaluator, examples: ExampleSet, jobs: Sequence[Job]) -> tuple[Tensor, Shortlist]:
-        """As `Ranking.shortlist`."""
+        """As `UnitRanking.shortlist`."""
         rows, cuts = [job.row for job in jobs], [job.cut for job in jobs]
 
         def reduce(chunk: slice, gradients: Tensor) -> Seen:
@@ -112,7 +114,7 @@ class ByTrial:
             job.signal = signal
 
     def shortlist(self, evaluator: Evaluator, examples: ExampleSet, jobs: Sequence[Job]) -> tuple[Tensor, Shortlist]:
-        """As `Ranking.shortlist`."""
+        """As `UnitRanking.shortlist`."""
         rows, cuts = [job.row for job in jobs], [job.cut for job in jobs]
         margins, gradients = evaluator.mask_gradients(examples, rows, cuts, self.space, margin, self.fill)
         drops, units = largest(self.candidates, cuts, self._tried(evaluator, examples, jobs, gradients.nan_to_num()))

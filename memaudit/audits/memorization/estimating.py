@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,13 +13,11 @@ from memaudit.audits.context import Context
 from memaudit.audits.memorization.along_training import followed, late
 from memaudit.audits.memorization.joint import join, mean, weights_of
 from memaudit.audits.memorization.parts import Part, conformal
-from memaudit.audits.memorization.relearned import MEMBERS, Asked, relearned
-from memaudit.audits.memorization.views import VIEWS, seen
+from memaudit.audits.memorization.relearned import MEMBERS, relearned
+from memaudit.audits.memorization.views import VIEWS, asked, mirrored, seen
 from memaudit.engine.answers import predicted
 from memaudit.engine.draws import generator_for
 from memaudit.engine.evaluator import Panel
-from memaudit.network.layer_groups import LayerGroup, layer_groups
-from memaudit.network.replay import watch
 
 # What a clean example that the network mispredicts counts in the calibration. Had it been trained on, the network would
 # predict it, and most such examples would look less memorized than they do. With validation images as the reference,
@@ -27,10 +25,6 @@ from memaudit.network.replay import watch
 HARD = 0.2
 # Each half of the reference is scored by networks that learned from the other.
 FOLDS = 2
-# Mirror images are learned from where the intact network predicts this share of the labels for them, too.
-MIRRORED = 0.5
-# Mirror images that are tried.
-TRIED = 512
 
 
 @dataclass(frozen=True)
@@ -103,7 +97,11 @@ Kind = Callable[[Context, Clean], PartScores | None]
 
 
 def weigh(context: Context) -> Weighed:
-    """All parts that the profile and the checkpoints allow, for every flagged example."""
+    """All parts that the profile and the checkpoints allow, for every flagged example.
+
+    Raises:
+        ValueError: the context holds no neighbours, on which every other part is calibrated.
+    """
     found = context.neighbours
     if found is None:
         raise ValueError("neighbours were not asked")
@@ -125,7 +123,7 @@ def _clean(context: Context, found: Neighbours) -> Clean:
     if int(known.sum()) < 2:  # nothing that the model predicts: every clean example has to do
         known = torch.ones_like(known)
     with context.stage("reference", len(rows)):
-        said = torch.cat(context.evaluator.each(context.reference, rows.tolist(), Asked()))
+        said = asked(context.evaluator, Panel(context.reference, rows.tolist()))
     learned = torch.where(known, labels, said.argmax(1))
     return Clean(rows, labels, learned, found.others[: len(rows)], torch.where(learned == labels, 1.0, HARD))
 
@@ -133,7 +131,7 @@ def _clean(context: Context, found: Neighbours) -> Clean:
 def _doubt(context: Context) -> Tensor:
     """`(N,)`: 1 - the network's probability of each flagged label."""
     with context.stage("reference", len(context.flagged)):
-        said = torch.cat(context.evaluator.each(context.flagged, range(len(context.flagged)), Asked()))
+        said = asked(context.evaluator, Panel(context.flagged, range(len(context.flagged))))
     return _against(said, context.flagged.labels)
 
 
@@ -176,28 +174,28 @@ def _relearned(context: Context, clean: Clean) -> PartScores | None:
     count = context.profile.relearnings
     if not count or len(clean.rows) < FOLDS * 2:
         return None
-    groups = _groups(context)
+    groups = context.all_groups
     everybody = _everybody(context)
     flagged, own, other = torch.zeros(len(everybody)), torch.zeros(len(clean.rows)), torch.zeros(len(clean.rows))
     with context.stage("relearning", count * FOLDS, own_steps=True):
-        mirror = _mirrored(context, clean.rows[clean.known].tolist())
+        mirror = mirrored(context.evaluator, Panel(context.reference, clean.rows[clean.known].tolist()))
         for number in range(count):
             member = MEMBERS[number % len(MEMBERS)]
             fold = _folds(len(clean.rows), context.seed, f"{number}")
             asker = _folds(len(everybody), context.seed, f"{number} flagged")
             for k in range(FOLDS):
                 inside, outside = clean.rows[fold != k].tolist(), clean.rows[fold == k].tolist()
-                asked = (asker == k).nonzero().flatten()
+                own_fold = (asker == k).nonzero().flatten()
                 said = relearned(
                     context.evaluator,
                     member.span(groups),
                     Panel(context.reference, inside),
-                    [Panel(everybody.examples, asked.tolist()), Panel(context.reference, outside)],
+                    [Panel(everybody.examples, own_fold.tolist()), Panel(context.reference, outside)],
                     generator=generator_for(context.seed, "relearn", f"{number} {k}"),
                     share=member.share,
                     mirror=mirror,
                 )
-                flagged[asked] += _against(said[0], context.flagged.labels[asked]) / count
+                flagged[own_fold] += _against(said[0], context.flagged.labels[own_fold]) / count
                 own[fold == k] += _against(said[1], clean.labels[fold == k]) / count
                 other[fold == k] += _against(said[1], clean.others[fold == k]) / count
                 context.progress.advance()
@@ -218,19 +216,3 @@ def _folds(rows: int, seed: int, name: str) -> Tensor:
 def _against(said: Tensor, labels: Tensor) -> Tensor:
     """1 - the probability of `labels` `(n,)`, by `said` `(n, classes)`."""
     return 1 - said.gather(1, labels[:, None]).squeeze(1)
-
-
-def _groups(context: Context) -> tuple[LayerGroup, ...]:
-    """All layer groups with parameters, whatever `--layers` says."""
-    adapter, few = context.evaluator.adapter, range(min(2, len(context.reference)))
-    use = watch(adapter.module, adapter.forward, context.reference.batch(few, context.evaluator.device)).first_use
-    return tuple(group for group in layer_groups(adapter.module, use) if group.parameters)
-
-
-def _mirrored(context: Context, rows: Sequence[int]) -> bool:
-    """Whether mirror images show the same classes, as far as the intact network can tell."""
-    few = list(rows[:TRIED])
-    if context.evaluator.inputs(context.reference, few[:1]).dim() != 4:
-        return False
-    said = torch.cat(context.evaluator.each(context.reference, few, Asked(mirror=True)))
-    return float((said.argmax(1) == context.reference.labels[few]).float().mean()) >= MIRRORED

@@ -43,5 +43,5 @@ def join(parts: Sequence[Part], weights: Tensor) -> Part:
 
 
 def mean(scores: Sequence[Tensor], weights: Tensor) -> Tensor:
-    """The weighted mean of `scores`, one tensor a part, all of one shape; `weights` sum to 1."""
+    """The weighted mean of `scores`, one tensor `(n,)` a part, in float64; `weights` `(parts,)` sum to 1."""
     return (torch.stack([s.double() for s in scores], -1) @ weights).clamp(0, 1)

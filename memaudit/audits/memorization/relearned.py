@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from memaudit.adapters.base import Adapter
+from memaudit.audits.memorization.views import as_is, asked, flipped
 from memaudit.audits.retrain import BATCH, own_norms
 from memaudit.engine.evaluator import Evaluator, Panel
 from memaudit.engine.train import Descent, changes_of
@@ -82,17 +83,6 @@ class Views:
         self.body(network, moved(inputs, self.mirror), labels)
 
 
-@dataclass(frozen=True)
-class Asked:
-    """A pass: softmax probabilities `(n, classes)` on the CPU; of the mirror images where `mirror`."""
-
-    mirror: bool = False
-
-    def __call__(self, network: Adapter, inputs: Tensor, labels: Tensor) -> Tensor:
-        with torch.no_grad():
-            return network.forward(inputs.flip(-1) if self.mirror else inputs).softmax(1).float().cpu()
-
-
 def moved(inputs: Tensor, mirror: bool) -> Tensor:
     """Images `(n, channels, height, width)`, shifted by up to `SHIFT` of the side, edges repeated; others as given."""
     if inputs.dim() != 4 or not inputs.is_floating_point():
@@ -119,7 +109,7 @@ def relearned(
     evaluator: Evaluator,
     group: LayerGroup,
     training: Panel,
-    asked: Sequence[Panel],
+    judged: Sequence[Panel],
     *,
     generator: torch.Generator,
     start: Mapping[str, Tensor] | None = None,
@@ -127,10 +117,10 @@ def relearned(
     mirror: bool = False,
     epochs: int | None = None,
 ) -> list[Tensor]:
-    """What the network says of `asked` while `group` is learned again from `training`, averaged over epochs.
+    """What the network says of `judged` while `group` is learned again from `training`, averaged over epochs.
 
     Args:
-        training: the only labels that are shown; none of `asked` may be among them.
+        training: the only labels that are shown; none of `judged` may be among them.
         start: values of the group to start from, by name; by default its own, made random.
         share: how much of each own weight is random then.
         mirror: mirror images are as good as the images: half of what is learned and asked are such.
@@ -159,17 +149,13 @@ def relearned(
                 with attributes(own_norms(module, group), training=True):
                     evaluator.each(training.examples, rows, step, batch=BATCH, backward=1, changing=changing)
                 if epoch >= first:
-                    ask = Asked(mirror and epoch % 2 == 1)
-                    said = [_said(evaluator, panel, ask) for panel in asked]
+                    view = flipped if mirror and epoch % 2 else as_is
+                    said = [asked(evaluator, panel, view) for panel in judged]
                     total = [a + b for a, b in zip(total, said, strict=True)] if total else said
         return [one / (count - first) for one in total]
 
     name = f"relearn {group.layer} {generator.initial_seed()}"
     return list(evaluator.once(name, measure))
-
-
-def _said(evaluator: Evaluator, panel: Panel, ask: Asked) -> Tensor:
-    return torch.cat(evaluator.each(panel.examples, panel.rows, ask)) if len(panel) else torch.zeros(0, 1)
 
 
 def put_back(
@@ -179,7 +165,7 @@ def put_back(
     start: Mapping[str, Tensor],
     share: float = 1.0,
 ) -> dict[str, Tensor]:
-    """Values to begin with: those of `start`, or the group's own mixed with themselves in random order.
+    """Values to begin with, by name: those of `start`, or the group's own mixed with themselves in random order.
 
     A weight whose entries change places is a random one of just the scale that the other layers expect.
     """

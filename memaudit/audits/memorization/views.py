@@ -7,7 +7,7 @@ same. Nothing is trained, so it is cheap beside relearning, and finds other labe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,8 @@ from memaudit.engine.evaluator import Evaluator, Panel
 # A view is used where this share of the clean labels that the network predicts stays predicted: digits are not
 # mirrored. Training images that were never mirrored keep 0.75 of them on CIFAR-10.
 KEPT = 0.5
+# Whether mirror images show the same classes is asked of so many.
+TRIED = 512
 
 
 @dataclass(frozen=True)
@@ -59,15 +61,39 @@ VIEWS = (
 )
 
 
-@dataclass(frozen=True)
-class Seen:
-    """A pass: softmax probabilities `(n, classes)` of one view, on the CPU."""
+def as_is(inputs: Tensor) -> Tensor:
+    """The inputs themselves."""
+    return inputs
 
-    view: View
+
+def flipped(inputs: Tensor) -> Tensor:
+    """Images `(n, channels, height, width)`, left and right exchanged, no value interpolated."""
+    return inputs.flip(-1)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A pass: softmax probabilities `(n, classes)` of the inputs, or of one view of them, on the CPU."""
+
+    view: Callable[[Tensor], Tensor] = as_is
 
     def __call__(self, network: Adapter, inputs: Tensor, labels: Tensor) -> Tensor:
         with torch.no_grad():
             return network.forward(self.view(inputs)).softmax(1).float().cpu()
+
+
+def asked(evaluator: Evaluator, panel: Panel, view: Callable[[Tensor], Tensor] = as_is) -> Tensor:
+    """Softmax probabilities `(len(panel), classes)`, float32, of a panel's inputs or of one view of them."""
+    return torch.cat(evaluator.each(panel.examples, panel.rows, Asked(view))) if len(panel) else torch.zeros(0, 1)
+
+
+def mirrored(evaluator: Evaluator, panel: Panel) -> bool:
+    """Whether mirror images show the same classes, as far as the network can tell of `TRIED` clean examples."""
+    if evaluator.inputs(panel.examples, panel.rows[:1]).dim() != 4:
+        return False
+    few = Panel(panel.examples, panel.rows[:: -(-len(panel) // TRIED)])
+    same = asked(evaluator, few, flipped).argmax(1) == panel.examples.labels[list(few.rows)]
+    return float(same.float().mean()) >= KEPT
 
 
 def seen(evaluator: Evaluator, panels: Sequence[Panel], labels: Tensor, known: Tensor) -> list[Tensor] | None:
@@ -84,7 +110,7 @@ def seen(evaluator: Evaluator, panels: Sequence[Panel], labels: Tensor, known: T
     total: list[Tensor] = []
     used = 0
     for view in VIEWS:
-        said = [torch.cat(evaluator.each(panel.examples, panel.rows, Seen(view))) for panel in panels]
+        said = [asked(evaluator, panel, view) for panel in panels]
         if float((said[-1].argmax(1) == labels)[known].float().mean()) < KEPT:
             continue
         used += 1

@@ -39,6 +39,11 @@ def example_ids(ids: Tensor | Sequence[int]) -> Iterator[None]:
 
 
 def as_ids(ids: Tensor | Sequence[int]) -> Tensor:
+    """Example ids as int64 `(N,)`.
+
+    Raises:
+        UsageError: they are no integers, or not one per example.
+    """
     if not isinstance(ids, Tensor):
         try:
             ids = torch.tensor([signed(index(i)) for i in ids], dtype=torch.int64)

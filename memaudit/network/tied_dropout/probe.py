@@ -14,7 +14,7 @@ PROBE_SIZES = (32, 64, 224, 28, 16, 8)
 
 
 def probe_of(model: nn.Module, input_size: tuple[int, int, int] | None) -> Tensor:
-    """Three random images that the network takes.
+    """Three random images `(3, channels, height, width)` that the network takes.
 
     Raises:
         UsageError: it takes none of the sizes that may be its own.

@@ -22,7 +22,11 @@ def read(path: Path) -> Verification:
 
 
 def parsed(data: dict[str, object], path: Path) -> Verification:
-    """The verification in `data`, which was read from `path`; raises as `read` does."""
+    """The verification in `data`, which was read from `path`.
+
+    Raises:
+        DataRejected: it is none, or of another version.
+    """
     if data.get("kind") != "verification" or data.get("schema_version") != SCHEMA_VERSION:
         raise DataRejected(f"{clean(path)} is not a verification that this version reads; memaudit verify makes one")
     try:
