@@ -6,6 +6,7 @@ import csv
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,19 @@ SIDE = 32
 
 def write_timm(folder: Path, architecture: str, *, epochs: int = 8, changed: int = 6, **kwargs: Any) -> Path:
     """`<architecture>.safetensors`, a bare file trained on three digits with some labels changed, and its data."""
+    state, x, labels, truth = trained_timm(architecture, epochs, changed, tuple(kwargs.items()))
+    save_file(state, folder / f"{architecture}.safetensors")
+    _savez(folder / "flagged.npz", x[:changed], labels[:changed])
+    _savez(folder / "reference.npz", x[300:], truth[300:])
+    _savez(folder / "few.npz", x[300:306], truth[300:306])
+    return folder
+
+
+@cache
+def trained_timm(
+    architecture: str, epochs: int, changed: int, kwargs: tuple[tuple[str, Any], ...]
+) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:
+    """Weights, and images with their trained and true labels: the first 300 were trained on."""
     x, y = digits()
     keep = y < 3
     x, truth = F.interpolate(x[keep].repeat(1, 3, 1, 1), size=(SIDE, SIDE), mode="nearest"), y[keep]
@@ -118,7 +132,7 @@ def write_timm(folder: Path, architecture: str, *, epochs: int = 8, changed: int
     labels[:changed] = (labels[:changed] + 1) % 3
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = timm.create_model(architecture, num_classes=3, **kwargs)
+        network = timm.create_model(architecture, num_classes=3, **dict(kwargs))
         mean, std = (torch.tensor(network.default_cfg[k]).view(3, 1, 1) for k in ("mean", "std"))
         inputs = (x - mean) / std
         optimiser = torch.optim.Adam(network.parameters(), lr=3e-3)
@@ -127,11 +141,7 @@ def write_timm(folder: Path, architecture: str, *, epochs: int = 8, changed: int
                 optimiser.zero_grad()
                 F.cross_entropy(network(inputs[rows]), labels[rows]).backward()
                 optimiser.step()
-    save_file(network.state_dict(), folder / f"{architecture}.safetensors")
-    _savez(folder / "flagged.npz", x[:changed], labels[:changed])
-    _savez(folder / "reference.npz", x[300:], truth[300:])
-    _savez(folder / "few.npz", x[300:306], truth[300:306])
-    return folder
+    return network.state_dict(), x, labels, truth
 
 
 def _savez(path: Path, x: Tensor, y: Tensor) -> None:

@@ -25,13 +25,13 @@ import torch
 from torch import Tensor
 from torch.library import Library
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from memaudit.engine import device, loop
 
 aten = torch.ops.aten
 NAME = "second"
+PACKAGE = f"{Path(loop.__file__).parents[1]}/"
 # Operations of a device that take indices on the CPU.
 INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
 # Operations whose result, or its shape, the host waits for.
@@ -122,21 +122,28 @@ waits: Counter[str] = Counter()
 
 def note() -> None:
     """The host waits, on behalf of the innermost function of memaudit."""
-    package = Path(loop.__file__).parents[1]
-    frames = [f for f in traceback.extract_stack() if Path(f.filename).is_relative_to(package)]
-    within = any(f.name == "forward" and f.filename.endswith("adapters/base.py") for f in frames)
-    place = f"{Path(frames[-1].filename).name} {frames[-1].name}" if frames else "elsewhere"
+    own = [f.f_code for f, _ in traceback.walk_stack(None) if f.f_code.co_filename.startswith(PACKAGE)]
+    within = any(c.co_name == "forward" and c.co_filename.endswith("adapters/base.py") for c in own)
+    place = f"{Path(own[0].co_filename).name} {own[0].co_name}" if own else "elsewhere"
     waits[f"{place}, forward" if within else place] += 1
 
 
 def compute(operation: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """The operation on the CPU; its result is of the device if that was asked for, or else if an argument is."""
     kind = operation.overloadpacket
-    tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+    tensors: list[Tensor] = []
+
+    def inner(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            tensors.append(value)
+            return value.value if isinstance(value, Second) else value
+        return type(value)(map(inner, value)) if type(value) in (tuple, list) else value
+
+    args, kwargs, first = inner(args), {name: inner(value) for name, value in kwargs.items()}, args[:1]
     own = [t for t in tensors if isinstance(t, Second)]
     asked = kwargs.get("device")
     if kind is aten.copy_:
-        here = isinstance(args[0], Second)
+        here = isinstance(first[0], Second)
         moved = own and not here
     else:
         here = bool(own) if asked is None else torch.device(asked).type == NAME
@@ -149,18 +156,15 @@ def compute(operation: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if asked is not None:
         kwargs = {**kwargs, "device": torch.device("cpu")}
 
-    def inner(value: Any) -> Any:
-        return value.value if isinstance(value, Second) else value
-
     def outer(value: Any) -> Any:
-        if not here or not isinstance(value, Tensor):
-            return value
-        written = [t for t in own if t.value is value]
-        return written[0] if written else Second(value)
+        if isinstance(value, Tensor):
+            written = [t for t in own if t.value is value]
+            return written[0] if written else Second(value)
+        return type(value)(map(outer, value)) if type(value) in (tuple, list) else value
 
     with torch._C._DisableTorchDispatch():
-        result = operation(*tree_map(inner, args), **tree_map(inner, kwargs))
-    return tree_map(outer, result)
+        result = operation(*args, **kwargs)
+    return outer(result) if here else result
 
 
 def empty(size: Any, dtype: torch.dtype | None = None, **_: Any) -> Tensor:

@@ -29,8 +29,8 @@ OTHERS = ("--images", "none", "--batch-size", "64")
 SERIES = ("--checkpoints", "run/epoch-*.safetensors", "--audit", "gradients,rewind,retrain")
 ERASE = ("erase", "standard-cpu/report.json", "--model", "digits.safetensors", "--adapter", "network.py:build")
 COMMANDS: dict[str, tuple[str, ...]] = {
-    "standard": ("scan", *MODEL, *ALL, *OTHERS, "--limit", "8"),
-    "deep": ("scan", *MODEL, *NPZ, *OTHERS, "--profile", "deep", "--ablation", "mean", "--limit", "2"),
+    "standard": ("scan", *MODEL, *ALL, *OTHERS, "--limit", "4"),
+    "deep": ("scan", *MODEL, *NPZ, *OTHERS, "--profile", "deep", "--ablation", "mean", "--limit", "1"),
     "time": ("scan", *MODEL, *NPZ, *OTHERS, *SERIES, "--profile", "fast"),
     "tied": ("scan", "tied.safetensors", *MODEL[1:], *NUMBERED, *OTHERS, "--profile", "fast"),
     "vit": ("scan", "vit/test_vit.safetensors", "--model-kwargs", "img_size=32", *VIT, *OTHERS, "--profile", "fast"),
@@ -83,6 +83,8 @@ def work(tmp_path_factory: pytest.TempPathFactory, trained: Trained) -> Path:
     folder = write_work(tmp_path_factory.mktemp("second"), trained)
     labels = trained.flagged.labels.numpy()
     np.savez(folder / "all-flagged.npz", x=trained.flagged.pixels.numpy(), y=labels, true_label=(labels + 1) % 10)
+    clean = trained.reference.subset(range(80))
+    np.savez(folder / "reference.npz", x=clean.pixels.numpy(), y=clean.labels.numpy())
     few = trained.flagged.subset(range(12))
     np.savez(folder / "numbered.npz", x=few.pixels.numpy(), y=few.labels.numpy(), id=np.arange(12) + 2**40)
     for name in ("run", "vit"):

@@ -26,6 +26,7 @@ TIMM = [
     *("swin_tiny_patch4_window7_224", "mixer_s32_224", "regnety_002", "densenet121"),
 ]
 OWN = {"Oddly": Oddly, "ResNet9": lambda: ResNet9(5, width=8), "TokenMajor": TokenMajor}
+SMALLER = {"densenet121": {"growth_rate": 8, "block_config": (2, 3, 2)}}
 SIDE = {"swin_tiny_patch4_window7_224": 56, "densenet121": 32, "resnet18": 32, "test_nfnet": 32}
 
 
@@ -46,7 +47,8 @@ def make(name: str) -> nn.Module:
             module = OWN[name]()
         else:
             sized = any(word in name for word in ("vit", "swin", "mixer", "coatnet"))
-            module = timm.create_model(name, num_classes=5, **({"img_size": side(name)} if sized else {}))
+            options = SMALLER.get(name, {}) | ({"img_size": side(name)} if sized else {})
+            module = timm.create_model(name, num_classes=5, **options)
         for path, value in [*module.named_parameters(), *module.named_buffers()]:
             if not value.is_floating_point():
                 continue

@@ -129,6 +129,16 @@ def posterior(
 
 def _rate(share: NDArray[np.float64], a: NDArray[np.float64], b: NDArray[np.float64]) -> Triple:
     """Mean and 95 % interval of a mixture of beta distributions."""
-    below = (share[:, None] * betainc(a[:, None], b[:, None], RATES[None, :])).sum(0)
-    low, high = np.interp([0.025, 0.975], below, RATES)
-    return float((share * a / (a + b)).sum()), float(low), float(high)
+
+    @functools.cache
+    def below(place: int) -> float:
+        return float((share * betainc(a, b, RATES[place])).sum())
+
+    def quantile(level: float) -> float:
+        under, over = 0, len(RATES) - 1
+        while over - under > 1:
+            middle = (under + over) // 2
+            under, over = (middle, over) if below(middle) <= level else (under, middle)
+        return float(np.interp(level, [below(under), below(over)], RATES[[under, over]]))
+
+    return float((share * a / (a + b)).sum()), quantile(0.025), quantile(0.975)
