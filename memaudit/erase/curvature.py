@@ -10,7 +10,7 @@ predictions. Neither true labels nor the flagged examples are needed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -64,8 +64,19 @@ class Spectrum:
 
     def components(self, rho: float) -> float:
         """Share of the components that `kept` keeps."""
-        masks = self._strongest(rho)
-        return sum(int(m.sum()) for m in masks) / sum(m.numel() for m in masks)
+        return 1 - self.cut(rho) / sum(b.curvature.numel() for b in self.blocks)
+
+    def cut(self, rho: float) -> int:
+        """How many components `kept` takes out."""
+        return sum(int((~mask).sum()) for mask in self._strongest(rho))
+
+    def shuffled(self, generator: torch.Generator) -> Spectrum:
+        """The same curvatures dealt to random components: as many are kept at every share, but any."""
+        every = torch.cat([b.curvature.flatten() for b in self.blocks])
+        dealt = every[torch.randperm(len(every), generator=generator).to(every.device)]
+        parts = dealt.split([b.curvature.numel() for b in self.blocks])
+        blocks = zip(self.blocks, parts, strict=True)
+        return replace(self, blocks=tuple(replace(b, curvature=p.reshape(b.curvature.shape)) for b, p in blocks))
 
     def _strongest(self, rho: float) -> list[Tensor]:
         every = torch.cat([b.curvature.flatten() for b in self.blocks])

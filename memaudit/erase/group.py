@@ -6,6 +6,9 @@ worth is measured on a split, and on flagged examples, that chose nothing.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+from dataclasses import replace
+
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -18,11 +21,13 @@ from memaudit.engine.evaluator import Panel
 from memaudit.erase import Choice
 from memaudit.erase.curvature import Spectrum, spectra
 from memaudit.erase.finetune import BATCH
+from memaudit.erase.probes import random_edits
 from memaudit.erase.proof import measured
-from memaudit.erase.request import Request, check_editable, sets_of
+from memaudit.erase.request import Request, Sets, check_editable, sets_of
 from memaudit.erase.search import EditSearch, Trial, editable_layers
 from memaudit.errors import DataRejected, ModelRejected
-from memaudit.findings import EditedLayer, Erasure, TriedEdit
+from memaudit.findings import EditedLayer, Erasure, RandomEdit, TriedEdit
+from memaudit.network.scoped import holding
 from memaudit.numbers import count, tidy
 from memaudit.text import clean
 
@@ -31,6 +36,8 @@ FACTORS, VALIDATION = 0.35, 0.25
 MOST_FACTORS, MOST_VALIDATION = 1500, 2000
 # Share of the fitted flagged examples that the choice is made with, and most of them.
 USED, MOST_USED = 1 / 3, 400
+# Random edits that the control is an average over: each takes as long as the edit itself.
+DRAWS = 3
 # Fewest examples that a choice can rest on.
 FEWEST = 20
 
@@ -85,15 +92,32 @@ def by_curvature(request: Request, max_test_drop: float, clean_steps: int) -> Er
         done = f"the low-curvature components of {count(len(best.kept), 'layer')} taken out"
         if best.steps:
             done += f", then {count(best.steps, 'training step')} on clean examples"
-        return measured(request, before, sets).erasure(
+        proof = measured(request, before, sets)
+        one = search.cost(best.steps) + len(sets.used) + len(sets.reference)
+        request.progress.stage("control", DRAWS * one)
+        return proof.erasure(
             "curvature",
             done=done,
             layers=[_edited(found[path], share) for path, share in best.kept.items()],
             clean_steps=best.steps,
             candidates=[_candidate(t, t is best) for t in trials],
             max_test_drop=tidy(max_test_drop),
+            random=random_components(search, best, sets),
             notes=notes,
         )
+
+
+def random_components(search: EditSearch, best: Trial, sets: Sets) -> RandomEdit | None:
+    """The control: as many random components of the same layers taken out, with the same steps after it."""
+    generator = generator_for(search.seed, "erase", "random components")
+    found = {path: search.found[path] for path in best.kept}
+
+    def edit(_: int) -> AbstractContextManager[None]:
+        other = replace(search, found={path: one.shuffled(generator) for path, one in found.items()})
+        return holding(search.evaluator.adapter.module, other.edit(best.kept, best.steps))
+
+    parts = sum(one.cut(best.kept[path]) for path, one in found.items())
+    return random_edits(search.evaluator, sets, edit, DRAWS, "component", parts)
 
 
 NO_TEST = "Without --test, reference examples were split in its place: a model trained on them looks better than it is."

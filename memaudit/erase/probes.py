@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,8 @@ from memaudit.engine.answers import margin, predicted
 from memaudit.engine.draws import generator_for
 from memaudit.engine.evaluator import Evaluator, Panel
 from memaudit.engine.train import Descent
-from memaudit.findings import NoisePoint, RelearnPoint
+from memaudit.erase.request import Sets
+from memaudit.findings import NoisePoint, RandomEdit, RelearnPoint
 from memaudit.network.scoped import holding, needing_gradients
 from memaudit.numbers import tidy
 
@@ -62,6 +63,33 @@ def noise(before: Evaluator, after: Evaluator, flagged: Panel, seed: int) -> lis
             rates.append(sum(said) / (DRAWS * len(rows)))
         points.append(NoisePoint(sigma=sigma, before=tidy(rates[0]), after=tidy(rates[1])))
     return points
+
+
+def random_edits(
+    before: Evaluator,
+    sets: Sets,
+    edit: Callable[[int], AbstractContextManager[None]],
+    draws: int,
+    kind: str,
+    parts: int,
+) -> RandomEdit | None:
+    """The control: what `draws` random edits of the same size leave of the labels and of the reference.
+
+    Args:
+        edit: by the draw's number, the original with that edit for as long as it is open.
+        parts: how many of `kind` each takes out.
+    """
+    if not parts or not sets.used:
+        return None
+    used, reference = Panel(sets.flagged, sets.used), Panel(sets.reference, range(len(sets.reference)))
+    kept, right = [], []
+    for draw in range(draws):
+        with edit(draw):
+            kept.append(float(before.predicted(used).float().mean()))
+            right.append(float(before.predicted(reference).float().mean()))
+    return RandomEdit(
+        draws=draws, kind=kind, units=parts, used=tidy(sum(kept) / draws), reference=tidy(sum(right) / draws)
+    )
 
 
 def relearning(after: Evaluator, edited: Panel, others: Panel, reference: ExampleSet, seed: int) -> list[RelearnPoint]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from math import ceil, isclose
 
 import torch
@@ -13,15 +14,16 @@ from memaudit.data import ExampleSet
 from memaudit.engine.answers import margin, predicted, prediction
 from memaudit.engine.device import exact_arithmetic
 from memaudit.engine.draws import generator_for
-from memaudit.engine.evaluator import Evaluator, Panel
+from memaudit.engine.evaluator import Evaluator
 from memaudit.erase import Choice
+from memaudit.erase.probes import random_edits
 from memaudit.erase.proof import measured
 from memaudit.erase.request import Request, Sets, check_editable, sets_of
 from memaudit.errors import DataRejected, ModelRejected, UsageError
 from memaudit.findings import ErasedExample, Erasure, Finding, Prediction, RandomEdit, UnitRef
 from memaudit.network.ablate import edited, silence
 from memaudit.network.units import UnitSpace, random_cut
-from memaudit.numbers import count, percent, tidy
+from memaudit.numbers import count, percent
 from memaudit.text import clean
 
 # Margins this near are one measurement: float32 adds up in another order where other examples are in the batch.
@@ -68,7 +70,8 @@ def by_units(request: Request, findings: Sequence[Finding], allowed: float = 1.0
         state, units = silenced(request.adapter, few, findings)
         request.adapter.write(state, request.output)
         proof = measured(request, before, sets)
-        random = random_edit(before, sets, units, request.seed)
+        request.progress.stage("control", DRAWS * (len(sets.used) + len(sets.reference)))
+        random = random_units(before, sets, units, request.seed)
         alone = each_alone(before, proof.after, request.flagged, chosen)
         done = f"{count(len(units), 'unit')} silenced for {count(len(alone), 'flagged example')}"
         return proof.erasure("units", done=done, examples=alone, units=units, random=random, notes=UNION_NOTE)
@@ -117,22 +120,17 @@ def silenced(adapter: Adapter, images: Tensor, findings: Sequence[Finding]) -> t
     return state, [space.unit(n) for n in sorted(numbers)]
 
 
-def random_edit(before: Evaluator, sets: Sets, units: Sequence[UnitRef], seed: int) -> RandomEdit | None:
-    """The control: as many random units of the same layers silenced, `DRAWS` times, and what is left then."""
-    module = before.adapter.module
+def random_units(before: Evaluator, sets: Sets, units: Sequence[UnitRef], seed: int) -> RandomEdit | None:
+    """The control: as many random units of the same layers silenced, `DRAWS` times."""
     space = UnitSpace(tuple(before.adapter.sites(sets.reference.batch([0, 1, 2], before.device))))
     cut = [space.number(u.layer, u.index, u.kind) for u in units]
-    if not cut or not sets.used:
-        return None
     generator = generator_for(seed, "erase", "random units")
     live = torch.ones(space.total, dtype=torch.bool)
-    used, reference = Panel(sets.flagged, sets.used), Panel(sets.reference, range(len(sets.reference)))
-    kept, right = [], []
-    for _ in range(DRAWS):
-        with edited(module, space, random_cut(space, live, cut, generator)):
-            kept.append(float(before.predicted(used).float().mean()))
-            right.append(float(before.predicted(reference).float().mean()))
-    return RandomEdit(draws=DRAWS, units=len(cut), used=tidy(sum(kept) / DRAWS), reference=tidy(sum(right) / DRAWS))
+
+    def edit(_: int) -> AbstractContextManager[None]:
+        return edited(before.adapter.module, space, random_cut(space, live, cut, generator))
+
+    return random_edits(before, sets, edit, DRAWS, "unit", len(cut))
 
 
 def each_alone(

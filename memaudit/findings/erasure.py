@@ -63,10 +63,11 @@ class InputPoint(Plain):
 
 
 class RandomEdit(Plain):
-    """The same number of random units of the same layers silenced instead, on average over draws."""
+    """As many random parts of the same layers taken out instead, in the same way, on average over draws."""
 
     draws: int = Field(ge=1)
-    units: int = Field(ge=1)
+    kind: str = Field(default="unit", description="what was drawn: unit, or component of a layer's curvature")
+    units: int = Field(ge=1, description="how many are taken out")
     used: Rate = Field(description="flagged labels still predicted, of the examples the edit was made with")
     reference: Rate
 
@@ -100,7 +101,7 @@ class Erasure(Plain):
     relearning: list[RelearnPoint] = []
     noise: list[NoisePoint] = []
     inputs: list[InputPoint] = []
-    random: RandomEdit | None = Field(default=None, description="as many random units, for an edit that silences units")
+    random: RandomEdit | None = Field(default=None, description="the control: as many random parts taken out instead")
     membership_before: Membership | None = Field(
         default=None, description="whether the original tells flagged from test examples (memaudit verify)"
     )

@@ -30,7 +30,7 @@ def rows(erasure: Erasure) -> list[tuple[str, str, str, str]]:
         ("test accuracy", counts.get("test", 0), before.test, after.test),
     ]
     if (random := erasure.random) is not None:
-        name = f"{count(random.units, 'random unit')} instead:"
+        name = f"{count(random.units, f'random {random.kind}')} instead:"
         table.append((f"{name} flagged label", counts.get("used", 0), before.used, random.used))
         table.append((f"{name} reference", counts.get("reference", 0), before.reference, random.reference))
     shown = [(n, f"{c:,}", percent(b), percent(a)) for n, c, b, a in table if a is not None]

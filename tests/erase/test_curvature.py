@@ -143,6 +143,10 @@ def test_what_is_kept_is_the_fewest_components_with_that_share() -> None:
         assert sum(every[: int(mask.sum()) - 1]) / sum(every) < rho
         assert found.components(rho) == pytest.approx(int(mask.sum()) / mask.numel(), abs=1 / mask.numel())
         assert torch.allclose(inside[mask], block.weight[mask], atol=1e-5)
+        other = found.shuffled(torch.Generator().manual_seed(6))
+        assert other.cut(rho) == found.cut(rho) == int((~mask).sum())
+        assert not torch.allclose(other.kept(rho), kept), "as many components, but others"
+        assert torch.allclose(other.kept(1.0), module.layer.weight, atol=1e-5)
     assert float((found.kept(0.3) - module.layer.weight).norm()) > float((found.kept(0.9) - module.layer.weight).norm())
 
 

@@ -186,6 +186,11 @@ def test_curvature_erases_a_group_within_its_budget(cli: Command, work: Path) ->
     changed = {n for n, t in load_file(work / "c.safetensors").items() if not torch.equal(t, original.state_dict()[n])}
     weights = {n for n in changed if "running" not in n and "num_batches" not in n}
     assert weights == {f"{e.layer}.weight" for e in erasure.layers}
+    random = erasure.random
+    assert random is not None
+    assert (random.kind, random.units > 0) == ("component", True)
+    assert (random.used, random.reference) != (erasure.after.used, erasure.after.reference)
+    assert "random components instead" in ran.out
     assert "deleted" not in ran.out + (work / "c.erase.json").read_text()
 
 
