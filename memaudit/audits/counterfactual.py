@@ -78,10 +78,10 @@ class CounterfactualAudit:
 
     def _asked(self, context: Context, others: Sequence[Other]) -> Without:
         models, right, probability, margins, classes = [], [], [], [], []
-        flagged, device, batch = context.flagged, context.evaluator.device, context.evaluator.batch_size
+        flagged = context.flagged
         for other in others:
             own = other.among("flagged", flagged)
-            with other.running(device, batch) as asked:
+            with other.running(context.evaluator) as asked:
                 seen = viewed(asked, own)
             gap = margin(seen[0], own.labels)
             right.append(predicted(gap))

@@ -39,11 +39,16 @@ class Other:
     model: OtherModel | None = None
 
     @contextmanager
-    def running(self, device: torch.device, batch: int) -> Iterator[Evaluator]:
-        """It on `device` while the body runs; then it makes room again."""
+    def running(self, beside: Evaluator) -> Iterator[Evaluator]:
+        """It on the device of the audited model while the body runs; then it makes room again.
+
+        Its batches are as large, and are counted and recorded with that model's.
+        """
         with as_found(self.adapter.module):
-            self.adapter.module.to(device)
-            yield Evaluator(self.adapter, batch)
+            self.adapter.module.to(beside.device)
+            one = Evaluator(self.adapter, beside.batch_size)
+            one.stage, one.passes, one.journal = beside.stage, beside.passes, beside.journal
+            yield one
 
     def among(self, name: str, examples: ExampleSet) -> ExampleSet:
         """Its own version of `examples`, which come from the set `name`: the same ids, under the same labels."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from memaudit.adapters.base import Adapter
 from memaudit.audits.base import Audit, ForExample, ForLayer, ForReport, Piece
+from memaudit.audits.context import stage
 from memaudit.audits.layerwise import layer_evidence
 from memaudit.audits.registry import chosen
 from memaudit.data import ExampleSet, finding_id
@@ -22,7 +23,7 @@ from memaudit.network.states import State
 from memaudit.numbers import tidy
 from memaudit.pipeline.admit import admit
 from memaudit.pipeline.assemble import Measured, assemble, skeleton
-from memaudit.pipeline.others import checked
+from memaudit.pipeline.others import check, known
 from memaudit.pipeline.prepare import Observed, prepare
 from memaudit.pipeline.proceeding import Proceeding
 from memaudit.report.document import Report
@@ -89,6 +90,8 @@ class Auditor(Proceeding):
         """
         self.begin(self.admitted.reference)
         with exact_arithmetic():
+            with stage(self.evaluator, self.progress, "check"):
+                check(self.without, self.evaluator, self.admitted.reference)
             self.observed = prepare(
                 self.evaluator,
                 self.admitted,
@@ -100,7 +103,8 @@ class Auditor(Proceeding):
                 deadline=self.started + (self.settings.time_limit or float("inf")),
             )
             context = self.observed.context
-            others = checked(self.without, self.evaluator, context.reference)
+            with context.stage("ask the models without", len(self.without), own_steps=True):
+                others = known(self.without, self.evaluator, context.reference)
             self.observed = replace(self.observed, context=replace(context, without=others, found=self.found))
         self.warnings += self.observed.warnings
         self.incomplete += self.observed.incomplete

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -34,28 +35,35 @@ class Said:
     population: Tensor
 
 
-def checked(others: Sequence[Other], evaluator: Evaluator, reference: ExampleSet) -> list[Other]:
+def check(others: Sequence[Other], evaluator: Evaluator, reference: ExampleSet) -> None:
+    """Refuse what cannot be asked, before anything is recorded.
+
+    Raises:
+        PremiseBroken, ModelRejected: a premise of one does not hold; the message begins with its name.
+        UsageError: one has other classes.
+    """
+    classes = evaluator.adapter.num_classes
+    for other in others:
+        with other.running(evaluator) as one, _named(other):
+            if one.adapter.num_classes != classes:
+                raise UsageError(f"{one.adapter.num_classes} classes, the model {classes}: another task")
+            check_network(one, other.among("reference", reference))
+
+
+def known(others: Sequence[Other], evaluator: Evaluator, reference: ExampleSet) -> list[Other]:
     """`others`, each with what a report says of it: it does on the reference what it was trained for.
 
     Raises:
-        PremiseBroken, ModelRejected: one does not; the message begins with its name.
-        UsageError: one has other classes.
+        PremiseBroken: one does not; the message begins with its name.
     """
-    return [replace(other, model=_checked(other, evaluator, reference)) for other in others]
+    return [replace(other, model=_known(other, evaluator, reference)) for other in others]
 
 
-def _checked(other: Other, evaluator: Evaluator, reference: ExampleSet) -> OtherModel:
-    own, classes = other.among("reference", reference), evaluator.adapter.num_classes
-    with other.running(evaluator.device, evaluator.batch_size) as one:
-        if one.adapter.num_classes != classes:
-            found = one.adapter.num_classes
-            raise UsageError(f"--without {clean(other.name)} has {found} classes, the model {classes}: another task")
-        try:
-            check_network(one, own)
-            logits = one.logits(own)
-            check_accuracy(logits, own.labels, own.class_names)
-        except MemauditError as error:
-            raise type(error)(f"--without {clean(other.name)}: {error.message}", hint=error.hint) from None
+def _known(other: Other, evaluator: Evaluator, reference: ExampleSet) -> OtherModel:
+    own = other.among("reference", reference)
+    with other.running(evaluator) as one, _named(other):
+        logits = one.logits(own)
+        check_accuracy(logits, own.labels, own.class_names)
     right = share(int(predicted(margin(logits, own.labels)).sum()), len(own))
     return OtherModel(
         path=clean(other.name),
@@ -67,6 +75,15 @@ def _checked(other: Other, evaluator: Evaluator, reference: ExampleSet) -> Other
     )
 
 
+@contextmanager
+def _named(other: Other) -> Iterator[None]:
+    """What the body raises begins with the name of the model."""
+    try:
+        yield
+    except MemauditError as error:
+        raise type(error)(f"--without {clean(other.name)}: {error.message}", hint=error.hint) from None
+
+
 def asked(
     others: Sequence[Other], evaluator: Evaluator, parts: Sequence[tuple[str, ExampleSet]], reference: ExampleSet
 ) -> Said:
@@ -76,11 +93,12 @@ def asked(
         parts: examples with the name of the set they are from; their labels may differ from that set's.
     """
     odds, population = [], []
-    known = checked(others, evaluator, reference)
-    for other in known:
-        with other.running(evaluator.device, evaluator.batch_size) as one:
+    check(others, evaluator, reference)
+    sound = known(others, evaluator, reference)
+    for other in sound:
+        with other.running(evaluator) as one:
             own = [other.among(name, examples) for name, examples in parts]
             odds.append(torch.cat([scaled(viewed(one, examples), examples.labels).mean(0) for examples in own]))
             theirs = other.among("reference", reference)
             population.append(scaled(one.logits(theirs), theirs.labels).sigmoid())
-    return Said([other.model for other in known if other.model], torch.stack(odds), torch.stack(population))
+    return Said([other.model for other in sound if other.model], torch.stack(odds), torch.stack(population))

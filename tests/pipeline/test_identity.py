@@ -24,7 +24,7 @@ from tests.networks import DigitsNet
 AUDITS = "localize,gradients,rewind,retrain"
 SCAN = (
     "scan", *MODEL, *NPZ, "--profile", "fast", "--images", "none", "-q", "--audit", AUDITS, "--batch-size", "64",
-    "--checkpoints", "states", "--layers", "three*", "--out", "report",
+    "--checkpoints", "states", "--layers", "three*", "--without", "other.safetensors", "--out", "report",
 )  # fmt: skip
 COUNTED = "        __import__('os').write(3, b'.')\n"
 
@@ -35,7 +35,7 @@ def ready(tmp_path_factory: pytest.TempPathFactory, trained: Trained) -> Path:
 
 
 def prepare(place: Path, trained: Trained) -> Path:
-    """A folder with a network, two earlier states of it, a few examples, and a report that nobody interrupted."""
+    """A folder with a network, two earlier states of it, another network, a few examples, and a whole report."""
     folder = write_work(place, trained)
     (folder / "states").mkdir()
     x, y = digits()
@@ -49,6 +49,7 @@ def prepare(place: Path, trained: Trained) -> Path:
                 F.cross_entropy(module(x[rows]), y[rows]).backward()
                 optimizer.step()
             save_file(module.state_dict(), folder / "states" / f"epoch-{epoch}.safetensors")
+    shutil.copy(folder / "states/epoch-2.safetensors", folder / "other.safetensors")
     network = folder / "network.py"
     head = "def forward(self, x: Tensor) -> Tensor:\n"
     network.write_text(network.read_text().replace(head, head + COUNTED))
