@@ -1,8 +1,9 @@
-"""`--log mlflow`: figures and files of a report in an experiment tracker, by the tracker's own client."""
+"""`--log mlflow` and `--log wandb`: figures and files of a report in a tracker of experiments, by its own client."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,9 @@ if TYPE_CHECKING:
     from memaudit.report.document import Report
     from memaudit.report.verified import Verification
 
-TRACKERS = ("mlflow",)
-# What the tracker takes of a parameter's value.
+# By name, the variable that says where its runs go.
+TRACKERS = {"mlflow": "MLFLOW_TRACKING_URI", "wandb": "WANDB_MODE"}
+# What MLflow takes of a parameter's value.
 LONGEST = 500
 
 
@@ -25,9 +27,9 @@ def check(tracker: str | None) -> None:
     Raises:
         UsageError: there is no such tracker, or its library is not installed.
     """
-    choice(tracker, TRACKERS, "--log")
+    choice(tracker, tuple(TRACKERS), "--log")
     if tracker is not None:
-        _client()
+        _client(tracker)
 
 
 def log(tracker: str | None, found: Report | Verification, paths: Sequence[Path]) -> None:
@@ -38,17 +40,51 @@ def log(tracker: str | None, found: Report | Verification, paths: Sequence[Path]
     """
     if tracker is None:
         return
-    client = _client()
+    client, write = _client(tracker), _to_mlflow if tracker == "mlflow" else _to_wandb
+    name, settings = (
+        clean(f"memaudit {found.model.path}", LONGEST),
+        {_name(n): s.value for n, s in found.config.items()},
+    )
+    tags = {"memaudit.verdict": found.verdict, "memaudit.status": found.status, **_hashes(found)}
     try:
-        with client.start_run(run_name=clean(f"memaudit {found.model.path}", LONGEST)):
-            client.set_tags({"memaudit.verdict": found.verdict, "memaudit.status": found.status, **_hashes(found)})
-            client.log_params({_name(n): clean(str(s.value), LONGEST) for n, s in found.config.items()})
-            client.log_metrics(metrics(found))
-            for path in paths:
-                client.log_artifact(str(path))
+        write(client, name, tags, {n: clean(str(v), LONGEST) for n, v in settings.items()}, metrics(found), paths)
     except Exception as error:  # whatever the tracker or its server raises
-        said = f"mlflow did not take the run (MLFLOW_TRACKING_URI says where): {clean(error, 300)}"
+        said = f"{tracker} did not take the run ({TRACKERS[tracker]} says where): {clean(error, 300)}"
         raise EnvironmentFault(f"{said}; the report is written") from None
+
+
+def _to_mlflow(
+    client: Any,
+    name: str,
+    tags: Mapping[str, str],
+    settings: Mapping[str, str],
+    figures: Mapping[str, float],
+    paths: Sequence[Path],
+) -> None:
+    with client.start_run(run_name=name):
+        client.set_tags(tags)
+        client.log_params(settings)
+        client.log_metrics(figures)
+        for path in paths:
+            client.log_artifact(str(path))
+
+
+def _to_wandb(
+    client: Any,
+    name: str,
+    tags: Mapping[str, str],
+    settings: Mapping[str, str],
+    figures: Mapping[str, float],
+    paths: Sequence[Path],
+) -> None:
+    """A run whose summary holds figures and tags; the files are one artifact. What the terminal shows is not sent."""
+    quiet = client.Settings(console="off", silent=True)
+    with client.init(name=name, config=dict(settings), job_type="audit", settings=quiet) as run:
+        run.summary.update({**tags, **figures})
+        kept = client.Artifact("memaudit-report", type="report")
+        for path in paths:
+            kept.add_file(str(path))
+        run.log_artifact(kept)
 
 
 def metrics(found: Report | Verification) -> dict[str, float]:
@@ -84,9 +120,12 @@ def _name(text: str) -> str:
     return "".join(c if c.isascii() and (c.isalnum() or c in "_-./ ") else "_" for c in text[:200])
 
 
-def _client() -> Any:
+def _client(tracker: str) -> Any:
     try:
-        import mlflow
+        found = import_module(tracker)
+        if getattr(found, "__file__", None) is None:  # a folder of runs with the library's name
+            raise ImportError
+        return found
     except ImportError:
-        raise UsageError("--log mlflow needs mlflow, which is not installed: pip install 'memaudit[mlflow]'") from None
-    return mlflow
+        needs = f"--log {tracker} needs {tracker}, which is not installed: pip install 'memaudit[{tracker}]'"
+        raise UsageError(needs) from None

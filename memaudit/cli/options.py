@@ -29,7 +29,9 @@ Weights = Annotated[str | None, typer.Option(help="raw or ema, where the checkpo
 Seed = Annotated[int, typer.Option(help="For every random draw.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")]
 By = Annotated[str, typer.Option(help="Who runs it, for the report.")]
-Log = Annotated[str | None, typer.Option(help="mlflow: also log figures and files there, by its own settings.")]
+Log = Annotated[
+    str | None, typer.Option(help="mlflow or wandb: also log figures and files there, by its own settings.")
+]
 Without = Annotated[
     list[Path], typer.Option(help="A model trained without the flagged examples; repeatable. Several give intervals.")
 ]
