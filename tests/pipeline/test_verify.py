@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from scipy import stats
 from typer.testing import CliRunner
 
 import memaudit
 from memaudit.audits.membership import attacks
 from memaudit.audits.membership.matching import compared
+from memaudit.audits.membership.measure import membership, scores_of
 from memaudit.data import ExampleSet, from_tensors
 from memaudit.errors import DataRejected, UsageError
 from memaudit.gate.membership import MembershipPolicy
@@ -67,6 +69,38 @@ def test_a_network_that_did_not_is_not(untainted: Trained, trained: Trained, set
     assert said.clear < 20
     assert said.attacks[0].auc_low < 0.5 < said.attacks[0].auc_high
     assert "would have been found in 8 of 10" in words.summary(clean)
+
+
+@pytest.mark.parametrize("declared", [True, False], ids=["true label given", "not given"])
+def test_false_alarms_of_lists_that_a_network_never_saw(trained: Trained, untainted: Trained, declared: bool) -> None:
+    """40 lists of unseen digits, half of them with a wrong label: at most as many alarms as the level allows."""
+    x, truth = digits()
+    pool = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[1000:]
+    with torch.no_grad():
+        both = [network.module(x) for network in (untainted, trained)]
+    rng, alarms = torch.Generator().manual_seed(1), 0
+    for audit in range(40):
+        order = pool[torch.randperm(len(pool), generator=rng)]
+        rows, rest = order[:120], order[120:]
+        given = truth.clone()
+        given[rows[:60]] = (given[rows[:60]] + torch.randint(1, 10, (60,), generator=rng)) % 10
+        listed, unseen = (
+            from_tensors(x[r], given[r], preprocess=DIGIT, num_classes=10, source=name)
+            for r, name in ((rows, "flagged"), (rest, "unseen"))
+        )
+        if declared:
+            known = zip(listed.examples, truth[rows].tolist(), strict=True)
+            marked = tuple(e.model_copy(update={"true_label": label}) for e, label in known)
+            listed = ExampleSet(marked, listed.pixels, listed.source)
+        pairs = compared(listed, unseen, audit)
+        asked = torch.cat([rows[pairs.flagged], rest[pairs.unseen]])
+        labels = torch.cat([listed.labels[pairs.flagged], torch.tensor(pairs.labels)])
+        own, out = (attacks.scaled(logits[asked], labels) for logits in both)
+        scores = scores_of(both[0][asked], labels, seen=own, out=out[None])
+        chosen = [[s.examples[r] for r in where] for s, where in ((listed, pairs.flagged), (unseen, pairs.unseen))]
+        alarms += membership(scores, pairs, *chosen, both[0][asked[: len(chosen[0])]], (), audit, deals=99).found
+    low, high = stats.binom.ppf([0.005, 0.995], 40, 0.05)
+    assert (low if declared else 0) <= alarms <= high
 
 
 def test_scores_are_those_of_the_logits(
