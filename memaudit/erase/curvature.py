@@ -74,7 +74,7 @@ class Spectrum:
         """The same curvatures dealt to random components: as many are kept at every share, but any."""
         every = torch.cat([b.curvature.flatten() for b in self.blocks])
         dealt = every[torch.randperm(len(every), generator=generator).to(every.device)]
-        parts = dealt.split([b.curvature.numel() for b in self.blocks])
+        parts = torch.split(dealt, [b.curvature.numel() for b in self.blocks])
         blocks = zip(self.blocks, parts, strict=True)
         return replace(self, blocks=tuple(replace(b, curvature=p.reshape(b.curvature.shape)) for b, p in blocks))
 
