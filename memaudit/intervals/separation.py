@@ -8,6 +8,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from math import log, sqrt
 
 import numpy as np
@@ -107,6 +108,7 @@ def at_level(members: Scores, others: Scores, level: float) -> Operating:
     return Operating(level, threshold, hits, len(members), alarms, len(others), low, high, alarms_high)
 
 
+@cache  # every test and slice of an audit asks the same
 def detectable(members: int, level: float, power: float = 0.8) -> float | None:
     """The smallest true-positive rate that `members` would show to be above `level`, with a chance of `power`.
 

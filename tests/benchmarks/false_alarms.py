@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.false_alarms [--audits 200] [--report reports/benchmarks/false-alarms.md]
 
-scikit-learn's digits, 8 splits: two small networks train on 800 digits, one is asked and the other is the model
-without. Of 400 that neither saw 100 are listed at random, none or half of them with another label; the rest are unseen.
+scikit-learn's digits, 5 splits: two small networks train on 600 digits, one is asked and the other is the model
+without. Of 250 that neither saw 80 are listed at random, none or half of them with another label; the rest are unseen.
 Splits and lists are new ones, so an audit is a draw of what a user would do with a clean model.
 """
 
@@ -25,7 +25,7 @@ from memaudit.report.markdown import table
 from tests.benchmarks.table import publish
 from tests.networks import DigitsNet
 
-SPLITS, TRAINED, LISTED, POOL = 8, 800, 100, 400
+SPLITS, TRAINED, LISTED, POOL = 5, 600, 80, 250
 DIGIT = Preprocess(input_size=(1, 8, 8), mean=(0.0,), std=(1.0,))
 # Lists: the share of labels that are wrong, and whether the manifest says which are the true ones.
 LISTS = {
@@ -48,7 +48,7 @@ def main() -> None:
         order = rng.permutation(len(x))
         rows, pool = order[:TRAINED], order[TRAINED : TRAINED + POOL]
         asked, other = (learned(x, y, rows, 2 * split + n) for n in (0, 1))
-        reference = examples(x, y, rows[:150], "reference")
+        reference = examples(x, y, rows[:60], "reference")
         for audit in range(given.audits // SPLITS):
             for name, (share, declared) in LISTS.items():
                 listed, unseen = drawn(rng, x, y, pool, share, declared)
