@@ -47,6 +47,8 @@ GLOBALS = INERT | {
     "collections.Counter",
     "torch._utils._rebuild_tensor_v2",
     "torch._utils._rebuild_parameter",
+    "torch._tensor._rebuild_from_type_v2",  # a tensor with attributes: FSDP marks those that it gathers
+    "torch.Tensor",
     "torch.Size",
     "torch.device",
     "argparse.Namespace",
@@ -74,7 +76,7 @@ _CLASS = re.compile(r"[A-Z][A-Za-z0-9_]*")
 _BUILT_IN = ("set", "frozenset", "dict", "list", "tuple", "int", "float", "bool", "str", "slice", "range", "object")
 BUILT_IN = frozenset(f"{module}.{name}" for module in ("__builtin__", "builtins") for name in _BUILT_IN)
 _QUANTISED = ("torch._utils._rebuild_qtensor", "torch.ao.", "torch.QInt", "torch.QUInt", "torch.per_", "torchao.")
-_SHARDED = ("torch.distributed.",)
+_SHARDED = ("torch.distributed.", "torch._utils._rebuild_wrapper_subclass")  # the latter: of a DTensor
 # Toolkits that save objects of their own beside the weights, and how to save the weights without them.
 _ALONE = 'torch.save({"state_dict": model.state_dict()}, "model.pth") where it was trained'
 TOOLKITS = {

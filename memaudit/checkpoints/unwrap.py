@@ -93,7 +93,7 @@ def _refuse_zero(table: dict[Any, Any], where: str) -> None:
     """Raise where DeepSpeed's ZeRO 3 left placeholders: the values are with the optimizer, spread over processes."""
     module = table.get("module")
     if "param_shapes" in table and type(module) in (dict, OrderedDict):
-        empty = [k for k, v in dict.items(module) if isinstance(v, Tensor) and not v.numel()]  # type: ignore[arg-type]
+        empty = [k for k, v in dict.items(module) if isinstance(v, Tensor) and not Tensor.numel(v)]  # type: ignore[arg-type]
         if empty:
             raise ModelRejected(
                 f"{where} is one process's part of a DeepSpeed checkpoint: {clean(empty[0])!r} is empty", hint=ZERO

@@ -50,6 +50,8 @@ CLASSES = 5
 TOLERANCE = 1e-5  # of the largest logit
 UNMEASURED = "not measured"
 PROVEN = 8  # sites of a kind whose mask and edit are compared, evenly spread in depth
+SEARCHED, FEWER = 4, 2  # images searched, and of a network with more parameters than this
+BIG = 60_000_000
 # Names that are never a family's smallest member: building them on `meta` only costs time.
 LARGE = ("giant", "huge", "large", "xlarge", "xxl", "gigantic", "so400m", "so150m", "_base", "_512", "_448", "_384")
 
@@ -195,6 +197,8 @@ def run(family: str) -> Row:
 
 def search(adapter: Adapter, space: UnitSpace, pixels: Tensor) -> str:
     """Search the model's own predictions on a few random images: what matters here is that it runs and erases."""
+    asked = FEWER if adapter.parameters > BIG else SEARCHED
+    pixels = pixels[: 3 * asked]
     logits = adapter.forward(pixels)
     examples = ExampleSet(
         tuple(Example(id=str(i), source="random", label=int(y), index=i) for i, y in enumerate(logits.argmax(1))),
@@ -202,8 +206,8 @@ def search(adapter: Adapter, space: UnitSpace, pixels: Tensor) -> str:
         "random",
     )
     evaluator = Evaluator(adapter, batch_size=4)
-    population = measure_population(evaluator, space, examples, range(4, 12))
-    rows = (margin(logits, examples.labels)[:4] > 0).nonzero().flatten().tolist()
+    population = measure_population(evaluator, space, examples, range(asked, len(pixels)))
+    rows = (margin(logits, examples.labels)[:asked] > 0).nonzero().flatten().tolist()
     proposals = list(
         Search(space, torch.ones(space.total, dtype=torch.bool), population, 10).run(evaluator, examples, rows)
     )
@@ -244,7 +248,7 @@ def table(rows: list[Row], library: str) -> str:
         ),
         "",
         f"Gap: largest difference of masked and edited logits over {PROVEN} sites of a kind, of the largest logit.",
-        "Erased: of four random images, how many lose the model's own prediction within 10 units.",
+        f"Erased: of {SEARCHED} random images, or {FEWER}, how many lose the model's own prediction within 10 units.",
         *(
             ["Identified: a bare file with other classes, by names and shapes; *same as*: equal in what they compute."]
             if told

@@ -24,8 +24,12 @@ from torch.optim.swa_utils import AveragedModel
 from memaudit.adapters.base import ModelOptions
 from memaudit.adapters.registry import choose
 from memaudit.checkpoints import read
+from memaudit.checkpoints.archive import read_pickle
+from memaudit.checkpoints.child import plain_tensor
 from memaudit.checkpoints.load import load_strict
+from memaudit.checkpoints.opcodes import scan
 from memaudit.checkpoints.reader import bare
+from memaudit.checkpoints.source import opened
 from memaudit.checkpoints.unwrap import unwrap
 from memaudit.errors import ModelRejected, UsageError
 
@@ -44,6 +48,14 @@ def inside(network: nn.Module, wrap: Callable[[nn.Module], nn.Module]) -> State:
     changed = copy.deepcopy(network)
     changed.layer1 = wrap(changed.layer1)  # type: ignore[arg-type]
     return changed.state_dict()
+
+
+def marked(state: State, **attributes: object) -> State:
+    """Each tensor with attributes of its own, as FSDP marks the ones it gathers for its full state dict."""
+    copies = {name: tensor.detach().clone() for name, tensor in state.items()}
+    for tensor in copies.values():
+        vars(tensor).update(attributes)
+    return copies
 
 
 def lightning(network: nn.Module, prefix: str) -> dict[str, Any]:
@@ -77,6 +89,7 @@ READ: dict[str, Callable[[nn.Module], object]] = {
         "_fsdp_wrapped_module." + k.replace("layer1.", "layer1._fsdp_wrapped_module."): v
         for k, v in n.state_dict().items()
     },
+    "gathered by FSDP": lambda n: marked(n.state_dict(), _has_been_cloned=True),
     "gathered": lambda n: get_model_state_dict(n, options=StateDictOptions(full_state_dict=True)),
     "AveragedModel": lambda n: AveragedModel(n).state_dict(),
     "timm's average": lambda n: ModelEmaV3(n).state_dict(),
@@ -93,9 +106,24 @@ READ: dict[str, Callable[[nn.Module], object]] = {
 @pytest.mark.parametrize("form", READ)
 def test_wrapped_weights_are_the_same_bits(tmp_path: Path, network: nn.Module, form: str) -> None:
     """Without the child process that `read` opens pickles in: one for each would take a minute."""
-    torch.save(READ[form](network), tmp_path / "x.pt")
-    content = torch.load(tmp_path / "x.pt", weights_only=True)
+    content = loaded(READ[form](network), tmp_path / "x.pt")
     same(bare(unwrap(content, None, "x.pt").tensors, "x.pt")[0], network.state_dict())
+
+
+def loaded(saved: object, path: Path) -> object:
+    """What the checks of `read` and torch's restricted loader let through of a saved object."""
+    torch.save(saved, path)
+    with opened(path) as source:
+        scan(read_pickle(source), source.name)
+    return torch.load(path, weights_only=True)
+
+
+def test_attributes_that_hide_a_tensors_own_methods_are_left_behind(tmp_path: Path, network: nn.Module) -> None:
+    hiding = dict.fromkeys(("numel", "detach", "contiguous", "resolve_conj"), "none")
+    content = loaded(marked(network.state_dict(), **hiding), tmp_path / "x.pt")
+    tensors = unwrap(content, None, "x.pt").tensors
+    size = (tmp_path / "x.pt").stat().st_size
+    same({n: plain_tensor(n, t, "x.pt", size) for n, t in tensors.items()}, network.state_dict())
 
 
 def same(found: Any, state: State) -> None:
@@ -165,6 +193,9 @@ def test_flat_parameters_of_fsdp_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelRejected, match="one process's share") as caught:
         read(tmp_path / "x.safetensors")
     assert "get_model_state_dict" in caught.value.hint  # tried above, as "gathered"
+    for name in ("torch._utils _rebuild_wrapper_subclass", "torch.distributed.tensor DTensor"):  # FSDP 2, not gathered
+        with pytest.raises(ModelRejected, match="one process's share"):
+            scan(b"\x80\x02c" + name.replace(" ", "\n").encode() + b"\n.", "x.pt")
 
 
 def test_deepspeed_in_parts_is_refused_with_its_own_script(tmp_path: Path, network: nn.Module) -> None:
