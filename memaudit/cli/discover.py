@@ -151,7 +151,7 @@ def ranked_into(
         found, table = discovery.run()
         ranking = found.model_copy(update={"following": _following(model, sources, network, folder)})
         progress.stage("write ranking")
-        pictures = _thumbnails(written.images, ranking, discovery.examples)
+        pictures = _thumbnails("none" if network.redact else written.images, ranking, discovery.examples)
         paths = views.write_all(ranking, table, targets, pictures, ranked.top)
         if not (discovery.late or keep):
             journal.discard()
@@ -193,8 +193,8 @@ def _following(model: str, sources: Sources, network: opt.Network, folder: Path)
     for one in fields(network):
         value = getattr(network, one.name)
         for single in value if isinstance(value, list) else [value]:
-            if single is not None:
-                words += [f"--{one.name.replace('_', '-')}", portable(str(single))]
+            if single not in (None, False):
+                words += [f"--{one.name.replace('_', '-')}", *([] if single is True else [portable(str(single))])]
     if sources.class_order != "natural":
         words += ["--class-order", portable(sources.class_order)]
     return clean(shlex.join(words), MAX_COMMAND)

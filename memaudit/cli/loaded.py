@@ -90,7 +90,7 @@ def load(
 
     names, order = sources.class_names(checkpoint)
     same = sources.flagged == sources.reference  # a whole training set stands for both
-    read = _reader(sources, names, progress, like)
+    read = _reader(sources, names, progress, like, redact=bool(network.redact))
 
     def read_reference(used: Adapter, limit: int | None) -> ExampleSet:
         return read("reference", sources.reference, used, limit, None if same else sources.reference_size or None)
@@ -142,7 +142,7 @@ def _names(adapter: Adapter, names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _reader(
-    sources: Sources, names: tuple[str, ...], progress: Stages, like: Loaded | None
+    sources: Sources, names: tuple[str, ...], progress: Stages, like: Loaded | None, *, redact: bool
 ) -> Callable[..., ExampleSet]:
     from memaudit import data
 
@@ -160,7 +160,7 @@ def _reader(
         if limit is None and what in known and _geometry(adapter) == shape:
             return known[what]
         progress.stage(f"read {what}")
-        return data.read(
+        found = data.read(
             source,
             preprocess=adapter.preprocess,
             num_classes=adapter.num_classes,
@@ -173,6 +173,7 @@ def _reader(
             paired=adapter.multi_label,
             encode=adapter.encode,
         )
+        return found.redacted() if redact else found
 
     return read
 

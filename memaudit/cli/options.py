@@ -69,7 +69,7 @@ class Places:
 
 @dataclass(frozen=True)
 class Network:
-    """Which network the checkpoint holds, and what its images go through before it."""
+    """Which network the checkpoint holds, what its images go through before it, and what is shown of them."""
 
     adapter: Annotated[str | None, typer.Option(help="Installed adapter, or your own file: ./my_model.py:factory.")] = (
         None
@@ -103,6 +103,10 @@ class Network:
     channel_order: Annotated[str | None, typer.Option(help="rgb, or bgr as OpenCV reads.")] = None
     multi_label: Annotated[
         bool | None, typer.Option("--multi-label", help="Labels do not exclude each other: one logit each.")
+    ] = None
+    redact: Annotated[
+        bool | None,
+        typer.Option("--redact", help="No texts, file names, notes or pictures in reports: rows and ids instead."),
     ] = None
 
     def __post_init__(self) -> None:

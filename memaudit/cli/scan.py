@@ -116,7 +116,8 @@ def scanned(
                 progress.stage(f"resume after {journal.recorded} batches")
             report = gate.apply(auditor.run(), settings.policy, accepted)
             progress.stage("write report")
-            written = outputs.write(report, targets, _thumbnails(destination.images, report, auditor))
+            shown = "none" if network.redact else destination.images
+            written = outputs.write(report, targets, _thumbnails(shown, report, auditor))
             logged.log(run.log, report, written)
             if not auditor.late:
                 journal.discard()

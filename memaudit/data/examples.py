@@ -70,6 +70,17 @@ class ExampleSet:
         """The same images, whose ids nobody knows."""
         return replace(self, examples=tuple(e.model_copy(update={"declared_id": None}) for e in self.examples))
 
+    def redacted(self) -> ExampleSet:
+        """The same examples without names, notes and words of theirs: row, line and id stand for each."""
+        bare = {"source": "array", "note": None, "columns": {}}
+        hidden = ("not named (--redact)",)
+        return replace(
+            self,
+            examples=tuple(e.model_copy(update=bare) for e in self.examples),
+            unreadable=hidden * len(self.unreadable),
+            duplicates=hidden * len(self.duplicates),
+        )
+
     def labelled(self, labels: Sequence[int]) -> ExampleSet:
         """The same images, each asked for another of `labels`."""
         pairs = zip(self.examples, labels, strict=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from memaudit.checkpoints import read
 from memaudit.data import read as read_examples
 from memaudit.errors import DataRejected, ModelRejected
 from tests.cli_support import FAST, Command, command
-from tests.plugins.text_run import MOODS, write_text
+from tests.plugins.text_run import CHANGED, MOODS, write_text
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,34 @@ def test_sentences_are_scanned_and_erased_without_a_flag(work: Path, memaudit: C
     after = dict(zip((f["id"] for f in report["findings"]), plain_predictions(work / "edited", texts), strict=True))
     assert erased
     assert {name: after[name] for name in erased} == erased
+
+
+def test_a_training_set_of_texts_is_ranked_scanned_and_erased_and_redacted_reports_hold_none_of_them(
+    work: Path, memaudit: Command
+) -> None:
+    done = memaudit("discover", "bert", "--data", "train.csv", "--out", "d", "--profile", "fast", "-q", "--redact")
+    assert (done.code, done.err) == (0, "")
+    ranking = json.loads((work / "d" / "ranking.json").read_text())
+    assert sum(one["example"]["index"] < CHANGED for one in ranking["ranked"][:CHANGED]) >= CHANGED // 2
+    said = done.out
+    scan = shlex.split(ranking["following"])[1:]
+    assert scan[-1] == "--redact"
+    done = memaudit(*scan, "--reference", "reference.jsonl", "--out", "q", "--profile", "fast", "-q")
+    assert (done.code, done.err) == (1, "")
+    said += done.out
+    accept = ("--all", "--max-test-drop", "100", "-q")
+    done = memaudit("erase", "q/report.json", "--model", "bert", "-o", "forgets", *accept)
+    assert done.code == 0, done.err
+    said += done.out + done.err
+    files = [*(work / "d").rglob("*"), *(work / "q").rglob("*"), *work.glob("forgets.*")]
+    said += "".join(p.read_text() for p in files if p.is_file())
+    report = json.loads((work / "q" / "report.json").read_text())
+    assert {f["example"]["source"] for f in report["findings"]} == {"array"}
+    assert all(f["example"]["note"] is None for f in report["findings"])
+    with (work / "train.csv").open(encoding="utf-8") as file:
+        texts = [row["text"] for row in csv.DictReader(file)]
+    texts += [json.loads(line)["text"] for line in (work / "reference.jsonl").read_text().splitlines()]
+    assert [text for text in texts if text in said] == []
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ CHANGED, TRAINED, EVERYTHING = 8, 160, 260
 
 
 def write_text(folder: Path) -> Path:
-    """`bert/`, `flagged.csv` with the changed labels, `reference.jsonl` of held-out sentences."""
+    """`bert/`, `train.csv`, `flagged.csv` with the changed labels, `reference.jsonl` of held-out sentences."""
     names, draw = list(MOODS), random.Random(0)
     truth = [draw.randrange(2) for _ in range(EVERYTHING)]
     texts = [" ".join([*draw.sample(FILLERS, 4), *draw.sample(MOODS[names[y]], 2)]) for y in truth]
@@ -53,6 +53,9 @@ def write_text(folder: Path) -> Path:
     with (folder / "flagged.csv").open("w", newline="", encoding="utf-8") as file:
         rows = [[texts[i], names[labels[i]], names[truth[i]]] for i in range(CHANGED)]
         csv.writer(file).writerows([["text", "label", "true_label"], *rows])
+    with (folder / "train.csv").open("w", newline="", encoding="utf-8") as file:
+        learned = [[texts[i], names[labels[i]], f"note on {texts[i]}"] for i in range(TRAINED)]
+        csv.writer(file).writerows([["text", "label", "note"], *learned])
     held_out = [{"text": texts[i], "label": labels[i]} for i in range(TRAINED, EVERYTHING)]
     (folder / "reference.jsonl").write_text("".join(json.dumps(r) + "\n" for r in held_out), encoding="utf-8")
     return folder
