@@ -11,6 +11,9 @@ TWINS: dict[str, str] = {
         "tests/network/test_ablate.py::test_both_give_what_a_copy_with_zeroed_weights_gives"
     ),
     "memaudit.network.ablate:without": "tests/network/test_ablate.py::test_written_over_or_multiplied_is_the_same",
+    "memaudit.network.attention:projected": (
+        "tests/network/test_attention.py::test_a_head_cut_on_the_way_is_one_cut_in_a_copys_weights"
+    ),
     "memaudit.network.replay:Replayer": "tests/network/test_replay.py::test_a_replay_gives_the_bits_of_a_plain_pass",
     "memaudit.engine.passes:MaskGradients": (
         "tests/audits/localize/test_search.py::test_gradients_by_mask_are_those_of_scaling_the_weights"

@@ -20,6 +20,7 @@ from memaudit.checkpoints.load import fitted
 from memaudit.checkpoints.wrapped import spelled
 from memaudit.data.images.preprocess import Preprocess
 from memaudit.errors import EnvironmentFault, MemauditError, ModelRejected
+from memaudit.network.attention import projected
 from memaudit.network.scoped import attributes
 from memaudit.network.sites import find_sites
 from memaudit.network.tied_dropout import bypassed
@@ -132,7 +133,8 @@ class Adapter:
         return heads.paired(outputs) if self.multi_label else heads.two_classes(outputs)
 
     def _outputs(self, images: Tensor) -> Tensor:
-        return heads.logits_of(self.module(*self.inputs(images)), len(images))
+        with projected(self.module):
+            return heads.logits_of(self.module(*self.inputs(images)), len(images))
 
     @cached_property
     def ends_in(self) -> str:

@@ -72,7 +72,7 @@ class ExampleSet:
 
     def redacted(self) -> ExampleSet:
         """The same examples without names, notes and words of theirs: row, line and id stand for each."""
-        bare = {"source": "array", "note": None, "columns": {}}
+        bare: dict[str, object] = {"source": "array", "note": None, "columns": {}}
         hidden = ("not named (--redact)",)
         return replace(
             self,

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from memaudit.findings import Kind
+from memaudit.network import attention
 from memaudit.network.hooks import hooked
 from memaudit.network.trace import Key, Op, Trace, record
 from memaudit.network.units import Site
@@ -89,6 +90,8 @@ def _candidates(trace: Trace) -> Iterator[Site]:
             site = _normalized(trace, op)
         elif op.name in ATTENTION or (op.name in PRODUCT and _mixes_values(trace, op)):
             yield from _heads(trace, op)
+        elif op.name == attention.ATTEND.__name__:
+            yield from attention.heads(trace, op)
         if site is not None:
             taken.add(site.layer)
             yield site
