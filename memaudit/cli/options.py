@@ -277,6 +277,10 @@ class Verified:
     max_tpr_at_fpr: Annotated[
         str | None, typer.Option(help="Policy: FPR:TPR, as 0.1%:1%; without it, no evidence of membership at all.")
     ] = None
+    erased: Annotated[
+        Path | None,
+        typer.Option(help="NAME.erase.json of the edit that made MODEL, for the officer's page."),
+    ] = None
     by: By = ""
     log: Log = None
 

@@ -28,6 +28,7 @@ NOT_NUMBERS = frozenset(
         *("model", "flagged", "reference", "test", "data", "out", "output", "format_", "images", "quiet"),
         *(
             "exit_zero",
+            "erased",
             "dry_run",
             "without",
             "unseen",

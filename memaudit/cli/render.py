@@ -38,6 +38,11 @@ def render(
         for path in writing.write_all(verifications.parsed(data, report), output):
             typer.echo(path, err=True)
         return
+    if "source_sha256" in data:
+        raise DataRejected(
+            f"{clean(report)} is the record of an edit, not a report",
+            hint="Render the report that erase wrote beside it, NAME.report.json: it holds the edit.",
+        )
     outputs.check(output)
     loaded = reports.read(report)
     page = any(path.suffix.lower() == ".html" for path in output)

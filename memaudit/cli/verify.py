@@ -17,8 +17,11 @@ from memaudit.cli.loaded import load, load_others
 from memaudit.cli.sources import Sources
 from memaudit.cli.values import choice
 from memaudit.errors import ExitCode, UsageError
+from memaudit.text import clean
 
 if TYPE_CHECKING:
+    from memaudit.cli.loaded import Loaded
+    from memaudit.findings import Erasure
     from memaudit.report.verified import Verification
     from memaudit.settings import Provenance
 
@@ -99,6 +102,7 @@ def verify(
     with Stages(judged.quiet) as progress, outputs.locked(folder):
         sources = Sources.of(model, _places(asked, verified))
         loaded = load(model, network, sources, compute.device, progress)
+        edit = _edit(verified.erased, loaded)
         others = load_others(asked.without, loaded, network, sources, compute.device, progress)
 
         from memaudit.cli.provenance import beside_warning, provenance, size_warning
@@ -126,6 +130,7 @@ def verify(
             class_names=loaded.class_names,
             progress=progress,
         ).run()
+        found = found.model_copy(update={"erasure": edit})
         progress.stage("write verification")
         paths = views.write_all(found, targets)
         logged.log(verified.log, found, paths)
@@ -154,6 +159,26 @@ def _places(asked: Asked, verified: opt.Verified) -> opt.Places:
         row_order=asked.row_order,
         class_order=asked.class_order,
     )
+
+
+def _edit(path: Path | None, loaded: Loaded) -> Erasure | None:
+    """What `memaudit erase` recorded of the edit that made the model.
+
+    Raises:
+        DataRejected: the file is no such record, or of another model.
+    """
+    from memaudit.errors import DataRejected
+    from memaudit.report import reading
+
+    if path is None:
+        return None
+    found = reading.edit(path)
+    if found.sha256 != loaded.checkpoint.sha256:
+        raise DataRejected(
+            f"--erased {clean(path.name)} is of another model: it made {clean(found.file)}, sha256 {found.sha256[:12]}",
+            hint="Verify the edited copy, or name the NAME.erase.json that was written with this one.",
+        )
+    return found
 
 
 def _renamed(found: Provenance) -> Provenance:

@@ -83,6 +83,7 @@ class Membership(Plain):
     members: int = Field(ge=1, description="flagged examples compared")
     others: int = Field(ge=1, description="unseen examples compared")
     left_out: int = Field(default=0, ge=0, description="flagged examples without an unseen one of their kind")
+    undeclared: int = Field(default=0, ge=0, description="flagged examples whose true label nobody gave")
     relabelled: int = Field(
         default=0, ge=0, description="unseen examples asked for a wrong label, as flagged ones of their class were"
     )

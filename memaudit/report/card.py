@@ -44,7 +44,7 @@ def of_verification(found: Verification) -> str:
         "Membership: whether the model's answers tell flagged examples from unseen ones of the same kinds.",
         table(words.HEAD, words.figures(found)),
         "",
-        words.LIMITS,
+        words.limits(found.membership),
         found,
     )
 

@@ -124,15 +124,15 @@ _RENDERERS: dict[str, Renderer] = {
 
 
 def _officer_html(report: Report, _: Thumbnails) -> Iterable[str]:
-    from memaudit.report.officer import sheet, views
+    from memaudit.report.officer import scanned, views
 
-    return [views.html(sheet.of_report(report))]
+    return [views.html(scanned.of_report(report))]
 
 
 def _officer_markdown(report: Report, _: Thumbnails) -> Iterable[str]:
-    from memaudit.report.officer import sheet, views
+    from memaudit.report.officer import scanned, views
 
-    return [views.markdown(sheet.of_report(report))]
+    return [views.markdown(scanned.of_report(report))]
 
 
 def _card(report: Report, _: Thumbnails) -> Iterable[str]:

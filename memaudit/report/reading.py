@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 from pydantic import ValidationError
 
 from memaudit.errors import DataRejected
+from memaudit.findings import Erasure
 from memaudit.report.document import SCHEMA_VERSION, Report
 from memaudit.text import clean
 
@@ -31,6 +32,20 @@ def read(path: Path) -> Report:
             f"{clean(path)} is not a memaudit report: {error.error_count()} fields do not fit the schema",
             hint="Compare it with: memaudit schema report",
             details=_lines(error),
+        ) from None
+
+
+def edit(path: Path) -> Erasure:
+    """The edit in a `NAME.erase.json`.
+
+    Raises:
+        DataRejected: it is missing, not JSON, or no edit that this version reads.
+    """
+    try:
+        return Erasure.model_validate(load(path))
+    except ValidationError:
+        raise DataRejected(
+            f"{clean(path)} is not the record of an edit", hint="memaudit erase writes one: NAME.erase.json"
         ) from None
 
 

@@ -9,6 +9,7 @@ from memaudit.findings import (
     ConfigValue,
     Counterfactuals,
     DataSource,
+    Erasure,
     Gate,
     Inputs,
     Membership,
@@ -46,6 +47,7 @@ class Verification(Plain):
     without: list[OtherModel] = Field(default=[], description="models that were trained without the flagged examples")
     membership: Membership
     counterfactuals: Counterfactuals | None = None
+    erasure: Erasure | None = Field(default=None, description="the edit that made the model, where it is one")
     warnings: list[ReportWarning] = []
     gate: Gate
 

@@ -335,14 +335,14 @@ def test_axe_finds_nothing_serious(open_page: Open, axe: str, sample: str, width
 
 @pytest.mark.parametrize("name", ["officer of a scan", "officer of a verification", "verification"])
 def test_axe_finds_nothing_on_pages_without_script(open_page: Open, axe: str, name: str) -> None:
-    from memaudit.report.officer import sheet, views
+    from memaudit.report.officer import scanned, verified, views
     from memaudit.report.verification import html
     from tests.report.test_officer import verification
 
     found = verification()
     texts = {
-        "officer of a scan": lambda: views.html(sheet.of_report(samples.small())),
-        "officer of a verification": lambda: views.html(sheet.of_verification(found)),
+        "officer of a scan": lambda: views.html(scanned.of_report(samples.small())),
+        "officer of a verification": lambda: views.html(verified.of_verification(found)),
         "verification": lambda: html.render(found),
     }
     page = open_page(texts[name]())

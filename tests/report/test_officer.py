@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from memaudit import report as reports
 from memaudit.errors import UsageError
+from memaudit.findings import Erasure
+from memaudit.report.columns import MARK
 from memaudit.report.document import Report
-from memaudit.report.officer import sheet as sheets
-from memaudit.report.officer import views
+from memaudit.report.officer import scanned, verified, views
+from memaudit.report.officer.sheet import Sheet
 from memaudit.report.verification import writing as verifications
 from memaudit.report.verified import Verification
 from tests import report_samples as samples
+from tests.report.test_columns import FORMULAS
 
 TERMS = ("atypical", "margin", "ablat", "LiRA", "RMIA", "logit", "AUC", "TPR", "epsilon", "softmax", "q-value", "MEM")
 
@@ -52,8 +58,8 @@ def verification(**changes: object) -> Verification:
 SMALL: list[Report | Verification] = [samples.small(), verification()]
 
 
-def sheet_of(found: Report | Verification) -> sheets.Sheet:
-    return sheets.of_verification(found) if isinstance(found, Verification) else sheets.of_report(found)
+def sheet_of(found: Report | Verification) -> Sheet:
+    return verified.of_verification(found) if isinstance(found, Verification) else scanned.of_report(found)
 
 
 class Text(HTMLParser):
@@ -121,6 +127,94 @@ def test_outside_strings_are_harmless_on_page_markdown_and_card(tmp_path: Path) 
         outside = re.sub(r"`+[^\n]*?`+", "", written)
         assert not re.search(r"(?<!\\)<(script|img|b)\b", outside)
         assert not any(line.lstrip().startswith("::") for line in written.splitlines())
+
+
+def edit(**changes: Any) -> Erasure:
+    """An edit with every proof."""
+    from memaudit.findings import ErasureScores, InputPoint, RandomEdit, RelearnPoint
+
+    def scores(used: float, reference: float) -> ErasureScores:
+        return ErasureScores(used=used, unused=0.5, true_label=None, reference=reference, test=None, by_class=[])
+
+    said = verification().membership
+    values = {
+        "method": "units", "done": "3 units silenced", "file": "edited.safetensors", "sha256": "0" * 64,
+        "source_sha256": "1" * 64, "counts": {"used": 2, "reference": 2000}, "before": scores(1.0, 0.912),
+        "after": scores(0.25, 0.9), "random": RandomEdit(draws=5, units=3, used=0.98, reference=0.91),
+        "inputs": [InputPoint(radius=0.2, examples=40, flagged=0.8, control=0.1)],
+        "relearning": [RelearnPoint(steps=20, rest=0.4, control=0.05)],
+        "membership_before": said.model_copy(update={"found": True}), "membership": said,
+    }  # fmt: skip
+    return Erasure.model_validate(values | changes)
+
+
+@pytest.mark.parametrize("kind", ["scan", "verify"])
+def test_what_was_done_about_it_is_the_edits_own_record(kind: str) -> None:
+    sheet = sheet_of(samples.small(erasure=edit()) if kind == "scan" else verification(erasure=edit()))
+    done, left = " ".join(sheet.done), " ".join(sheet.remains)
+    for words in (
+        "3 units silenced", "0" * 64, "1" * 64, "91.2% before, 90.0% after", "100.0% before, 25.0% after",
+        "3 units of the network, 5 times", "98.0% of the labels are still given", "80.0%, and for 10.0% of ordinary",
+        "40.0% of the labels are given again (5.0%", "Before the edit they do, after it no sign was found",
+    ):  # fmt: skip
+        assert words in done
+    assert "25.0% of the labels that the edit was made for are still given" in left
+    assert "in place of" in left
+    assert not [term for term in TERMS if term in done + left]
+
+
+def hostile() -> Verification:
+    """Every outside string of a verification is hostile, the user's own columns and the edit's record, too."""
+    from memaudit.findings import DataSource, MembershipSlice, Prediction, Scored
+
+    texts = [*samples.HOSTILE, *FORMULAS]
+    examples = [
+        Scored(
+            id=text, share=0.5, scores={"loss": 0.0}, traced=True,
+            example=samples.small().findings[0].example.model_copy(
+                update={"id": text, "source": text, "note": text, "declared_id": text, "columns": {text or "x": text}}
+            ),
+            before=Prediction(prediction=0, margin=1.0, confidence=0.9),
+        )
+        for text in texts
+    ]  # fmt: skip
+    slices = [
+        MembershipSlice(by=text, value=text, members=5, others=9, auc=0.5, auc_low=0.3, auc_high=0.7, hits=1, rate=0.2,
+                        low=0.0, high=0.7, small=True)
+        for text in texts
+    ]  # fmt: skip
+    bad = "<script>alert(1)</script>\u202e=1+1"
+    said = verification().membership.model_copy(update={"examples": examples, "slices": slices})
+    source = DataSource(source=bad, count=16, sha256=bad, accuracy=0.9, low=0.8, high=1.0)
+    return verification(
+        membership=said, flagged=source, reference=source, unseen=source, by=bad, command=bad,
+        class_names=[bad] * 10, erasure=edit(file=bad, sha256=bad, source_sha256=bad, done=bad),
+        warnings=[{"code": bad, "message": text} for text in texts],
+    )  # fmt: skip
+
+
+def test_outside_strings_of_a_verification_are_harmless_everywhere(tmp_path: Path) -> None:
+    names = ("v.html", "v.md", "officer.html", "officer.md", "model-card.md", "v.csv")
+    mild = {
+        p.name: p.read_text("utf-8") for p in verifications.write_all(verification(), [tmp_path / n for n in names])
+    }
+    paths = verifications.write_all(hostile(), [tmp_path / name for name in (*names, "v.parquet")])
+    texts = {path.name: path.read_text("utf-8").removeprefix(MARK) for path in paths[:-1]}
+    for name, text in texts.items():
+        assert not [c for c in text if c not in "\r\n" and not c.isprintable()], name
+        if name.endswith(".html"):
+            tags = set(re.findall(r"<[a-z0-9]+", text)) - {"<table", "<tr", "<td", "<th", "<details", "<summary"}
+            assert tags <= set(re.findall(r"<[a-z0-9]+", mild[name])) | {"<b", "<code", "<h2", "<thead", "<tbody"}
+            assert "<script" not in text
+        if name.endswith(".md"):
+            outside = re.sub(r"`+[^\n]*?`+", "", text)
+            assert not re.search(r"(?<!\\)<(script|img|b)\b", outside), name
+    cells = [cell for row in csv.reader(io.StringIO(texts["v.csv"])) for cell in row]
+    assert not [cell for cell in cells if cell[:1] in tuple("=+@\t") or re.match(r"-[^\d.]", cell)]
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.read_parquet(paths[-1])
+    assert len(frame) == len(hostile().membership.examples)
+    assert all(value.isprintable() for value in frame["source"])
 
 
 @pytest.mark.parametrize("name", ["officer.html", "Officer-2026.html", "officer.md", "model-card.md"])

@@ -86,6 +86,7 @@ def membership(
         members=len(flagged),
         others=len(unseen),
         left_out=compared.left_out,
+        undeclared=sum(example.true_label is None for example in flagged),
         relabelled=compared.relabelled,
         kinds=len(kinds),
         found=tested.p_value <= LEVEL,

@@ -42,7 +42,7 @@ def markdown(found: Verification) -> str:
             (_example(found, one) for one in sorted(said.examples, key=lambda one: one.share)[:EXAMPLES]),
         ),
         "## What this does not show",
-        "\n".join(f"- {line}" for line in words.LIMITS),
+        "\n".join(f"- {line}" for line in words.limits(found.membership)),
         "## Provenance",
         _sets(found),
         f"Model SHA-256 {code(found.model.sha256)}. {_made(found)}",

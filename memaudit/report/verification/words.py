@@ -23,10 +23,24 @@ TESTS = {
 
 LIMITS = (
     "Absence of evidence is no proof of absence: a trace smaller than the one named may be there.",
-    "It rests on unseen examples drawn as the flagged ones were: any other difference is measured too.",
-    "The tests ask for the model's answers. An attacker with the weights, or with better tests, may find more.",
+    (
+        "It is fair only if flagged and unseen examples come from one source and were chosen in the same way: any "
+        "other difference between them looks like a trace, or hides one."
+    ),
+    "The tests only ask the model. Who holds the model file itself, or has better tests, may find more.",
     "Epsilon is a lower bound for this model, as if chance had chosen its training data: no guarantee of privacy.",
 )
+
+
+def limits(said: Membership) -> tuple[str, ...]:
+    """`LIMITS`, and before them what an audit without true labels does not know."""
+    if not said.undeclared:
+        return LIMITS
+    unknown = (
+        f"No true label (column true_label) is given for {count(said.undeclared, 'flagged example')}, so the labels "
+        "were taken for right. For wrong ones the comparison is not fair: a trace of them is easily missed."
+    )
+    return (unknown, *LIMITS)
 
 
 def headline(found: Verification) -> str:

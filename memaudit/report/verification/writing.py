@@ -87,9 +87,9 @@ def _document(found: Verification, path: Path) -> Iterable[str]:
 
     suffix = format_of(path)
     if suffix in ("officer.html", "officer.md"):
-        from memaudit.report.officer import sheet, views
+        from memaudit.report.officer import verified, views
 
-        page = sheet.of_verification(found)
+        page = verified.of_verification(found)
         return [views.html(page) if suffix == "officer.html" else views.markdown(page)]
     if suffix == "model-card.md":
         from memaudit.report import card
