@@ -78,7 +78,7 @@ def points(*, likelihood: str, resistance: str, data: str) -> list[Point]:
         Point("AI Act, article 15", "resilience against attacks on confidentiality", resistance),
         Point("ISO/IEC 42001, A.5.4", "impact on individuals", "“What was found”, for the impact assessment"),
         Point(
-            "ISO/IEC 42001, A.6.2.4", "verification and validation, with criteria", "the policy under “What was asked”"
+            "ISO/IEC 42001, A.6.2.4", "verification and validation, with criteria", "the rule under “What was asked”"
         ),
         Point("ISO/IEC 42001, A.6.2.7", "technical documentation", "this page and report"),
         Point("ISO/IEC 42001, A.7.4", "quality of data", data),
@@ -89,8 +89,8 @@ RULES = {
     "max_memorized": "at most {} memorized examples that nobody has accepted",
     "max_localized": "at most {} memorized and localized examples that nobody has accepted",
     "min_reference_accuracy": "right on at least {} of the comparison examples, as a share",
-    "no_evidence": "no evidence that the model was trained on them ({})",
-    "max_tpr_at_fpr": "share wrongly accused, and share recognised that is allowed then: {}",
+    "no_evidence": "no sign that the model was trained on them",
+    "max_tpr_at_fpr": "where at most {} of the unseen are accused wrongly, at most {} of the flagged recognised",
 }
 """A policy's rules in plain words."""
 
@@ -98,7 +98,7 @@ RULES = {
 def policy(policy: dict[str, str], failed: list[str]) -> list[str]:
     """The rules, and whether they are met."""
     rules = [
-        RULES.get(name, clean(name).replace("{", "(").replace("}", ")") + " {}").format(clean(value))
+        RULES.get(name, clean(name).replace("{", "(").replace("}", ")") + " {}").format(*clean(value).split(":", 1), "")
         for name, value in list(policy.items())[:MOST]
     ]
     met = "It is not met." if failed else "It is met."
@@ -122,7 +122,7 @@ def examples(name: str, source: DataSource) -> list[tuple[str, str]]:
 def run(volatile: Mapping[str, object], by: str, version: str, command: str) -> list[tuple[str, str]]:
     """When, by whom and with what."""
     return [
-        ("Date (UTC)", clean(volatile.get("started", "not recorded"))),
+        ("Date (UTC)", clean(volatile.get("started", "not recorded")).replace("T", " ").removesuffix("Z")),
         ("Run by", clean(by) or "not given"),
         ("With", f"memaudit {clean(version)}: {clean(command, 400)}"),
     ]
