@@ -40,22 +40,30 @@ def main() -> None:
     parser.add_argument("--audits", type=int, default=200)
     parser.add_argument("--report", type=Path)
     given = parser.parse_args()
-    images, truth, *_ = training.split_digits(0)
-    x, y = torch.from_numpy(images[:, None]).float() / 255, torch.from_numpy(truth)
     found: dict[str, list[float]] = {name: [] for name in LISTS}
     for split in range(SPLITS):
-        rng = np.random.default_rng(split)
-        order = rng.permutation(len(x))
-        rows, pool = order[:TRAINED], order[TRAINED : TRAINED + POOL]
-        asked, other = (learned(x, y, rows, 2 * split + n) for n in (0, 1))
-        reference = examples(x, y, rows[:60], "reference")
-        for audit in range(given.audits // SPLITS):
-            for name, (share, declared) in LISTS.items():
-                listed, unseen = drawn(rng, x, y, pool, share, declared)
-                said = memaudit.verify(asked, listed, reference, unseen, without=[other], profile="fast", seed=audit)
-                found[name].append(said.membership.p_value)
+        for name, values in audited(split, given.audits // SPLITS).items():
+            found[name] += values
         print(split, {name: sum(p <= 0.05 for p in ps) for name, ps in found.items()}, flush=True)
     publish(report(found), given.report)
+
+
+def audited(split: int, audits: int) -> dict[str, list[float]]:
+    """The p-values of `audits` lists of each kind, of two networks of one split."""
+    images, truth, *_ = training.split_digits(0)
+    x, y = torch.from_numpy(images[:, None]).float() / 255, torch.from_numpy(truth)
+    rng = np.random.default_rng(split)
+    order = rng.permutation(len(x))
+    rows, pool = order[:TRAINED], order[TRAINED : TRAINED + POOL]
+    asked, other = (learned(x, y, rows, 2 * split + n) for n in (0, 1))
+    reference = examples(x, y, rows[:60], "reference")
+    found: dict[str, list[float]] = {name: [] for name in LISTS}
+    for audit in range(audits):
+        for name, (share, declared) in LISTS.items():
+            listed, unseen = drawn(rng, x, y, pool, share, declared)
+            said = memaudit.verify(asked, listed, reference, unseen, without=[other], profile="fast", seed=audit)
+            found[name].append(said.membership.p_value)
+    return found
 
 
 def learned(x: torch.Tensor, y: torch.Tensor, rows: np.ndarray, seed: int) -> torch.nn.Module:
