@@ -68,7 +68,7 @@ def from_dataset(
         identities.append(identity)
         odd.append(own)
         indices.append(index)
-        check_memory(len(images), image.numel() * image.element_size(), source)
+        check_memory(len(images), image.numel() * image.element_size(), source, dataset=True)
         if progress:
             progress(len(images), total or len(images))
     if not images:

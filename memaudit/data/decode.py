@@ -103,15 +103,20 @@ def in_threads(work: Callable[[int], T], count: int, progress: Progress | None) 
         pool.shutdown(cancel_futures=True)  # an interrupt waits for the images that are being decoded
 
 
-def check_memory(count: int, bytes_per_image: int, source: str) -> None:
+def check_memory(count: int, bytes_per_image: int, source: str, *, dataset: bool = False) -> None:
     """Refuse arrays whose copy in the network's type would not fit in the memory budget.
+
+    Args:
+        dataset: they are of a dataset in memory, not of a file.
 
     Raises:
         DataRejected: `count * bytes_per_image` exceeds it.
     """
     if count * bytes_per_image > MEMORY_BUDGET:
-        size, budget = count * bytes_per_image / 2**30, MEMORY_BUDGET / 2**30
+        size, budget, most = count * bytes_per_image / 2**30, MEMORY_BUDGET / 2**30, MEMORY_BUDGET // bytes_per_image
         raise DataRejected(
             f"{source}: {count} examples need {size:.1f} GiB as the network takes them, the limit is {budget:.1f} GiB",
-            hint=f"list at most {MEMORY_BUDGET // bytes_per_image} of its rows in a file, and name the set with --data",
+            hint=f"give a torch.utils.data.Subset of at most {most} of them"
+            if dataset
+            else f"list at most {most} of its rows in a file, and name the set with --data",
         )

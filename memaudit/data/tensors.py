@@ -61,7 +61,8 @@ class TensorListing(Listing):
         rows = asked = self.chosen(limit)
         if self.several is not None:
             rows = list(expanded(asked, *self.several))
-            check_memory(len(rows), self.x[0].numel() * self.x.element_size(), self.source)
+            each = -(-len(rows) // max(1, len(asked)))
+            check_memory(len(asked), each * self.x[0].numel() * self.x.element_size(), self.source)
         everything = len(rows) == len(self.x) and all(r.index == i for i, r in enumerate(rows))
         x = self.x if everything else self.x[[r.index for r in rows]]
         examples = [
@@ -78,6 +79,15 @@ class TensorListing(Listing):
             self.class_names,
             duplicates=duplicates,
             omitted=len(self.rows) - len(asked),
+            seen={"resized": len(keep)} if self._resized(preprocess) else {},
+        )
+
+    def _resized(self, preprocess: Preprocess) -> bool:
+        """Whether these are images that come to another size."""
+        return (
+            self.x.dtype == torch.uint8
+            and preprocess.image
+            and sorted(self.x.shape[1:]) != sorted(preprocess.input_size)
         )
 
     def _values(

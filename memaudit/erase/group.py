@@ -10,8 +10,6 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import torch
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from memaudit.data import ExampleSet, remove_overlap
 from memaudit.engine.answers import margin, predicted
@@ -25,11 +23,10 @@ from memaudit.erase.probes import random_edits
 from memaudit.erase.proof import measured
 from memaudit.erase.request import Request, Sets, check_editable, sets_of
 from memaudit.erase.search import EditSearch, Trial, editable_layers
-from memaudit.errors import DataRejected, ModelRejected
+from memaudit.errors import DataRejected
 from memaudit.findings import EditedLayer, Erasure, RandomEdit, TriedEdit
 from memaudit.network.scoped import holding
 from memaudit.numbers import count, tidy
-from memaudit.text import clean
 
 # Shares of the held-out examples: for the factors, for choosing, and the rest for the final figures; and most of each.
 FACTORS, VALIDATION = 0.35, 0.25
@@ -59,7 +56,6 @@ def by_curvature(request: Request, max_test_drop: float, clean_steps: int) -> Er
     """
     module = request.adapter.module
     check_editable(module)
-    _check_norms(module)
     with exact_arithmetic():
         before = request.evaluator()
         reference, _ = remove_overlap(request.reference, request.flagged)
@@ -125,16 +121,6 @@ TRAINED = (
     "{steps} steps of {batch} examples on {clean:,} reference examples, none of them flagged, followed the cut. "
     "Reference accuracy is largely that of examples trained on."
 )
-
-
-def _check_norms(module: nn.Module) -> None:
-    """Raise where weights change but the statistics that follow them cannot."""
-    without = [p for p, m in module.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is None]
-    if without:
-        raise ModelRejected(
-            f"the model cannot be edited: {clean(without[0])} keeps no normalisation statistics to re-estimate",
-            hint="Its BatchNorm uses each batch's own; train with track_running_stats=True, or use --method units.",
-        )
 
 
 def split(count: int, seed: int) -> tuple[list[int], list[int], tuple[int, ...]]:

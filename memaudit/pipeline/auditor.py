@@ -192,7 +192,7 @@ class Auditor(Proceeding):
 
     def _left_out(self, name: str, broken: MemauditError) -> None:
         title = AUDITS[name].title if name in AUDITS else name
-        said = f"{title} was left out: {broken.message}"
+        said = "; ".join(filter(None, (f"{title} was left out: {broken.message}", broken.hint)))
         self.warn("MEM107", said)
         for fields in self.layers:
             fields.pop(name, None)

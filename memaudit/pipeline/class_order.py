@@ -25,10 +25,15 @@ def check_class_order(names: Sequence[str], predicted: Tensor, labels: Tensor) -
     Raises:
         PremiseBroken: names both orders, with the accuracy of each.
     """
+    if (found := other_order(names, predicted, labels)) is not None:
+        raise found[0]
+
+
+def other_order(names: Sequence[str], predicted: Tensor, labels: Tensor) -> tuple[PremiseBroken, Tensor] | None:
+    """What `check_class_order` raises, and which images `(n,)` the other order explains."""
     given = tuple(names)
     if len(set(given)) != len(given) or int(labels.max()) >= len(given):
-        _check_mapping(predicted, labels)
-        return
+        return _other_mapping(predicted, labels)
     right = predicted == labels
     for order in ("natural", "lexical"):
         other = in_order(given, order)
@@ -39,33 +44,32 @@ def check_class_order(names: Sequence[str], predicted: Tensor, labels: Tensor) -
         fits = predicted == moved
         wins, losses = int((fits & ~right).sum()), int((right & ~fits).sum())
         if wins > losses and mcnemar(wins, losses) < CHANCE:
-            raise PremiseBroken(
+            wrong = PremiseBroken(
                 f"the class order is wrong (MEM902): reference accuracy is {float(right.float().mean()):.3f}, and "
                 f"{float(fits.float().mean()):.3f} with the classes in {order} order",
                 hint=f"Give the order the network was trained with: --class-order {order}, or a file of class names.",
             )
-    _check_mapping(predicted, labels)
+            return wrong, fits
+    return _other_mapping(predicted, labels)
 
 
-def _check_mapping(predicted: Tensor, labels: Tensor) -> None:
-    """Raise where every label stands for another class of the network: found on half of the rows, tested on the other.
-
-    Raises:
-        PremiseBroken: with the accuracy of both.
-    """
+def _other_mapping(predicted: Tensor, labels: Tensor) -> tuple[PremiseBroken, Tensor] | None:
+    """As `other_order` where every label stands for another class: found on half of the rows, tested on the other."""
     half, rest = slice(None, None, 2), slice(1, None, 2)
     mapping = {label: int(predicted[half][labels[half] == label].mode().values) for label in set(labels[half].tolist())}
     if len(set(mapping.values())) < len(mapping) or all(a == b for a, b in mapping.items()):
-        return
+        return None
     moved = labels.clone()
     for label, other in mapping.items():
         moved[labels == label] = other
     right, fits = (predicted == labels)[rest], (predicted == moved)[rest]
     wins, losses = int((fits & ~right).sum()), int((right & ~fits).sum())
-    if wins > losses and mcnemar(wins, losses) < CHANCE:
-        shown = ", ".join(f"{a} is {b}" for a, b in sorted(mapping.items()) if a != b)
-        raise PremiseBroken(
-            f"the class order is wrong (MEM902): reference accuracy is {float(right.float().mean()):.3f}, and "
-            f"{float(fits.float().mean()):.3f} with other labels for the same classes ({shown})",
-            hint="Give the classes in the order the network was trained with, one per line: --class-order FILE.",
-        )
+    if wins <= losses or mcnemar(wins, losses) >= CHANCE:
+        return None
+    shown = ", ".join(f"{a} is {b}" for a, b in sorted(mapping.items()) if a != b)
+    wrong = PremiseBroken(
+        f"the class order is wrong (MEM902): reference accuracy is {float(right.float().mean()):.3f}, and "
+        f"{float(fits.float().mean()):.3f} with other labels for the same classes ({shown})",
+        hint="Give the classes in the order the network was trained with, one per line: --class-order FILE.",
+    )
+    return wrong, predicted == moved

@@ -17,7 +17,7 @@ from memaudit.adapters.preprocessing import guessed
 from memaudit.data import ExampleSet, Preprocess
 from memaudit.errors import MemauditError, PremiseBroken, UsageError
 from memaudit.findings import ReportWarning
-from memaudit.pipeline.class_order import check_class_order
+from memaudit.pipeline.class_order import other_order
 from memaudit.pipeline.load import Settled, answers, better, right
 
 # Reference images that a usual normalisation is tried on.
@@ -157,12 +157,12 @@ def check_normalisation(
     if getattr(adapter, "transform", None) is not None:
         return settled
     logits, labels = answers(adapter, reference, device, TRIED_IMAGES)
-    check_class_order(names, logits.argmax(1), labels)
+    order = other_order(names, logits.argmax(1), labels)
     before = logits.argmax(1) == labels
     words = words or FLAGS
     unsaid = options.mean is None and dict(base.origins).get("mean") != "checkpoint"
     # What is said, or what a user's own code does by itself, is in question only where the network does badly.
-    if (base.raw or not unsaid) and float(before.float().mean()) >= 0.5:
+    if order is None and (base.raw or not unsaid) and float(before.float().mean()) >= 0.5:
         return settled
     tried = []
     for name, way in _ways(base):
@@ -170,7 +170,7 @@ def check_normalisation(
         logits, labels = answers(adapter, reference, device, TRIED_IMAGES)
         tried.append((name, way, logits.argmax(1) == labels))
     adapter.preprocess = base
-    _refuse(base, before, tried, words)
+    _raise_best(order, _other_way(base, before, tried, words))
     figures = _figures(("as it is", before), *((n, r) for n, _, r in tried))
     rivals = [n for n, w, r in tried if not better(before, r) and w.bgr == base.bgr]
     if unsaid and rivals and base.mean and options.mean is None:
@@ -211,19 +211,45 @@ def check_size(settled: Settled, options: ModelOptions, read: ReadReference, dev
             tried.append((f"images of {side} x {side}", way, seen(way)))
         except MemauditError:  # not a size for this network
             continue
-    _refuse(base, before, tried, FLAGS)
+    _raise_best(None, _other_way(base, before, tried, FLAGS))
 
 
-def _refuse(base: Preprocess, before: Tensor, tried: Sequence[tuple[str, Preprocess, Tensor]], words: Words) -> None:
-    """Raise where the best of `tried` is decisively better than `before`, what `base` gives on the same images."""
+Fault = tuple[PremiseBroken, Tensor] | None
+
+
+def _raise_best(order: Fault, way: Fault) -> None:
+    """Raise what explains the reference better, another order of the classes or another way of preparing images.
+
+    Raises:
+        PremiseBroken: with both where they explain it alike: colours that tell classes apart can be swapped as these.
+    """
+    if order is not None and way is not None and len(order[1]) == len(way[1]):
+        if not better(order[1], way[1]) and not better(way[1], order[1]):
+            raise PremiseBroken(
+                f"{order[0].message}. Or {way[0].message}",
+                hint=f"{way[0].hint}. Or else: {order[0].hint}",
+                details=way[0].details,
+            )
+        order, way = (order, None) if better(order[1], way[1]) else (None, way)
+    for found in (order, way):
+        if found is not None:
+            raise found[0]
+
+
+def _other_way(
+    base: Preprocess, before: Tensor, tried: Sequence[tuple[str, Preprocess, Tensor]], words: Words
+) -> Fault:
+    """The best of `tried`, if decisively better than `before`, what `base` gives on the same images."""
     name, way, best = max(tried, key=lambda t: float(t[2].float().mean()), default=("", base, before))
     if len(best) == len(before) and better(best, before):
-        raise PremiseBroken(
+        wrong = PremiseBroken(
             f"images are not prepared as the network was trained (MEM909): reference accuracy is "
             f"{float(before.float().mean()):.3f}, and {float(best.float().mean()):.3f} with {name}",
             hint=f"if that is how it was trained: {words.pixels(way, base)}",
             details=[_figures(("as it is", before), *((n, r) for n, _, r in tried))],
         )
+        return wrong, best
+    return None
 
 
 def _ways(base: Preprocess) -> Iterator[tuple[str, Preprocess]]:

@@ -58,6 +58,14 @@ def load(path: Path) -> dict[str, Any]:
     return _parse(path, _load(path))
 
 
+def is_complete(path: Path) -> bool:
+    """Whether a document of any kind stands there already, and is complete: one that is not never replaces it."""
+    try:
+        return path.exists() and load(path).get("status") == "complete"
+    except DataRejected:
+        return False
+
+
 def _load(path: Path) -> bytes:
     name = clean(path)
     try:

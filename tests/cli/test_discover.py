@@ -13,13 +13,17 @@ from safetensors.torch import save_file
 
 from memaudit.errors import ExitCode
 from memaudit.report.ranked import Ranking
-from memaudit.report.ranking import read
+from memaudit.report.reading import load
 from tests.cli_support import MODEL, NETWORK, Command, command
 from tests.conftest import Trained, digits
 
 FAST = ("--profile", "fast", "--images", "none", "-q")
 DISCOVER = ("discover", *MODEL, "--data", "train.npz", *FAST)
 CHANGED = 50
+
+
+def read(path: Path) -> Ranking:
+    return Ranking.model_validate(load(path))
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import timm
 import torch
@@ -63,6 +64,29 @@ def in_a_factory(line: str) -> Callable[[Path, Ran], tuple[str, ...]]:
         return (*ARCH, "--adapter", "factory.py:build")
 
     return right
+
+
+def vit(*words: str) -> Callable[[Path], tuple[str, ...]]:
+    """A network whose position embedding is of images of 160 x 160."""
+
+    def wrong(folder: Path) -> tuple[str, ...]:
+        save_file(timm.create_model("test_vit", num_classes=3).state_dict(), folder / "t.safetensors")
+        return ("inspect", "t.safetensors", "--arch", "test_vit", *words)
+
+    return wrong
+
+
+def rotary(*words: str) -> Callable[[Path], tuple[str, ...]]:
+    """A network that keeps no position embedding: a table of it is made for whatever size is said."""
+
+    def wrong(folder: Path) -> tuple[str, ...]:
+        network = timm.create_model("vit_small_patch16_rope_224", num_classes=3, depth=1, embed_dim=48, num_heads=3)
+        save_file(network.state_dict(), folder / "t.safetensors")
+        small = ("depth=1", "embed_dim=48", "num_heads=3", *words)
+        said = (word for one in small for word in ("--model-kwargs", one))
+        return ("inspect", "t.safetensors", "--arch", "vit_small_patch16_rope_224", *said)
+
+    return wrong
 
 
 SIZE = ("inspect", "model.safetensors", "--adapter", CODE)
@@ -159,6 +183,17 @@ FOLLOWED = [
         named(*ARCH, "--num-classes", "3"),
     ),
     Follow("--input-size {},{},{}", resnet("--input-size", "1,32,32"), named(*ARCH[:2], "--input-size", "3,32,32")),
+    Follow(
+        "leave --input-size out: the tensors show the size",
+        vit("--input-size", "3,64,64"),
+        lambda folder, ran: vit()(folder),
+    ),
+    Follow(
+        "check --model-kwargs against how it was trained",
+        rotary("img_size=4096"),
+        lambda folder, ran: rotary()(folder),
+        always=lambda: mock.patch("memaudit.adapters.named.GROWTH_SLACK", 1 << 20),
+    ),
     Follow(
         "check --model-kwargs and the checkpoint's own model_args",
         resnet("--arch", "test_resnet", "--model-kwargs", "no_such=3"),

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.hints.follow import DRY, Follow, Right, Wrong
+from tests.hints.follow import DRY, SCANNED, Follow, Right, Wrong
 from tests.real_inputs.crashes import DATA, MODEL
 from tests.real_inputs.harness import Ran, execute
-from tests.real_inputs.pictures import Net, fit, pictures, save, write_code, write_model
+from tests.real_inputs.pictures import Net, fit, pictures, placed, save, write_code, write_model
+from tests.real_inputs.preprocessing import swapped_hues
 
 PLAN = ("--dry-run", "-q")
 FLAGGED = DATA[:2]
@@ -48,6 +49,58 @@ def back(folder: Path, ran: Ran) -> None:
     (folder / "kept.npz").replace(folder / "reference.npz")
 
 
+TWIN = ("scan", "twin.safetensors", "--input-size", "32", "--flagged", "flagged.npz", "--reference", "few.npz", *PLAN)
+
+
+def twin(folder: Path) -> tuple[str, ...]:
+    """A file that fits two architectures, and a reference too small to tell them apart."""
+    import timm
+
+    save_file(timm.create_model("test_efficientnet_gn", num_classes=3).state_dict(), folder / "twin.safetensors")
+    x, truth = pictures()
+    for name, rows in (("flagged", range(6)), ("few", range(100, 106))):
+        np.savez(folder / f"{name}.npz", x=np.kron(x[rows], np.ones((1, 2, 2, 1), np.uint8)), y=truth[rows])
+    return TWIN
+
+
+def many(folder: Path) -> tuple[str, ...]:
+    """Six images with three labels each, which take more memory than there is."""
+    network = Net()
+    network.load_state_dict(load_file(folder / "model.safetensors"))
+    for name in ("flagged", "reference"):
+        x, _ = loaded(folder, f"{name}.npz")
+        np.savez(folder / f"{name}.npz", x=x[:6], y=(network(torch.tensor(x[:6])) > 0).numpy().astype(np.int64))
+    (folder / "rows.txt").write_text("0\n1\n")
+    return (*DRY, "--multi-label")
+
+
+def a_few(folder: Path, ran: Ran) -> tuple[str, ...]:
+    lists = ("--data", "flagged.npz", "--flagged", "rows.txt", "--reference", "others.txt")
+    (folder / "others.txt").write_text("2\n3\n")
+    return ("scan", *MODEL, *lists, *PLAN, "--multi-label")
+
+
+LAGGING = """class Lagging(Net):
+    seen = []
+    def forward(self, x):
+        self.seen.append(self.head.bias.clone())
+        y = super().forward(x)
+        return y - self.head.bias + self.seen[-3:][0]
+
+return Lagging()"""
+OVER_TIME = (*SCANNED[:-2], "--checkpoints", "epoch_*.pth", "--out", "lagging")
+
+
+def lagging(folder: Path) -> tuple[str, ...]:
+    """A network that computes with what its bias was two runs ago, and its past."""
+    final = load_file(folder / "model.safetensors")
+    for epoch in range(3):
+        state = {n: t * (0.7 + 0.1 * epoch) for n, t in final.items()}
+        torch.save({"epoch": epoch, "state_dict": state}, folder / f"epoch_{epoch}.pth")
+    write_code(folder, LAGGING)
+    return (*OVER_TIME, "--audit", "localize,rewind")
+
+
 def by_chance(y: np.ndarray) -> np.ndarray:
     return np.random.default_rng(0).permutation(y)
 
@@ -67,18 +120,25 @@ def accepted(folder: Path, ran: Ran) -> tuple[str, ...]:
     return (*DRY, "--min-reference-accuracy", ran.err.split("--min-reference-accuracy ")[1].split()[0])
 
 
-def named_folders(folder: Path, place: Callable[[int], int] = lambda label: label, outputs: int = 3) -> None:
-    """Folders `ant`, `bee`, `cat`, whose class `k` the network gives at output `place(k)`."""
+def named_folders(folder: Path, places: tuple[int, ...] = (0, 1, 2), outputs: int = 3) -> None:
+    """Folders `ant`, `bee`, `cat`, whose class `k` the network gives at output `places[k]`."""
     x, truth = pictures()
     y = truth.copy()
     y[:6] = (y[:6] + 1) % 3
     for n in (*range(6), *range(200, 300)):
         save(folder / ("wrong" if n < 6 else "val") / NAMES[y[n]] / f"{n}.png", x[n])
     inputs = torch.tensor(x[:120]).permute(0, 3, 1, 2).float() / 255
-    many = {3: Net, 5: Five}[outputs]
-    write_model(folder, fit(inputs, [place(int(k)) for k in y[:120]], network=many, epochs=300))
+    write_model(folder, placed(fit(inputs, y[:120].tolist()), places, outputs))
     write_code(folder, f"return Net(classes={outputs})")
-    (folder / "order.txt").write_text("".join(f"{NAMES[k]}\n" for k in sorted(range(3), key=place)))
+    (folder / "order.txt").write_text("".join(f"{NAMES[k]}\n" for k in sorted(range(3), key=places.__getitem__)))
+
+
+OF_FOLDERS = ("scan", *MODEL, "--flagged", "wrong", "--reference", "val", *PLAN)
+
+
+def permuted(folder: Path) -> tuple[str, ...]:
+    named_folders(folder, (1, 2, 0))
+    return OF_FOLDERS
 
 
 class Five(Net):
@@ -86,18 +146,13 @@ class Five(Net):
         super().__init__(classes=5)
 
 
-OF_FOLDERS = ("scan", *MODEL, "--flagged", "wrong", "--reference", "val", *PLAN)
-
-
-def permuted(folder: Path) -> tuple[str, ...]:
-    named_folders(folder, lambda k: (k + 1) % 3)
-    return OF_FOLDERS
-
-
 def spare(folder: Path) -> tuple[str, ...]:
     """Five outputs, three folders; half of the cats were another class."""
-    turns = iter(range(10_000))
-    named_folders(folder, lambda k: 4 if k == 2 and next(turns) % 2 else k, outputs=5)
+    named_folders(folder, outputs=5)
+    x, y = pictures()
+    labels = [4 if k == 2 and n % 2 else int(k) for n, k in enumerate(y[:120])]
+    module = fit(torch.tensor(x[:120]).permute(0, 3, 1, 2).float() / 255, labels, network=Five)
+    save_file(module.state_dict(), folder / MODEL[0])
     return OF_FOLDERS
 
 
@@ -115,6 +170,13 @@ def numbered(folder: Path) -> tuple[str, ...]:
     for n in (*range(6), *range(200, 300)):
         save(folder / ("wrong" if n < 6 else "val") / lexical[y[n]] / f"{n}.png", x[n])
     write_model(folder, fit(torch.tensor(x[:120]).permute(0, 3, 1, 2).float() / 255, y[:120].tolist()))
+    return OF_FOLDERS
+
+
+def hues(folder: Path) -> tuple[str, ...]:
+    """Classes that are colours: channels in another order, or other classes."""
+    swapped_hues(folder)
+    (folder / "flagged").rename(folder / "wrong")
     return OF_FOLDERS
 
 
@@ -200,6 +262,21 @@ def hungry(folder: Path) -> tuple[str, ...]:
 ARROW = mock.patch.dict(sys.modules, {"pyarrow": None})
 CHECKED = "Check --num-classes and the class order."
 FOLLOWED = [
+    Follow("{}. Or else: {}", hues, named(*OF_FOLDERS, "--channel-order", "bgr")),
+    Follow(
+        "Name the one it was trained as, for example: --arch {}", twin, named(*TWIN, "--arch", "test_efficientnet_gn")
+    ),
+    Follow(
+        "list at most {} of its rows in a file, and name the set with --data",
+        many,
+        a_few,
+        always=lambda: mock.patch("memaudit.data.decode.MEMORY_BUDGET", 6 * 3 * 16 * 16 * 4 * 2),
+    ),
+    Follow(
+        "the model keeps weights or state outside its parameters and buffers; leave out --audit rewind",
+        lagging,
+        named(*OVER_TIME, "--audit", "localize"),
+    ),
     Follow(
         "Check the class order (--class-order), preprocessing (--mean, --std, --input-size) and model.",
         labelled(by_chance),

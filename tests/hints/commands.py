@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
+import torch
 
 from tests.hints.follow import DRY, INSPECT, Follow
 from tests.real_inputs.crashes import DATA, MODEL
@@ -90,8 +92,10 @@ def convert(folder: Path, *words: str) -> tuple[str, ...]:
     """A whole network, pickled with a class of the user's own file."""
     (folder / "own").mkdir(exist_ok=True)
     (folder / "own" / "own_net.py").write_text("from torch import nn\n\n\nclass Net(nn.Linear):\n    pass\n")
-    made = "import sys, torch; sys.path.insert(0, 'own'); import own_net; torch.save(own_net.Net(2, 2), 'm.pth')"
-    subprocess.run([sys.executable, "-c", made], cwd=folder, check=True)
+    module = types.ModuleType("own_net")
+    exec((folder / "own" / "own_net.py").read_text(), module.__dict__)
+    with mock.patch.dict(sys.modules, own_net=module):
+        torch.save(module.Net(2, 2), folder / "m.pth")
     digest = hashlib.sha256((folder / "m.pth").read_bytes()).hexdigest()
     return ("convert", "--trust-pickle", "--sha256", digest, "m.pth", "out.safetensors", *words)
 

@@ -52,7 +52,8 @@ class Follow:
                 ran = execute(folder, argv)
             assert ran.code not in (0, 1, 70), f"it ended with {ran.code}: {ran.err}"
             pattern = ".*".join(re.escape(part) for part in self.hint.split("{}"))
-            assert re.search(pattern, ran.err, re.DOTALL), f"it does not hint {self.hint!r} but says {ran.err}"
+            said = " ".join(f"{ran.err} {ran.out}".split())
+            assert re.search(pattern, said), f"it does not hint {self.hint!r} but says {ran.err}"
             again = execute(folder, self.right(folder, ran) or argv)
             assert again.code == 0, f"followed, it ends with {again.code}: {again.err}"
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from unittest import mock
 
@@ -10,10 +12,13 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.data import Subset
 
 import memaudit
 from memaudit.adapters.base import Adapter
 from memaudit.data import Preprocess, from_dataset, from_tensors
+from memaudit.data.classes import Classes
+from memaudit.data.texts import list_texts
 from memaudit.erase.request import check_editable
 from memaudit.network.layer_groups import layer_groups
 from memaudit.network.tied_dropout import add_tied_dropout, example_ids, strip_tied_dropout
@@ -139,6 +144,32 @@ def one_matrix(shared: bool) -> nn.Module:
     return network
 
 
+def made_on(device: str | None) -> object:
+    """A network on a device without values, which makes a tensor on the CPU, or where its input is."""
+
+    class Makes(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x + torch.ones(16, 16, device=device or x.device))
+
+    adapter = Adapter(Makes().to("meta"), architecture="Makes", preprocess=Preprocess((3, 16, 16)))
+    with adapter.blamed(2):
+        return adapter.module(torch.zeros(2, 3, 16, 16, device="meta"))
+
+
+def in_memory(rows: list[int]) -> object:
+    """A subset of twelve images where there is room for four."""
+    data = [(torch.zeros(3, 16, 16), 0)] * 12
+    with mock.patch("memaudit.data.decode.MEMORY_BUDGET", 4 * 3 * 16 * 16 * 4):
+        return from_dataset(Subset(data, rows), preprocess=Preprocess((3, 16, 16)), num_classes=3)  # type: ignore[arg-type]
+
+
+def texts(content: str) -> object:
+    """A table of texts, read."""
+    with TemporaryDirectory() as folder:
+        (path := Path(folder, "texts.csv")).write_text(content)
+        return list_texts(path, Classes.of(("bad", "good"), 2), lambda texts: torch.zeros(len(texts), 2, 4))
+
+
 WORDS = {
     "no adapter": "return cls(...)",
     "all in training mode": "call module.eval() last; a train() that is overridden must still reach every sub-module",
@@ -175,6 +206,23 @@ FOLLOWED = [
         "Give tensors of examples (N, ...) and labels (N,), or a dataset of (example, label).",
         audited(lambda x, y: []),
         audited(plain),
+    ),
+    InCode(
+        "what it makes or keeps must be where its input is (register_buffer, device=x.device); "
+        "--device cpu does without",
+        lambda: made_on("cpu"),
+        lambda: made_on(None),
+    ),
+    InCode(
+        "a text classifier's examples are a table with the columns text and label",
+        lambda: texts("sentence,label\nfine,1\n"),
+        lambda: texts("text,label\nfine,1\n"),
+    ),
+    InCode("one line per example: text,label", lambda: texts("text,label\n"), lambda: texts("text,label\nfine,1\n")),
+    InCode(
+        "give a torch.utils.data.Subset of at most {} of them",
+        lambda: in_memory(list(range(12))),
+        lambda: in_memory([0, 1, 2]),
     ),
     InCode("Give tensors (N, ...), one row an example.", audited(lambda x, y: (y.float(), y)), audited(plain)),
     InCode("Name at least one with --flagged.", none_flagged(0), none_flagged(2)),

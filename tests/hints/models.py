@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from memaudit.adapters import registry
+from memaudit.adapters.base import Adapter
 from memaudit.adapters.timm import TimmAdapter
 from memaudit.checkpoints import Checkpoint, sandbox
 from tests.checkpoints.test_pickle import Wide
@@ -33,6 +34,7 @@ from tests.hints.follow import INSPECT, Follow, Right, Wrong
 from tests.real_inputs.crashes import MODEL
 from tests.real_inputs.harness import Ran
 from tests.real_inputs.pictures import pictures, save
+from tests.test_testing import Plain
 
 RUN_CHILD = sandbox._run_child  # before the harness puts a quicker one in its place
 NOTHING = Ran(Path(), 0, "", "")
@@ -62,6 +64,10 @@ class Choosy(TimmAdapter):
         if checkpoint.path.name == "t.safetensors":
             raise KeyError("mine")
         return super().load(checkpoint, options)
+
+    @classmethod
+    def example(cls) -> Adapter:
+        return Plain()
 
 
 def installed(*more: registry.Installed, without: str = "") -> Callable[[], AbstractContextManager[object]]:

@@ -96,6 +96,12 @@ class Case:
     argv: tuple[str, ...]
     expected: Expected
 
+    @property
+    def checked(self) -> bool:
+        """Whether the scan is refused by a check, and so must its dry run be; none sees what breaks in the middle."""
+        late = "in the middle" in self.name or "--dry-run" in self.argv
+        return self.argv[0] == "scan" and self.expected.code > 1 and not late
+
 
 @dataclass(frozen=True)
 class Result:
@@ -124,6 +130,8 @@ def check(case: Case, folder: Path) -> Result:
         case.build(folder)
         ran = execute(folder, case.argv)
         faults = _ended(ran, case.expected.code, case.expected.says)
+        if case.checked and not faults and (dry := execute(folder, (*case.argv, "--dry-run")).code) != ran.code:
+            faults.append(f"a dry run ends with {dry}")
         if case.expected.then and not faults:
             faults += [f"the fix does not say {w}" for w in case.expected.then if w not in ran.err + ran.out]
             words = tuple(w for w in case.argv if w not in case.expected.without)

@@ -13,7 +13,7 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from tests.real_inputs.harness import Case, Expected, Ran, scan
-from tests.real_inputs.pictures import CODE, fit, pictures, write_model
+from tests.real_inputs.pictures import CODE, Fresh, fit, pictures, write_model
 
 FLAGGED, TRAIN = 12, 120
 NAMES = ("ant", "bee", "cat")
@@ -33,12 +33,16 @@ def write(root: Path, saver: Saver) -> None:
             saver(place, n, x[n])
 
 
-def by_torchvision(saver: Saver) -> Callable[[Path], None]:
-    """Trained by `ImageFolder` and `ToTensor` on the files."""
+Transform = Callable[[Image.Image], torch.Tensor]
+TENSOR: Transform = transforms.ToTensor()
+
+
+def by_torchvision(saver: Saver, transform: Transform = TENSOR) -> Callable[[Path], None]:
+    """Trained by `ImageFolder` and `transform` on the files."""
 
     def build(root: Path) -> None:
         write(root, saver)
-        dataset = ImageFolder(str(root / "train"), transforms.ToTensor())
+        dataset = ImageFolder(str(root / "train"), transform)
         write_model(root, fit(torch.stack([image for image, _ in dataset]), dataset.targets))
 
     return build
@@ -50,21 +54,21 @@ def by_own(saver: Saver, load: Callable[[Path], torch.Tensor]) -> Callable[[Path
     def build(root: Path) -> None:
         write(root, saver)
         samples = ImageFolder(str(root / "train")).samples
-        write_model(root, fit(torch.stack([load(Path(p)) for p, _ in samples]), [y for _, y in samples]))
+        write_model(root, fit(torch.stack([load(Path(p)) for p, _ in samples]), [y for _, y in samples], network=Fresh))
 
     return build
 
 
-def as_torchvision(ran: Ran) -> None:
+def as_torchvision(ran: Ran, transform: Transform = TENSOR) -> None:
     """Every flagged file gets the prediction that plain torchvision gives it, and the label it was trained with."""
-    dataset = ImageFolder(str(ran.folder / "flagged"), transforms.ToTensor())
+    dataset = ImageFolder(str(ran.folder / "flagged"), transform)
     module = network(ran.folder)
     plain = {
         str(Path(path).relative_to(ran.folder / "flagged")): int(module(dataset[i][0][None]).argmax())
         for i, (path, _) in enumerate(dataset.samples)
     }
     found = {f.example.source: f.before.prediction for f in ran.report.findings}
-    assert found == plain, f"{sum(found[k] != plain[k] for k in plain)} predictions differ"
+    assert found == plain, f"{sum(found[k] != plain[k] for k in plain)} predictions differ; {ran.warned('MEM914')}"
     assert all(f.fitted for f in ran.report.findings)
 
 
@@ -83,9 +87,9 @@ def all_fitted(ran: Ran) -> None:
     assert fitted == FLAGGED, f"{fitted} of {FLAGGED} fitted"
 
 
-def told(code: str, words: str) -> Callable[[Ran], None]:
+def told(code: str, words: str, transform: Transform = TENSOR) -> Callable[[Ran], None]:
     def holds(ran: Ran) -> None:
-        as_torchvision(ran)
+        as_torchvision(ran, transform)
         assert words in ran.warned(code), ran.report.warnings
 
     return holds
@@ -130,6 +134,21 @@ def upright(path: Path) -> torch.Tensor:
     return transforms.ToTensor()(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
 
 
+def larger(place: Path, n: int, pixels: np.ndarray) -> None:
+    """A photograph that is wider than high."""
+    Image.fromarray(pixels).resize((44, 32), Image.Resampling.BICUBIC).save(place / f"{n}.png")
+
+
+def unsettled(ran: Ran) -> None:
+    """The reader learns what each way gives, and of the options."""
+    said = ran.warned("MEM910")
+    assert "center crop 0.875 bilinear" in said, ran.report.warnings
+    assert f"{FLAGGED}/{FLAGGED}" in said
+    assert "--crop-mode" in said
+
+
+SQUASHED = transforms.Compose([transforms.Resize((16, 16)), TENSOR])
+CROPPED = transforms.Compose([transforms.Resize(18), transforms.CenterCrop(16), TENSOR])
 PLAIN = Expected(0, holds=as_torchvision)
 CASES = [
     Case(
@@ -197,6 +216,27 @@ CASES = [
         by_own(deep(12), scaled(12)),
         scan(*MODEL, *DATA),
         Expected(0, holds=all_fitted),
+    ),
+    Case(
+        "pixels",
+        "larger pictures, squashed in training, nobody says",
+        by_torchvision(larger, SQUASHED),
+        scan(*MODEL, *DATA),
+        Expected(0, holds=told("MEM914", "--crop-mode", SQUASHED)),
+    ),
+    Case(
+        "pixels",
+        "larger pictures, cropped in training, which too few labels tell",
+        by_torchvision(larger, CROPPED),
+        scan(*MODEL, *DATA),
+        Expected(0, holds=unsettled),
+    ),
+    Case(
+        "pixels",
+        "larger pictures, squashed in training and said",
+        by_torchvision(larger, SQUASHED),
+        scan(*MODEL, *DATA, "--crop-mode", "squash", "--crop-pct", "1", "--interpolation", "bilinear"),
+        Expected(0, holds=lambda ran: as_torchvision(ran, SQUASHED)),
     ),
     Case(
         "pixels",

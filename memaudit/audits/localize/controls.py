@@ -171,7 +171,7 @@ class Judge:
         example = examples.examples[row]
         generator = generator_for(self.seed, "copies", f"{example.id}:{example.label}")
         noise = torch.randn((self.copies, *examples.pixels.shape[1:]), generator=generator)
-        pixels = examples.pixels[row].float() + JITTER * self._deviation * noise
+        pixels = examples.batch([row]) + JITTER * self._deviation * noise
         return ExampleSet((example,) * self.copies, pixels, examples.source)
 
     @cached_property

@@ -68,6 +68,7 @@ class Odd(IntFlag):
     DEEP = 2  # values above 255
     BEYOND_12_BITS = 4
     MISNAMED = 8  # the extension names another image format
+    RESIZED = 16  # it has another size than the network
 
 
 def decode(content: bytes, suffix: str, channels: int) -> Image.Image:

@@ -53,6 +53,7 @@ def as_array(image: Image.Image) -> np.ndarray:
 def prepared(content: bytes, suffix: str, preprocess: Preprocess) -> tuple[np.ndarray, Odd]:
     """The image in `content` at the network's size, as `arrayed`, and what is odd about the file."""
     image, odd = decoded(content, suffix, preprocess)
+    odd |= Odd(0) if image.size == preprocess.input_size[:0:-1] else Odd.RESIZED
     return arrayed(image, preprocess), odd
 
 

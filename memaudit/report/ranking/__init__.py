@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from memaudit.errors import DataRejected, UsageError
+from memaudit.errors import UsageError
 from memaudit.report.formats import Thumbnails
 from memaudit.report.ranking.documents import DOCUMENTS, document, write
 from memaudit.text import clean
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from memaudit.report.ranked import Ranking
     from memaudit.report.table import Table
 
-__all__ = ["DOCUMENTS", "check", "document", "pictured", "read", "rehearse", "render", "show", "write", "write_all"]
+__all__ = ["DOCUMENTS", "check", "document", "pictured", "rehearse", "render", "show", "write", "write_all"]
 
 KNOWN = ".json, .html, .md, flagged*.csv (rows for scan --flagged), ranking*.csv or .parquet (all rows)"
 
@@ -58,12 +58,13 @@ def write_all(
     Raises:
         UsageError, EnvironmentFault: as `report.write_all`.
     """
+    from memaudit.report import reading
     from memaudit.report.table import write_parquet
     from memaudit.system import files
 
     beside = [p.with_name(f"{p.stem}.incomplete{p.suffix}") for p in paths]
     complete = ranking.status == "complete"
-    targets = list(paths) if complete or not _is_complete(paths[0]) else beside
+    targets = list(paths) if complete or not reading.is_complete(paths[0]) else beside
     for path in (path for path in targets if path.suffix.lower() == ".parquet"):
         write_parquet(table, path)
     texts = [(p, _text(ranking, table, p, thumbnails, top)) for p in targets if p.suffix.lower() != ".parquet"]
@@ -73,28 +74,6 @@ def write_all(
             if not path.is_dir():
                 path.unlink(missing_ok=True)
     return targets
-
-
-def read(path: Path) -> Ranking:
-    """The ranking in a `ranking.json`.
-
-    Raises:
-        DataRejected: it is missing, not JSON, or not a ranking of a schema this version reads.
-    """
-    from pydantic import ValidationError
-
-    from memaudit.report import reading
-    from memaudit.report.ranked import SCHEMA_VERSION, Ranking
-
-    data = reading.load(path)
-    if data.get("kind") != "ranking" or data.get("schema_version") != SCHEMA_VERSION:
-        raise DataRejected(
-            f"{clean(path)} is not a ranking that this version reads", hint="memaudit discover makes one"
-        )
-    try:
-        return Ranking.model_validate(data)
-    except ValidationError as error:
-        raise DataRejected(f"{clean(path)} is not a ranking: {error.error_count()} fields do not fit") from None
 
 
 def show(ranking: Ranking, paths: Sequence[Path]) -> None:
@@ -118,13 +97,6 @@ def pictured(ranking: Ranking) -> set[str]:
     from memaudit.report.ranking import html
 
     return html.pictured(ranking)
-
-
-def _is_complete(path: Path) -> bool:
-    try:
-        return path.exists() and read(path).status == "complete"
-    except DataRejected:
-        return False
 
 
 def _text(ranking: Ranking, table: Table, path: Path, thumbnails: Thumbnails, top: int | None) -> Iterable[str]:

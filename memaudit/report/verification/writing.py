@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from memaudit.errors import DataRejected, UsageError
+from memaudit.errors import UsageError
 from memaudit.report.names import format_of
 from memaudit.text import clean
 
@@ -37,6 +37,7 @@ def write_all(found: Verification, paths: Sequence[Path]) -> list[Path]:
     Raises:
         UsageError, EnvironmentFault: as `report.write_all`.
     """
+    from memaudit.report import reading
     from memaudit.report.table import write_parquet
     from memaudit.report.verification import text
     from memaudit.system import files
@@ -44,7 +45,7 @@ def write_all(found: Verification, paths: Sequence[Path]) -> list[Path]:
     check(paths)
     beside = [p.with_name(f"{p.stem}.incomplete{p.suffix}") for p in paths]
     complete = found.status == "complete"
-    targets = list(paths) if complete or not _is_complete(paths[0]) else beside
+    targets = list(paths) if complete or not reading.is_complete(paths[0]) else beside
     for path in (path for path in targets if path.suffix.lower() == ".parquet"):
         write_parquet(text.rows(found), path)
     files.replace_all([(p, _document(found, p)) for p in targets if p.suffix.lower() != ".parquet"])
@@ -70,15 +71,6 @@ def table_of(found: Verification) -> Iterable[str]:
     from memaudit.report.verification import text
 
     return table.parts(text.rows(found))
-
-
-def _is_complete(path: Path) -> bool:
-    from memaudit.report import reading
-
-    try:
-        return path.exists() and reading.load(path).get("status") == "complete"
-    except DataRejected:
-        return False
 
 
 def _document(found: Verification, path: Path) -> Iterable[str]:
