@@ -95,17 +95,22 @@ def load(
     def read_reference(used: Adapter, limit: int | None) -> ExampleSet:
         return read("reference", sources.reference, used, limit, None if same else sources.reference_size or None)
 
-    def read_flagged(used: Adapter, limit: int | None = None) -> ExampleSet:
-        return read("flagged", sources.flagged, used, limit)
+    def read_flagged(used: Adapter) -> ExampleSet:
+        return read("flagged", sources.flagged, used)
+
+    def some_flagged(used: Adapter, limit: int | None = 200) -> ExampleSet:
+        """What tells more than the reference; nothing where it is the same."""
+        found = read("flagged", sources.flagged, used, limit)
+        return found.subset([]) if same else found
 
     from memaudit.pipeline import pixels
     from memaudit.pipeline.geometry import settle_geometry
 
     settled = settle(checkpoint, options, network.adapter, read_reference, device)
     settled = pixels.settle_files(settled, options, read_reference, device, flagged=read_flagged)
-    settled = pixels.check_normalisation(settled, options, names, device)
+    settled = pixels.check_normalisation(settled, options, names, device, flagged=some_flagged)
     pixels.check_size(settled, options, read_reference, device)
-    settled = settle_geometry(settled, read_reference, read_flagged, device)
+    settled = settle_geometry(settled, read_reference, some_flagged, device)
     flagged = settled.reference if same else read_flagged(settled.adapter)
     test = None if sources.test is None else read("test", sources.test, settled.adapter)
     sets = {"flagged": flagged, "reference": settled.reference, "test": test}

@@ -7,18 +7,14 @@ No file of weights says it, and a network that learned labels by heart knows the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from functools import cached_property
-
-import torch
-from torch import Tensor
+from dataclasses import replace
 
 from memaudit.adapters.base import Adapter
 from memaudit.adapters.preprocessing import guessed
 from memaudit.data import ExampleSet, Preprocess
-from memaudit.engine.answers import loss
 from memaudit.findings import ReportWarning
-from memaudit.pipeline.load import PRESET_IMAGES, Settled, answers, better
+from memaudit.pipeline.load import PRESET_IMAGES, Settled, better
+from memaudit.pipeline.trials import Tried, attempt
 
 Read = Callable[[Adapter, int | None], ExampleSet]
 _FIELDS = ("crop_pct", "crop_mode", "interpolation")
@@ -39,12 +35,9 @@ def settle_geometry(settled: Settled, read: Read, flagged: Read, device: str) ->
     if not unsaid or not settled.reference.seen.get("resized") or adapter.multi_label:
         return settled
 
-    def seen(way: Preprocess) -> _Tried:
+    def seen(way: Preprocess) -> Tried:
         adapter.preprocess = way
-        sets = [source(adapter, PRESET_IMAGES) for source in (read, flagged)]
-        found = [answers(adapter, examples, device, PRESET_IMAGES) for examples in sets if len(examples)]
-        likely = sum(float(loss(o, y.clamp(max=o.shape[1] - 1)).sum()) for o, y in found)
-        return _Tried(way, [o.argmax(1) == y for o, y in found], likely)
+        return attempt(adapter, [source(adapter, PRESET_IMAGES) for source in (read, flagged)], device, PRESET_IMAGES)
 
     own = seen(base)
     tried = [] if bool(own.right.all()) else [seen(way) for way in _ways(base, unsaid)]
@@ -52,9 +45,9 @@ def settle_geometry(settled: Settled, read: Read, flagged: Read, device: str) ->
     rivals = [t for t in tried if len(t.right) == len(own.right) and not better(own.right, t.right)]
     if not rivals:
         return settled
-    shown = f"labels given: {'; '.join(map(str, (own, *rivals)))}"
-    best = max(rivals, key=lambda t: float(t.right.float().mean()))
-    if better(best.right, own.right):
+    shown = f"reference accuracy with {'; '.join(f'{_name(t.way)} {t}' for t in (own, *rivals))}"
+    best = max(rivals, key=lambda t: (t.beats(own), t.share))
+    if best.beats(own):
         # Filters differ by less than a test can tell: of those that fit alike, the one with the likeliest labels.
         alike = [t for t in rivals if not better(best.right, t.right)]
         adapter.preprocess = min(alike, key=lambda t: t.loss).way
@@ -65,22 +58,6 @@ def settle_geometry(settled: Settled, read: Read, flagged: Read, device: str) ->
         said, code = "how images come to the network's size is a guess that the examples do not settle", "MEM910"
     said = f"{said} ({shown}); --crop-mode, --crop-pct and --interpolation say it"
     return replace(settled, warnings=(*settled.warnings, ReportWarning(code=code, message=said)))
-
-
-@dataclass(frozen=True)
-class _Tried:
-    """One way: which labels the network then gives, by set, and the summed loss."""
-
-    way: Preprocess
-    sets: list[Tensor]
-    loss: float
-
-    @cached_property
-    def right(self) -> Tensor:
-        return torch.cat(self.sets)
-
-    def __str__(self) -> str:
-        return f"{_name(self.way)} {', '.join(f'{int(r.sum())}/{len(r)}' for r in self.sets)}"
 
 
 def _ways(base: Preprocess, unsaid: list[str]) -> Iterator[Preprocess]:

@@ -102,7 +102,7 @@ def _read(
     settled = Settled(adapter, read(adapter, None), taken)
     if len(settled.reference) > 1:
         settled = pixels.settle_files(settled, said, read, device, flagged=read_flagged, words=pixels.CODE)
-        settled = pixels.check_normalisation(settled, said, names, device, pixels.CODE)
+        settled = pixels.check_normalisation(settled, said, names, device, flagged=read_flagged, words=pixels.CODE)
     own = read_flagged(adapter)
     warnings = pixels.notes(settled, said, {"flagged": own, "reference": settled.reference}, pixels.CODE)
     return (own, settled.reference), warnings

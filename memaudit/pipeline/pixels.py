@@ -7,7 +7,7 @@ decisively better, it is taken (files) or named as a ready option (normalisation
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -15,10 +15,11 @@ from torch import Tensor
 from memaudit.adapters.base import Adapter, ModelOptions
 from memaudit.adapters.preprocessing import guessed
 from memaudit.data import ExampleSet, Preprocess
-from memaudit.errors import MemauditError, PremiseBroken, UsageError
+from memaudit.errors import MemauditError, UsageError
 from memaudit.findings import ReportWarning
 from memaudit.pipeline.class_order import other_order
-from memaudit.pipeline.load import Settled, answers, better, right
+from memaudit.pipeline.load import Settled, better, right
+from memaudit.pipeline.trials import Tried, attempt, other_way, raise_best, shown
 
 # Reference images that a usual normalisation is tried on.
 TRIED_IMAGES = 200
@@ -141,9 +142,14 @@ def check_normalisation(
     options: ModelOptions,
     names: tuple[str, ...],
     device: str,
+    *,
+    flagged: Callable[[Adapter], ExampleSet],
     words: Words | None = None,
 ) -> Settled:
-    """Raise where another usual normalisation or channel order fits the reference decisively better.
+    """Raise where another usual normalisation or channel order fits the examples decisively better.
+
+    Args:
+        flagged: as for `settle_files`.
 
     Returns:
         `settled`, with a warning where mean and std are a guess that the reference does not settle.
@@ -156,26 +162,26 @@ def check_normalisation(
         return settled
     if getattr(adapter, "transform", None) is not None:
         return settled
-    logits, labels = answers(adapter, reference, device, TRIED_IMAGES)
-    order = other_order(names, logits.argmax(1), labels)
-    before = logits.argmax(1) == labels
+    before = attempt(adapter, sets := [reference, flagged(adapter)], device, TRIED_IMAGES)
+    order = other_order(names, before.answered[0][0].argmax(1), before.answered[0][1])
+    if order is not None:
+        before, sets = Tried(base, before.answered[:1]), [reference]
     words = words or FLAGS
     unsaid = options.mean is None and dict(base.origins).get("mean") != "checkpoint"
     # What is said, or what a user's own code does by itself, is in question only where the network does badly.
-    if order is None and (base.raw or not unsaid) and float(before.float().mean()) >= 0.5:
+    well = min(float(given.float().mean()) for given in before.sets) >= 0.5
+    if order is None and (base.raw or not unsaid) and well:
         return settled
     tried = []
     for name, way in _ways(base):
         adapter.preprocess = way
-        logits, labels = answers(adapter, reference, device, TRIED_IMAGES)
-        tried.append((name, way, logits.argmax(1) == labels))
+        tried.append((name, attempt(adapter, sets, device, TRIED_IMAGES)))
     adapter.preprocess = base
-    _raise_best(order, _other_way(base, before, tried, words))
-    figures = _figures(("as it is", before), *((n, r) for n, _, r in tried))
-    rivals = [n for n, w, r in tried if not better(before, r) and w.bgr == base.bgr]
+    raise_best(order, other_way(before, tried, words.pixels))
+    rivals = [n for n, t in tried if not better(before.right, t.right) and t.way.bgr == base.bgr]
     if unsaid and rivals and base.mean and options.mean is None:
-        note = f"mean and std are a guess ({base.origin}) that the reference does not settle: {figures}; say them with "
-        note += words.normal
+        note = f"mean and std are a guess ({base.origin}) that the reference does not settle: {shown(before, tried)}; "
+        note += f"say them with {words.normal}"
         return replace(settled, warnings=(*settled.warnings, ReportWarning(code="MEM910", message=note)))
     return settled
 
@@ -190,15 +196,15 @@ def check_size(settled: Settled, options: ModelOptions, read: ReadReference, dev
     if "input_size" not in guessed(base) or adapter.multi_label:
         return
 
-    def seen(way: Preprocess) -> Tensor:
+    def seen(way: Preprocess) -> Tried:
         adapter.preprocess = way
         try:
-            return right(adapter, read(adapter, SIZE_IMAGES), device)
+            return attempt(adapter, [read(adapter, SIZE_IMAGES)], device, SIZE_IMAGES)
         finally:
             adapter.preprocess = base
 
     before = seen(base)
-    if int((~before).sum()) < FEWEST_WRONG:
+    if int((~before.right).sum()) < FEWEST_WRONG:
         return
     own = options.arrays.shape[-1:] if options.arrays and len(options.arrays.shape) == 3 else ()
     tested = adapter.test_size[-1:] if adapter.test_size else ()
@@ -208,48 +214,10 @@ def check_size(settled: Settled, options: ModelOptions, read: ReadReference, dev
         if way.input_size == base.input_size:
             continue
         try:
-            tried.append((f"images of {side} x {side}", way, seen(way)))
+            tried.append((f"images of {side} x {side}", seen(way)))
         except MemauditError:  # not a size for this network
             continue
-    _raise_best(None, _other_way(base, before, tried, FLAGS))
-
-
-Fault = tuple[PremiseBroken, Tensor] | None
-
-
-def _raise_best(order: Fault, way: Fault) -> None:
-    """Raise what explains the reference better, another order of the classes or another way of preparing images.
-
-    Raises:
-        PremiseBroken: with both where they explain it alike: colours that tell classes apart can be swapped as these.
-    """
-    if order is not None and way is not None and len(order[1]) == len(way[1]):
-        if not better(order[1], way[1]) and not better(way[1], order[1]):
-            raise PremiseBroken(
-                f"{order[0].message}. Or {way[0].message}",
-                hint=f"{way[0].hint}. Or else: {order[0].hint}",
-                details=way[0].details,
-            )
-        order, way = (order, None) if better(order[1], way[1]) else (None, way)
-    for found in (order, way):
-        if found is not None:
-            raise found[0]
-
-
-def _other_way(
-    base: Preprocess, before: Tensor, tried: Sequence[tuple[str, Preprocess, Tensor]], words: Words
-) -> Fault:
-    """The best of `tried`, if decisively better than `before`, what `base` gives on the same images."""
-    name, way, best = max(tried, key=lambda t: float(t[2].float().mean()), default=("", base, before))
-    if len(best) == len(before) and better(best, before):
-        wrong = PremiseBroken(
-            f"images are not prepared as the network was trained (MEM909): reference accuracy is "
-            f"{float(before.float().mean()):.3f}, and {float(best.float().mean()):.3f} with {name}",
-            hint=f"if that is how it was trained: {words.pixels(way, base)}",
-            details=[_figures(("as it is", before), *((n, r) for n, _, r in tried))],
-        )
-        return wrong, best
-    return None
+    raise_best(None, other_way(before, tried, FLAGS.pixels))
 
 
 def _ways(base: Preprocess) -> Iterator[tuple[str, Preprocess]]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from memaudit.audits.localize.controls import QUIET, Judge, augment
+from memaudit.audits.localize.controls import JITTER, QUIET, Judge, augment
 from memaudit.audits.localize.cost import settle_costs
 from memaudit.audits.localize.population import measure_population
 from memaudit.audits.localize.together import Measurement
@@ -282,6 +282,17 @@ def test_copies_are_mirrored_and_moved_with_their_edge_repeated() -> None:
     assert left[0].tolist() == [2, 3, 4, 4]
     assert right[0].tolist() == [1, 1, 2, 3]
     assert down[:, 0].tolist() == [1, 1, 5, 9]
+
+
+def test_copies_of_what_is_no_image_move_in_its_own_units(trained: Trained, sampling: Judge) -> None:
+    """Bytes mean values from 0 to 1, of the example as of the reference that says how far a copy lies from it."""
+    rows = torch.randint(0, 256, (40, 6), dtype=torch.uint8)
+    examples = replace(trained.reference.subset(range(40)), pixels=rows)
+    judge = replace(sampling, reference=examples)
+    copies = judge._jittered(examples, 3).pixels
+    assert copies.dtype == torch.float32
+    away = (copies - rows[3].float() / 255).abs() / (rows.float() / 255).std(0)
+    assert 0 < float(away.max()) < 6 * JITTER
 
 
 @pytest.mark.parametrize(("image", "copies"), [("plain", 0), ("symmetric", 3)])
