@@ -22,7 +22,7 @@ from memaudit.pipeline.library import wrap
 from memaudit.pipeline.load import Settled
 from memaudit.pipeline.pixels import check_size
 from memaudit.report.document import Report
-from tests.real_inputs.pictures import fit, pictures
+from tests.real_inputs.pictures import Fresh, fit, pictures
 
 FLAGGED, TRAIN = 12, 120
 FAST = {"profile": "fast", "max_units": 2, "device": "cpu"}
@@ -39,7 +39,7 @@ def rows(save: Callable[[np.ndarray, int], Any]) -> tuple[list[Row], list[Row], 
 
 
 def trained(training: Sequence[Row], load: Callable[[Any], Tensor]) -> nn.Module:
-    return fit(torch.stack([load(image) for image, _ in training]), [label for _, label in training])
+    return fit(torch.stack([load(image) for image, _ in training]), [label for _, label in training], network=Fresh)
 
 
 def fitted(report: Report) -> int:

@@ -223,7 +223,7 @@ CALLS: dict[str, tuple[Call, type[MemauditError], str]] = {
     "images without channels": (
         call(flagged=lambda t: (t.flagged.pixels[:, 0, 0], t.flagged.labels)),
         ModelRejected,
-        r"the network fails on a batch \(8, 8\)",
+        r"the network fails on a batch \(2, 8\)",
     ),
     "unknown option": (call(max_unit=3), UsageError, "max_unit"),
     "profile": (call(profile="slow"), UsageError, "no profile 'slow'"),

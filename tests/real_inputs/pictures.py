@@ -102,7 +102,6 @@ def _train(x: Tensor, labels: Tensor, network: Callable[[], nn.Module], epochs: 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = network()
-        torch.manual_seed(0)
         optimiser = torch.optim.Adam(module.parameters(), lr=5e-3)
         for _ in range(epochs):
             for rows in torch.randperm(len(x)).split(20):
