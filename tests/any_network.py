@@ -1,10 +1,13 @@
 """Networks of the kinds that are no image classifier of one label, each trained on the spot with changed labels.
 
-python -m tests.any_network     (prints what a scan finds of each, as a Markdown table)
+    python -m tests.any_network [NAME...] [--out reports/benchmarks/any-network.md]
+
+Prints and writes what a scan finds of each, as a Markdown table.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import sys
@@ -22,8 +25,19 @@ from torch.nn import functional as F
 
 from memaudit.__main__ import run
 from memaudit.report.document import Report
+from tests.benchmarks.table import publish
 
 CHANGED = 0.05
+WHAT = {
+    "cancer": "breast-cancer, 30 columns; two logits",
+    "digits": "flat digits, 64 columns; ten logits",
+    "signals": "Conv1d on signals (2, 32); a dict with logits",
+    "volumes": "Conv3d on volumes (1, 8, 8, 8); a pair of tensors",
+    "one_logit": "breast-cancer; one logit",
+    "sigmoid": "breast-cancer; one probability, squeezed",
+    "several": "flat digits; three labels each",
+    "tokens": "token ids and mask (16); two logits",
+}
 FAST = ("--profile", "fast", "--images", "none", "-q")
 FACTORIES = """
 import torch
@@ -252,24 +266,45 @@ def _loss(output: object, target: Tensor, kind: str) -> Tensor:
 
 
 def main() -> None:
-    print("| network | flagged | fitted | localized | memorized | reference accuracy |\n|---|---:|---:|---:|---:|---:|")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("only", nargs="*", help="names of networks; all by default")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    lines = [
+        "# Networks that are no image classifier of one label",
+        "",
+        (
+            f"Each trained on the spot with {CHANGED:.0%} of its labels changed, which are flagged, and scanned by the "
+            "command line with --profile fast; the reference are examples that were never trained on (torch "
+            f"{torch.__version__}, one seed)."
+        ),
+        "",
+        "Recall: of the flagged labels that the network fits, the share called memorized.",
+        "",
+        "| network | reads and returns | flagged | fitted | localized | memorized | recall | reference accuracy |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
     for name, make in cases().items():
-        if sys.argv[1:] and name not in sys.argv[1:]:
-            continue
-        with tempfile.TemporaryDirectory() as place, contextlib.chdir(place), contextlib.redirect_stdout(io.StringIO()):
-            arguments = write(make(), Path(place))
-            code = run(["scan", *arguments, *FAST, "--out", "report", "--exit-zero"])
-            text = Path("report/report.json").read_text("utf-8") if not code else ""
-        if code:
-            print(f"| {name} | exit {code} |", flush=True)
-            continue
-        report = Report.model_validate_json(text)
-        s, outcomes = report.summary, {o.value: n for o, n in report.summary.outcomes.items()}
-        accuracy = report.data.reference.accuracy
-        print(
-            f"| {name} | {s.flagged} | {s.fitted} | {outcomes['localized']} | {s.memorized} | {accuracy:.3f} |",
-            flush=True,
-        )
+        if not args.only or name in args.only:
+            lines.append(_row(name, make()))
+            print(lines[-1], file=sys.stderr, flush=True)
+    publish("\n".join(lines) + "\n", args.out)
+
+
+def _row(name: str, case: Case) -> str:
+    """What a scan of the case's network finds, as a row of the table."""
+    with tempfile.TemporaryDirectory() as place, contextlib.chdir(place), contextlib.redirect_stdout(io.StringIO()):
+        arguments = write(case, Path(place))
+        code = run(["scan", *arguments, *FAST, "--out", "report", "--exit-zero"])
+        text = Path("report/report.json").read_text("utf-8") if not code else ""
+    if code:
+        return f"| {name} | {WHAT[name]} | exit {code} |"
+    report = Report.model_validate_json(text)
+    s, outcomes = report.summary, {o.value: n for o, n in report.summary.outcomes.items()}
+    return (
+        f"| {name} | {WHAT[name]} | {s.flagged} | {s.fitted} | {outcomes['localized']} | {s.memorized} "
+        f"| {s.memorized / max(s.fitted, 1):.2f} | {report.data.reference.accuracy:.3f} |"
+    )
 
 
 if __name__ == "__main__":

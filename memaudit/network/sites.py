@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.weight_norm import WeightNorm
 
 from memaudit.findings import Kind
 from memaudit.network import attention
@@ -157,7 +158,7 @@ def _silenced(owner: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """The parameters whose slices may be zeroed: of a weight norm's the length, for a direction of zeros is none."""
     own = {n: p for n, p in owner.named_parameters() if "." not in n or n.startswith("parametrizations.")}
     for name, parameter in own.items():
-        if not name.endswith(".original1"):
+        if not name.endswith((".original1", "weight_v")):
             yield name, parameter
 
 
@@ -323,11 +324,20 @@ def _edited_output(site: Site, module: nn.Module, args: tuple[Any, ...], index: 
     try:
         with torch.no_grad():
             zero_slices(parameters, site, [index])
+            _renorm(module)
             return module.forward(*args)  # type: ignore[no-any-return]
     finally:
         with torch.no_grad():
             for name, value in saved.items():
                 parameters[name].copy_(value)
+            _renorm(module)
+
+
+def _renorm(module: nn.Module) -> None:
+    """Compute the weight that `torch.nn.utils.weight_norm` would compute before the next call."""
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, WeightNorm):
+            hook(module, None)
 
 
 def zero_slices(parameters: dict[str, nn.Parameter] | dict[str, Tensor], site: Site, indices: list[int]) -> None:

@@ -392,9 +392,11 @@ def test_only_what_a_weight_edit_can_silence_is_a_site(case: str) -> None:
         assert set(sites_of(build())) == expected
 
 
-def test_a_weight_norm_is_silenced_by_its_length() -> None:
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("norm", [nn.utils.parametrizations.weight_norm, nn.utils.weight_norm], ids=["new", "old"])
+def test_a_weight_norm_is_silenced_by_its_length(norm: Callable[[nn.Module], nn.Module]) -> None:
     torch.manual_seed(0)
-    network = Layered(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 8, 3)), nn.ReLU())
+    network = Layered(norm(nn.Conv2d(3, 8, 3)), nn.ReLU())
     space = UnitSpace((sites_of(network)["body.0"],))
     images = torch.rand(2, 3, 16, 16)
     with exact_arithmetic(), torch.no_grad():
