@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,51 +41,50 @@ def log(tracker: str | None, found: Report | Verification, paths: Sequence[Path]
     """
     if tracker is None:
         return
-    client, write = _client(tracker), _to_mlflow if tracker == "mlflow" else _to_wandb
-    name, settings = (
-        clean(f"memaudit {found.model.path}", LONGEST),
-        {_name(n): s.value for n, s in found.config.items()},
+    run = Run(
+        name=clean(f"memaudit {found.model.path}", LONGEST),
+        tags={"memaudit.verdict": found.verdict, "memaudit.status": found.status, **_hashes(found)},
+        settings={_name(n): clean(str(s.value), LONGEST) for n, s in found.config.items()},
+        figures=metrics(found),
+        files=[str(path) for path in paths],
     )
-    tags = {"memaudit.verdict": found.verdict, "memaudit.status": found.status, **_hashes(found)}
+    client, write = _client(tracker), _to_mlflow if tracker == "mlflow" else _to_wandb
     try:
-        write(client, name, tags, {n: clean(str(v), LONGEST) for n, v in settings.items()}, metrics(found), paths)
+        write(client, run)
     except Exception as error:  # whatever the tracker or its server raises
         said = f"{tracker} did not take the run ({TRACKERS[tracker]} says where): {clean(error, 300)}"
         raise EnvironmentFault(f"{said}; the report is written") from None
 
 
-def _to_mlflow(
-    client: Any,
-    name: str,
-    tags: Mapping[str, str],
-    settings: Mapping[str, str],
-    figures: Mapping[str, float],
-    paths: Sequence[Path],
-) -> None:
-    with client.start_run(run_name=name):
-        client.set_tags(tags)
-        client.log_params(settings)
-        client.log_metrics(figures)
-        for path in paths:
-            client.log_artifact(str(path))
+@dataclass(frozen=True)
+class Run:
+    """What is logged of one report."""
+
+    name: str
+    tags: Mapping[str, str]
+    settings: Mapping[str, str]
+    figures: Mapping[str, float]
+    files: Sequence[str]
 
 
-def _to_wandb(
-    client: Any,
-    name: str,
-    tags: Mapping[str, str],
-    settings: Mapping[str, str],
-    figures: Mapping[str, float],
-    paths: Sequence[Path],
-) -> None:
+def _to_mlflow(client: Any, run: Run) -> None:
+    with client.start_run(run_name=run.name):
+        client.set_tags(run.tags)
+        client.log_params(run.settings)
+        client.log_metrics(run.figures)
+        for file in run.files:
+            client.log_artifact(file)
+
+
+def _to_wandb(client: Any, run: Run) -> None:
     """A run whose summary holds figures and tags; the files are one artifact. What the terminal shows is not sent."""
     quiet = client.Settings(console="off", silent=True)
-    with client.init(name=name, config=dict(settings), job_type="audit", settings=quiet) as run:
-        run.summary.update({**tags, **figures})
+    with client.init(name=run.name, config=dict(run.settings), job_type="audit", settings=quiet) as sent:
+        sent.summary.update({**run.tags, **run.figures})
         kept = client.Artifact("memaudit-report", type="report")
-        for path in paths:
-            kept.add_file(str(path))
-        run.log_artifact(kept)
+        for file in run.files:
+            kept.add_file(file)
+        sent.log_artifact(kept)
 
 
 def metrics(found: Report | Verification) -> dict[str, float]:

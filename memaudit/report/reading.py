@@ -42,11 +42,12 @@ def edit(path: Path) -> Erasure:
         DataRejected: it is missing, not JSON, or no edit that this version reads.
     """
     try:
-        return Erasure.model_validate(load(path))
+        if path.is_file():
+            return Erasure.model_validate(load(path))
     except ValidationError:
-        raise DataRejected(
-            f"{clean(path)} is not the record of an edit", hint="memaudit erase writes one: NAME.erase.json"
-        ) from None
+        pass
+    what = "is not the record of an edit" if path.exists() else "does not exist"
+    raise DataRejected(f"{clean(path)} {what}", hint="memaudit erase writes one: NAME.erase.json")
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
 
-from tests.hints.follow import Follow
+from memaudit import report as reports
+from tests import report_samples as samples
+from tests.hints.follow import REPORT, Follow
 from tests.real_inputs.crashes import DATA, MODEL
 from tests.real_inputs.harness import Ran
 from tests.real_inputs.pictures import pictures
+from tests.report.test_officer import edit
 
 QUIET = ("--profile", "fast", "-q", "--exit-zero")
 VERIFY = ("verify", *MODEL, *DATA, *QUIET)
@@ -57,6 +61,26 @@ def then(*words: str):
     return lambda folder, ran: words
 
 
+RECORD = ("--erased", "edit.erase.json")
+
+
+def recorded(other: str | None, *words: str):
+    """With the record of the edit that made the model and a report, and `other` in place of a record."""
+
+    def prepare(folder: Path) -> tuple[str, ...]:
+        unseen(folder)
+        sha256 = hashlib.sha256((folder / MODEL[0]).read_bytes()).hexdigest()
+        (folder / "edit.erase.json").write_text(edit(sha256=sha256).model_dump_json())
+        (folder / "report").mkdir()
+        reports.write(samples.small(), folder / REPORT)
+        if other is None:
+            return words
+        (folder / "other.json").write_text(other)
+        return (*words, "--erased", "other.json")
+
+    return prepare
+
+
 ASK = (*VERIFY, "--unseen", "unseen.npz")
 FOLLOWED = [
     Follow(
@@ -83,6 +107,17 @@ FOLLOWED = [
         "Name models that were trained without the flagged examples, each once.",
         wrong(*ASK, "--without", MODEL[0]),
         then(*ASK, *WITHOUT),
+    ),
+    Follow("memaudit erase writes one: NAME.erase.json", recorded("{}", *ASK), then(*ASK, *RECORD)),
+    Follow(
+        "Verify the edited copy, or name the NAME.erase.json that was written with this one.",
+        recorded(edit(sha256="2" * 64).model_dump_json(), *ASK),
+        then(*ASK, *RECORD),
+    ),
+    Follow(
+        "Render the report that erase wrote beside it, NAME.report.json: it holds the edit.",
+        recorded(None, "render", "edit.erase.json", "-o", "officer.html"),
+        then("render", REPORT, "-o", "officer.html"),
     ),
     Follow("--without MODEL2, trained without the flagged examples", wrong(*COMPARE), then(*COMPARE, *WITHOUT)),
 ]
