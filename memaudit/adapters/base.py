@@ -45,6 +45,7 @@ class Adapter:
         renamed: from the names that this model's checkpoints have to those of `module`; reading took prefixes off.
         variants: whether the alternatives have the same modules and differ only in settings that no module shows.
         multi_label: an example may have several labels at once; classes are pairs (`heads`).
+        further: tensors of the logits' shape that the module returned beside them, when it last ran.
         folders: `write` makes folders as well, of models that came as one.
         test_size: `(C, H, W)` the model is tested at, where that is known, differs and the user chose no size.
     """
@@ -52,6 +53,7 @@ class Adapter:
     presets: tuple[Preprocess, ...] = ()
     variants: bool = False
     multi_label: bool = False
+    further: int = 0
     test_size: tuple[int, int, int] | None = None
     name: ClassVar[str] = ""
     folders: ClassVar[bool] = False
@@ -134,7 +136,9 @@ class Adapter:
 
     def _outputs(self, images: Tensor) -> Tensor:
         with projected(self.module):
-            return heads.logits_of(self.module(*self.inputs(images)), len(images))
+            output = self.module(*self.inputs(images))
+        self.further = heads.further(output)
+        return heads.logits_of(output, len(images))
 
     @cached_property
     def ends_in(self) -> str:

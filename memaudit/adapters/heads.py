@@ -55,6 +55,14 @@ def logits_of(output: object, count: int) -> Tensor:
     return tensor
 
 
+def further(output: object) -> int:
+    """How many tensors of the logits' own shape stand beside them, where only their place says which is which."""
+    if not isinstance(output, tuple | list) or hasattr(output, "logits"):
+        return 0
+    first = _tensor(output)
+    return sum(isinstance(one, Tensor) and first is not None and one.shape == first.shape for one in output[1:])
+
+
 def below(outputs: Tensor, ends_in: str) -> Tensor:
     """The logits `(N, classes)` below a final softmax (up to a constant a row, which no figure sees) or sigmoid."""
     if ends_in == "softmax":

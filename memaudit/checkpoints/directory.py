@@ -120,9 +120,11 @@ def _weights(folder: Path) -> Path:
             hint="gather it first: python -m torch.distributed.checkpoint.format_utils dcp_to_torch "
             f"{clean(parts[-1])} model.pt",
         )
-    if (folder / "zero_to_fp32.py").exists():
+    parted = any(p.name.startswith("zero_pp_rank_") and p.name.endswith("_model_states.pt") for p in present)
+    if parted or (folder / "zero_to_fp32.py").exists():
+        whole = folder.absolute().parent if parted else folder
         raise ModelRejected(
-            f"{clean(folder)} holds a DeepSpeed checkpoint in parts", hint=ZERO.replace("FOLDER", clean(folder))
+            f"{clean(folder)} holds a DeepSpeed checkpoint in parts", hint=ZERO.replace("FOLDER", clean(whole))
         )
     found = [p for p in present if is_checkpoint_name(p) and p.is_file()]
     if not found:

@@ -16,7 +16,7 @@ MERGE = (
     "merge them into the base model and save it: "
     "PeftModel.from_pretrained(base, FOLDER).merge_and_unload().save_pretrained(OUT)"
 )
-ZERO = "gather it with the script that DeepSpeed left beside it: python zero_to_fp32.py FOLDER OUT"
+ZERO = "gather it with the script that DeepSpeed left beside it: python FOLDER/zero_to_fp32.py FOLDER OUT"
 FULL = (
     "where it was trained: torch.distributed.checkpoint.state_dict.get_model_state_dict(model, "
     "options=StateDictOptions(full_state_dict=True)), saved by one process"

@@ -280,6 +280,9 @@ def notes(
     if ends_in := _ends_in(adapter):
         said = f"the network ends in {ends_in}; everything is measured on the logits below it"
         found.append(ReportWarning(code="MEM912", message=said))
+    if adapter.further:
+        said = f"the network returns {adapter.further + 1} tensors of one shape; the first is taken as the logits"
+        found.append(ReportWarning(code="MEM915", message=said))
     return tuple(found)
 
 

@@ -45,6 +45,12 @@ def test_the_logits_are_found_in_every_form(form: str) -> None:
     assert torch.equal(heads.logits_of(FORMS[form], 4), Z)
 
 
+@pytest.mark.parametrize(("form", "count"), [("tuple", 1), ("inception's pair", 0), ("list", 0), ("dict", 0)])
+def test_others_of_the_same_shape_are_counted_where_no_name_says_which(form: str, count: int) -> None:
+    assert heads.further(FORMS[form]) == count
+    assert heads.further((Z, Z[:, :2], None, [Z])) == 0
+
+
 @pytest.mark.parametrize("output", [Z[:, 0], Z[:, :1], Z[:, :1, None]])
 def test_one_logit_an_example_is_a_column(output: Tensor) -> None:
     assert torch.equal(heads.logits_of(output, 4), Z[:, :1])

@@ -206,10 +206,10 @@ def test_deepspeed_in_parts_is_refused_with_its_own_script(tmp_path: Path, netwo
     (folder / "zero_to_fp32.py").write_text("")
     part = folder / "global_step3" / "zero_pp_rank_0_mp_rank_00_model_states.pt"
     torch.save({**deepspeed(state), "module": {n: t.new_zeros(0) for n, t in state.items()}}, part)
-    for path in (folder, part):
+    for path, whole in ((folder, folder), (part.parent, folder), (part, Path("FOLDER"))):
         with pytest.raises(ModelRejected, match="DeepSpeed") as caught:
             read(path)
-        assert "python zero_to_fp32.py" in caught.value.hint
+        assert f"python {whole}/zero_to_fp32.py {whole} OUT" in caught.value.hint
     save_file(state, folder / "model.safetensors")  # what the script writes
     same(read(folder).tensors, state)
 

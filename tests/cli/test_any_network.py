@@ -33,6 +33,8 @@ def test_changed_labels_are_found_fitted_and_localized(
     for finding in report.findings:
         assert finding.controls is not None
         assert (finding.controls.augmented is None) == (name == "tokens")  # token ids have no copies like them
+    warned = {w.code for w in report.warnings}
+    assert ("MEM915" in warned) == (name == "volumes")  # a pair of tensors
     if name == "several":
         reference = report.data.reference
         assert [one.name for one in reference.by_label] == ["0", "1", "2"]
