@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from memaudit.checkpoints.facts import from_config, from_preprocessor
+from memaudit.checkpoints.facts import from_config, from_preprocessor, from_training
 from memaudit.checkpoints.header import MAX_NAME, check_name
 from memaudit.checkpoints.recognise import MERGE, ZERO
+from memaudit.checkpoints.run import NAME as ARGS
+from memaudit.checkpoints.run import arguments
 from memaudit.checkpoints.sniff import is_checkpoint_name
 from memaudit.checkpoints.source import Source, opened
 from memaudit.checkpoints.types import Facts
@@ -40,12 +42,14 @@ class Layout:
         shards: the files to read, in order; `path` itself where there is only one.
         names: which tensors each shard must hold, by shard name; empty without an index.
         facts: from `config.json`; empty without one.
+        run: from the `args.yaml` of the timm run that the file lies in, which says what the checkpoint may leave out.
     """
 
     path: Path
     shards: tuple[Path, ...]
     names: dict[str, frozenset[str]]
     facts: Facts
+    run: Facts = field(default_factory=Facts)
 
 
 def lay_out(path: Path) -> Layout:
@@ -60,7 +64,17 @@ def lay_out(path: Path) -> Layout:
         path = _innermost(path)
         weights = _weights(path)
     facts = _facts(weights, path.is_dir())
-    return _indexed(weights, facts) if weights.name.endswith(".json") else Layout(weights, (weights,), {}, facts)
+    if weights.name.endswith(".json"):
+        return _indexed(weights, facts)
+    return Layout(weights, (weights,), {}, facts, _run(weights.parent))
+
+
+def _run(folder: Path) -> Facts:
+    """What the training run whose folder this is says of the model; nothing where it is no timm run, or unreadable."""
+    try:
+        return from_training({"args": arguments(folder / ARGS)}, ARGS) if (folder / ARGS).is_file() else Facts()
+    except ModelRejected:
+        return Facts()
 
 
 def _facts(weights: Path, whole: bool) -> Facts:
@@ -105,7 +119,7 @@ def _newest(found: list[Path]) -> Path | None:
 def _weights(folder: Path) -> Path:
     """The file in `folder` that is, or lists, the weights; a timm run gives its best checkpoint, else its last."""
     present = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
-    wanted = WEIGHTS + (RUN if (folder / "args.yaml").exists() else ())
+    wanted = WEIGHTS + (RUN if (folder / ARGS).exists() else ())
     for name in wanted:
         if (folder / name).exists():
             return folder / name

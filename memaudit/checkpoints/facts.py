@@ -31,11 +31,12 @@ _INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
 _CROP_MODES = ("center", "squash", "border")
 
 
-def from_training(about: Mapping[str, Any]) -> Facts:
+def from_training(about: Mapping[str, Any], where: str = "the checkpoint") -> Facts:
     """Facts of a training checkpoint (timm's `arch`, `args`, `epoch`).
 
     Args:
         about: `arch`, `epoch` and the kept training `args`, as the child wrote them.
+        where: who says so.
     """
     args = about.get("args")
     args = args if isinstance(args, dict) else {}
@@ -45,7 +46,7 @@ def from_training(about: Mapping[str, Any]) -> Facts:
     size = args.get("input_size") or args.get("img_size")
     return Facts(
         architecture=architecture,
-        origin="arch in the checkpoint" if architecture else "",
+        origin=f"arch in {where}" if architecture else "",
         model_kwargs=kwargs,
         num_classes=_count(args.get("num_classes")),
         preprocess=_preprocess({**args, "input_size": size}),

@@ -58,7 +58,7 @@ def find_run(model: Path, class_order: str | None = None) -> Run | None:
     """
     if not model.is_dir() or not (model / NAME).is_file():
         return None
-    args = _read(model / NAME)
+    args = arguments(model / NAME)
     dataset = _text(args, "dataset").lower()
     where = _text(args, "data_dir") or _text(args, "data")
     lexical = dataset in ("torch/image_folder", "torch/folder")
@@ -75,7 +75,12 @@ def find_run(model: Path, class_order: str | None = None) -> Run | None:
     return Run(train, validation, order, row_order="torchvision" if lexical else "timm")
 
 
-def _read(path: Path) -> dict[str, Any]:
+def arguments(path: Path) -> dict[str, Any]:
+    """The settings in an `args.yaml`, none of them checked.
+
+    Raises:
+        ModelRejected: it is no table of settings.
+    """
     with opened(path) as source:
         raw = source.read(0, MAX_BYTES + 1)
     try:

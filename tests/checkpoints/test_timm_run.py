@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from safetensors.torch import save_file
 
 from memaudit import report
-from memaudit.checkpoints import find_run
+from memaudit.checkpoints import find_run, read
 from memaudit.errors import ModelRejected, UsageError
 from tests.cli_support import Command, command
 from tests.timm_run import CHANGED, CLASSES, SIDE, arguments, train, write_images
@@ -83,6 +84,28 @@ def test_inspect_shows_where_the_data_is(cli: Command) -> None:
     assert shown["run"] == {"class_order": "natural", "problem": "", "train": "train", "validation": "val"}
     assert shown["preprocess"]["origins"]["mean"] == "checkpoint"
     assert shown["config"]["max-units"] == {"origin": "default", "value": 10}
+
+
+def test_a_file_that_says_nothing_is_read_as_its_run_says(cli: Command, project: Path) -> None:
+    """Weights alone, as one converts them, beside the `args.yaml` of the training; a checkpoint comes first."""
+    run = project / "output/train/run"
+    told = read(run / "model_best.pth.tar").facts
+    save_file(dict(read(run / "model_best.pth.tar").tensors), run / "bare.safetensors")
+    bare = read(run / "bare.safetensors").facts
+    assert (bare.architecture, bare.num_classes) == (told.architecture, told.num_classes)
+    assert bare.preprocess == told.preprocess
+    assert "arch in args.yaml" in cli("inspect", "output/train/run/bare.safetensors").out
+    args = run / "args.yaml"
+    kept = args.read_text()
+    try:
+        args.write_text(kept.replace("- 0.2", "- 0.7"))
+        assert read(run / "model_best.pth.tar").facts == told
+        assert read(run / "bare.safetensors").facts.preprocess["mean"] == (0.7, 0.3, 0.4)
+        args.write_text("- a list\n")
+        assert read(run / "bare.safetensors").facts.architecture is None
+    finally:
+        args.write_text(kept)
+        (run / "bare.safetensors").unlink()
 
 
 def test_without_a_validation_folder_the_rest_of_the_training_data_is_the_reference(
