@@ -103,6 +103,28 @@ def test_a_list_that_surely_holds_memorized_examples_has_as_many_called() -> Non
     assert found.called[few.argsort(stable=True)[: found.low]].all()
 
 
+@pytest.mark.parametrize("memorized", [10, 60, 180])
+def test_of_those_called_few_are_clean(memorized: int) -> None:
+    """Two hundred examples, the clean ones exchangeable with the calibration, the memorized ones just above most."""
+    generator, false, lists = torch.Generator().manual_seed(memorized), 0.0, 100
+    for _ in range(lists):
+        clean = torch.rand(1200 - memorized, generator=generator)
+        scores = torch.cat([torch.rand(memorized, generator=generator) / 4 + 0.8, clean[1000:]])
+        called = call(conformal(scores, clean[:1000]), 1000).called
+        false += float(called[memorized:].sum()) / max(1, int(called.sum()))
+    assert false / lists <= FALSE_DISCOVERIES
+
+
+def test_in_a_list_that_is_memorized_nearly_whole_a_larger_p_value_is_called() -> None:
+    strong = torch.full((90,), 0.001, dtype=torch.float64)
+    weak = torch.tensor([0.09, 0.11], dtype=torch.float64)
+    assert call(torch.cat([strong, weak]), 999).called[90:].tolist() == [True, False]
+    clean = torch.linspace(0.11, 1, 200, dtype=torch.float64)
+    mixed = call(torch.cat([strong, weak, clean]), 999)
+    assert mixed.called[90:92].tolist() == [False, False]
+    assert float(mixed.q_values[90]) > 0.05
+
+
 def test_one_strong_example_in_a_short_list_is_called() -> None:
     assert call(torch.tensor([0.001, 0.5, 0.8, 0.3]), 999).called.tolist() == [True, False, False, False]
 

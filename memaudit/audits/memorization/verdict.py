@@ -17,6 +17,10 @@ from torch import Tensor
 LEVEL = 0.05
 # Share of those called that may be clean (the level Efron 2008 uses where a person looks at what is called).
 FALSE_DISCOVERIES = 0.2
+# In a list that is memorized nearly whole a larger p-value serves, as long as hardly any of those called is clean.
+MOST, FEW_FALSE = 0.1, 0.05
+# Memorized examples have few p-values above this, so those above it tell how many are clean (Storey 2002).
+CLEAN_ABOVE = 0.5
 # How often a list of clean examples has any called.
 FALSE_LISTS = 0.05
 
@@ -61,11 +65,12 @@ def call(p_values: Tensor, calibration: int) -> Calls:
     simes = float(adjusted(p_values).min())
     # Two questions are asked of a list, so each has half the level: is one example too extreme, are too many low?
     chance = simes if count == 1 else min(1.0, 2 * min(simes, tail(reached, count, calibration)))
-    clean = min(1.0, (1 + count - reached) / ((1 - LEVEL) * count))  # share of clean examples, from above (Storey 2002)
-    q_values = adjusted(p_values) * clean
+    q_values = adjusted(p_values) * min(1.0, (1 + int((p_values > CLEAN_ABOVE).sum())) / ((1 - CLEAN_ABOVE) * count))
+    usual = (p_values <= LEVEL) & (q_values <= FALSE_DISCOVERIES)
+    sure = (p_values <= MOST) & (q_values <= FEW_FALSE)
     # A list that surely holds some has some called, even where no single example is beyond doubt.
     likeliest = p_values.argsort(stable=True).argsort(stable=True) < low
-    called = ((p_values <= LEVEL) & (q_values <= FALSE_DISCOVERIES) | likeliest) & (chance <= FALSE_LISTS)
+    called = (usual | sure | likeliest) & (chance <= FALSE_LISTS)
     return Calls(q_values, called, reached, false * count, min(excess, reached), low, reached, chance)
 
 
