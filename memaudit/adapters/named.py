@@ -28,6 +28,7 @@ from memaudit.adapters.building import (
 )
 from memaudit.adapters.identify import MAX_ENLARGEMENT, Candidate, fit, identify, most_parameters
 from memaudit.adapters.preprocessing import resolve
+from memaudit.adapters.resized import options_for
 from memaudit.checkpoints import Checkpoint, read
 from memaudit.checkpoints.load import check_fit, load_strict
 from memaudit.data.images.preprocess import Preprocess
@@ -139,9 +140,13 @@ def plan_of(checkpoint: Checkpoint, options: ModelOptions, library: str | None =
     if not candidates:
         named = f"; it names {clean(facts.architecture)!r}, which they do not have" if facts.architecture else ""
         where = " or ".join(f"{name} {installed_version(name)}" for name in ([library] if library else LIBRARIES))
+        resized = options_for(checkpoint.tensors) if library in (None, "timm") else ""
         raise ModelRejected(
             f"no architecture of {where} has the tensors of {clean(checkpoint.path.name)}{named}",
-            hint="name it with --arch, or give a factory with --adapter file.py:name; plugins: memaudit adapters list",
+            hint=f"they are a Vision Transformer's of other sizes: {resized} (the number of heads, which no tensor "
+            "shows, as trained)"
+            if resized
+            else "name it with --arch, or give a factory with --adapter file.py:name; plugins: memaudit adapters list",
         )
     first = candidates[0]
     return Blueprint(

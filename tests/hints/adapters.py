@@ -76,6 +76,19 @@ def vit(*words: str) -> Callable[[Path], tuple[str, ...]]:
     return wrong
 
 
+def resized(folder: Path) -> tuple[str, ...]:
+    """A Vision Transformer whose depth, patch and width are the user's own."""
+    network = timm.create_model("vit_small_patch16_224", num_classes=3, img_size=32, patch_size=8, depth=2)
+    save_file(network.state_dict(), folder / "t.safetensors")
+    return ("inspect", "t.safetensors")
+
+
+def as_advised(folder: Path, ran: Ran) -> tuple[str, ...]:
+    """The options that the hint prints, word by word."""
+    options = ran.err.split("other sizes: ")[1].split(" (the number")[0]
+    return ("inspect", "t.safetensors", *options.split())
+
+
 def rotary(*words: str) -> Callable[[Path], tuple[str, ...]]:
     """A network that keeps no position embedding: a table of it is made for whatever size is said."""
 
@@ -198,6 +211,11 @@ FOLLOWED = [
         "check --model-kwargs and the checkpoint's own model_args",
         resnet("--arch", "test_resnet", "--model-kwargs", "no_such=3"),
         named(*ARCH),
+    ),
+    Follow(
+        "they are a Vision Transformer's of other sizes: {} (the number of heads, which no tensor shows, as trained)",
+        resized,
+        as_advised,
     ),
     Follow(
         "name it with --arch, or give a factory with --adapter file.py:name; plugins: memaudit adapters list",
