@@ -10,9 +10,9 @@ from memaudit.data.classes import Classes
 from memaudit.data.columns import further, refuse_misspelt
 from memaudit.data.images import RowError
 from memaudit.data.listing import FileListing, Row
-from memaudit.data.paths import display, inside
+from memaudit.data.paths import display, inside, spellings
 from memaudit.data.rejections import Rejections
-from memaudit.data.tables import csv_records, json_records, read_text
+from memaudit.data.tables import canonical, csv_records, json_records, read_text
 from memaudit.errors import DataRejected
 from memaudit.text import clean
 
@@ -21,6 +21,9 @@ _REQUIRED = ("path", "label")
 _COLUMNS = (*_REQUIRED, "id", "true_label", "note")
 # What pandas calls an index it wrote as the first column.
 PANDAS_INDEX = ("", "Unnamed: 0")
+# What other tools call the two columns; taken where one alone can be meant.
+PATH_NAMES = ("file", "filename", "file_name", "filepath", "image", "image_path")
+_ALIASES = {"path": PATH_NAMES, "label": ("class", "class_name", "target")}
 
 
 def list_manifest(path: Path, classes: Classes) -> FileListing:
@@ -57,9 +60,17 @@ def list_manifest(path: Path, classes: Classes) -> FileListing:
 
 
 def is_manifest(path: Path) -> bool:
-    """Whether the first line of the `.csv` `path` has both required columns, and no index into a data set."""
-    _, header = next(csv_records(read_text(path), ",", display(path)), (1, []))
-    return set(_REQUIRED) <= set(header) and "index" not in header
+    """Whether the table `path` has both required columns, no index into a data set, and a first file beside it."""
+    records = csv_records(read_text(path), _delimiter(path), display(path))
+    header = canonical(next(records, (1, []))[1])
+    if not set(_REQUIRED) <= set(header) or "index" in header:
+        return False
+    first = dict(zip(header, next(records, (1, []))[1], strict=False)).get("path")
+    return first is None or any(os.path.lexists(path.parent / spelled) for spelled in spellings(first))
+
+
+def _delimiter(path: Path) -> str:
+    return "\t" if path.suffix.lower() == ".tsv" else ","
 
 
 def _row(cells: Mapping[str, object], line: int, index: int, label: Callable[[object], int]) -> Row:
@@ -99,10 +110,11 @@ def _text(cells: Mapping[str, object], key: str) -> str:
 
 def _csv_rows(text: str, path: Path, name: str) -> Iterator[tuple[int, dict[str, str] | str]]:
     """Rows below the header, as cells by column, or in their place what is wrong with them."""
-    records = csv_records(text, "\t" if path.suffix.lower() == ".tsv" else ",", name)
+    records = csv_records(text, _delimiter(path), name)
     _, header = next(records, (1, []))
     if not header:
         return
+    header = _called(canonical(header))
     skipped = header[0] in PANDAS_INDEX and len(header) > 1  # the number pandas gives each line of a table
     check_header(header[skipped:], name)
     for line, cells in records:
@@ -110,6 +122,15 @@ def _csv_rows(text: str, path: Path, name: str) -> Iterator[tuple[int, dict[str,
             yield line, f"{len(cells)} cells, the header has {len(header)}"
         else:
             yield line, dict(zip(header[skipped:], cells[skipped:], strict=True))
+
+
+def _called(header: list[str]) -> list[str]:
+    """`header` with the required columns by their names here."""
+    for name, others in _ALIASES.items():
+        meant = [column for column in header if column.lower() in others]
+        if name not in header and len(meant) == 1:
+            header = [name if column == meant[0] else column for column in header]
+    return header
 
 
 def check_header(header: list[str], name: str) -> None:

@@ -10,25 +10,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from memaudit.data.classes import Classes
 from memaudit.data.images import RowError
 from memaudit.data.listing import Row
-from memaudit.data.manifest import PANDAS_INDEX
+from memaudit.data.manifest import PANDAS_INDEX, PATH_NAMES
 from memaudit.data.npz import read_npy
 from memaudit.data.rejections import Rejections
-from memaudit.data.tables import csv_records, read_text
+from memaudit.data.tables import canonical, csv_records, read_text
 from memaudit.errors import DataRejected
 from memaudit.text import clean
 
 INDEX = re.compile(r"[0-9]{1,9}")
 # How numpy.savetxt writes the integer it was given, by default.
 _SAVETXT = re.compile(r"([0-9]\.[0-9]{18}e[+]0[0-8])|(0\.0{18}e[+]00)")
+# And pandas a column of integers that once had a gap.
+_WHOLE = re.compile(r"([0-9]{1,9})\.0+")
 _FLAGS = {"true": True, "false": False, "1": True, "0": False}
 # What columns that name a row are called, and what they hold.
 _KEYS = {
-    "index": "index",
     "id": "id",
-    **dict.fromkeys(("path", "file", "filename", "file_name", "filepath", "image", "image_path"), "path"),
+    **dict.fromkeys(("index", "idx", "row"), "index"),
+    **dict.fromkeys(("path", *PATH_NAMES), "path"),
 }
 _EXTRAS = ("true_label", "note", "label")
 
@@ -67,12 +71,18 @@ def namings(path: Path, name: str, rows: Sequence[Row], classes: Classes, reject
     if path.suffix.lower() == ".txt":
         lines = [(i, line.strip()) for i, line in enumerate(text.split("\n"), 1)]
         return _from_lines([(i, line) for i, line in lines if line], name, len(rows))
-    records = list(csv_records(text, ",", name))
-    header = records[0][1] if records else []
+    records = list(csv_records(text, "\t" if path.suffix.lower() == ".tsv" else ",", name))
+    header = canonical(records[0][1]) if records else []
     if "is_label_issue" in header:
         return _from_cleanlab(header, records[1:], name, rows, classes, rejections)
     if header[:1] and header[0] in PANDAS_INDEX and len(header) > 1:  # a table's own numbers, which count nothing here
         header, records = header[1:], [(line, cells[1:]) for line, cells in records]
+        records = records[1:] if header == ["0"] else records  # as it calls a column without a name
+    elif header == ["0"] and len(records) > 1 and not _is_mask([c[0] for _, c in records], len(rows)):
+        raise DataRejected(
+            f"{name} begins with 0: row 0, or what pandas calls a column without a name",
+            hint="call the column index; or, if it is row 0, save the list as .txt",
+        )
     keys = [column for column in header if column in _KEYS]
     if not keys and all(len(cells) == 1 for _, cells in records):
         return _from_lines([(line, cells[0].strip()) for line, cells in records], name, len(rows))
@@ -90,7 +100,7 @@ def namings(path: Path, name: str, rows: Sequence[Row], classes: Classes, reject
             rejections.add(f"line {line}", f"{len(values)} cells, the header has {len(header)}")
             continue
         cells = dict(zip(header, values, strict=True))
-        named = {_KEYS[column]: cells[column] for column in keys if cells[column]}
+        named = {_KEYS[column]: _whole(cells[column], _KEYS[column]) for column in keys if cells[column]}
         key = next((k for k in ("path", "id", "index") if k in named), meanings[0])
         also = {k: v for k, v in named.items() if k != key}
         entries.append(Naming(f"line {line}", named.get(key, ""), line, key, cells, also, cells.get("label")))
@@ -103,7 +113,10 @@ def _from_array(path: Path, name: str, count: int) -> list[Naming]:
         array = array.reshape(-1)
     if array.ndim != 1:
         raise DataRejected(f"{name} has shape {array.shape}; a list of rows has one dimension")
-    if array.dtype.kind == "b":
+    if array.dtype.kind == "f" and bool(np.isfinite(array).all()) and bool((array == array.round()).all()):
+        array = array.astype(np.int64)  # as np.loadtxt reads integers
+    whole = array.dtype.kind in "iu" and len(array) == count > 2 and bool(np.isin(array, (0, 1)).all())
+    if array.dtype.kind == "b" or whole:
         return _from_mask([(i, bool(flag)) for i, flag in enumerate(array)], name, count, lines=False)
     if array.dtype.kind not in "iuU":
         raise DataRejected(f"{name} is {array.dtype}; give integers, text or booleans")
@@ -112,12 +125,23 @@ def _from_array(path: Path, name: str, count: int) -> list[Naming]:
 
 
 def _from_lines(lines: Sequence[tuple[int, str]], name: str, count: int) -> list[Naming]:
-    """One entry, or one value of a mask, per line. Zeros and ones are a mask only when there is one for each row."""
-    values = [(line, str(int(float(text))) if _SAVETXT.fullmatch(text) else text) for line, text in lines]
-    words = {text.lower() for _, text in values}
-    if (words and words <= {"true", "false"}) or (words <= {"0", "1"} and len(values) == count > 2):
+    """One entry, or one value of a mask, per line."""
+    values = [(line, str(int(float(text))) if _SAVETXT.fullmatch(text) else _whole(text)) for line, text in lines]
+    if _is_mask([text for _, text in values], count):
         return _from_mask([(line, _FLAGS[text.lower()]) for line, text in values], name, count)
     return [Naming(f"line {line}", text, line) for line, text in values]
+
+
+def _whole(text: str, key: str = "index") -> str:
+    """An index without the decimals of a column that once had a gap; anything else as it is."""
+    found = _WHOLE.fullmatch(text) if key == "index" else None
+    return found[1] if found else text
+
+
+def _is_mask(values: Sequence[str], count: int) -> bool:
+    """Whether these are truth values; zeros and ones only where there is one for each row."""
+    words = {text.lower() for text in values}
+    return bool(words and words <= {"true", "false"}) or (words <= {"0", "1"} and len(values) == count > 2)
 
 
 def _from_mask(flags: Sequence[tuple[int, bool]], name: str, count: int, lines: bool = True) -> list[Naming]:
@@ -155,7 +179,7 @@ def _from_cleanlab(
             rejections.add(where, "no true or false in is_label_issue" if flag is None else f"{len(values)} cells")
             continue
         given = cells.get("given_label", "")
-        index = values[0] if indexed else str(position)
+        index = _whole(values[0]) if indexed else str(position)
         row = rows[int(index)] if named is None and INDEX.fullmatch(index) and int(index) < len(rows) else None
         if row is not None and disagrees(given, row, classes):
             rejections.add(where, other_label(given, row))

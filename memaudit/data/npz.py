@@ -135,7 +135,7 @@ def _array(file: IO[bytes], size: int, name: str) -> np.ndarray:
     if dtype.hasobject or dtype.kind not in _KINDS:
         raise DataRejected(
             f"{name}: dtype {clean(dtype, 60)} is not allowed",
-            hint="only plain numbers and text; no objects, no pickle",
+            hint="save plain numbers or text: np.save(path, array.astype(str)); no objects, no pickle",
         )
     expected = math.prod(shape) * dtype.itemsize
     if min(shape, default=0) < 0 or header + expected != size or expected > decode.MEMORY_BUDGET:

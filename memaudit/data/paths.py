@@ -33,10 +33,10 @@ def inside(root: Path, given: str) -> Path:
         raise RowError(f"path '{clean(given)}' is absolute; write it relative to the manifest's folder")
     if ".." in PurePosixPath(given).parts or ".." in PureWindowsPath(given).parts:
         raise RowError(f"path '{clean(given)}' climbs with '..'; put the images below the manifest's folder")
-    return regular(root, root / next((s for s in _spellings(given) if os.path.lexists(root / s)), given), given)
+    return regular(root, root / next((s for s in spellings(given) if os.path.lexists(root / s)), given), given)
 
 
-def _spellings(given: str) -> Iterator[str]:
+def spellings(given: str) -> Iterator[str]:
     """`given`, and what another system may have written for it: backslashes, accents in one character or in two."""
     for path in (given, PureWindowsPath(given).as_posix()):
         yield path

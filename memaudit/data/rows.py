@@ -23,7 +23,7 @@ from memaudit.data.rejections import Rejections
 from memaudit.errors import DataRejected, UsageError
 from memaudit.text import clean
 
-SUFFIXES = frozenset({".txt", ".csv", ".npy"})
+SUFFIXES = frozenset({".txt", ".csv", ".tsv", ".npy"})
 
 L = TypeVar("L", bound=Listing)
 
@@ -109,7 +109,9 @@ def _pick(path: Path, listing: L, classes: Classes) -> _Picked[L]:
             )
         except RowError as reason:
             rejections.add(entry.where, reason)
-    rejections.check(len(entries) or len(rejections.reasons), hint="indices count the rows of --data from 0")
+    rejections.check(
+        len(entries) or len(rejections.reasons), hint="one a line; indices count the rows of --data from 0"
+    )
     if not rows:
         raise DataRejected(f"{name} selects none of the {len(listing.rows)} rows of {listing.source}; nothing to audit")
     return _Picked(listing.pick(rows, name), finder.by_index)

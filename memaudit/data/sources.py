@@ -109,11 +109,11 @@ def _issues(path: Path) -> Path:
 
 
 def _is_row_list(path: Path, data: str | Path | None) -> bool:
-    """By suffix; a `.csv` is one only with `data`, and when its header is not a manifest's."""
+    """By suffix; a `.csv` or `.tsv` is one only with `data`, and when its header is not a manifest's."""
     suffix = path.suffix.lower()
     if path.is_dir() or suffix not in ROW_LISTS:
         return False
-    return suffix != ".csv" or (data is not None and not is_manifest(path))
+    return suffix not in (".csv", ".tsv") or (data is not None and not is_manifest(path))
 
 
 def described(source: str | Path) -> Arrays | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from memaudit.data.paths import display, open_source
@@ -13,6 +13,8 @@ from memaudit.errors import DataRejected
 
 # Ten million rows of a usual manifest; far more than fits in memory as images.
 MAX_BYTES = 512 * 2**20
+# Columns that are known in some table.
+HEADERS = frozenset({"path", "label", "id", "index", "true_label", "note", "text", "is_label_issue"})
 
 
 def read_text(path: Path) -> str:
@@ -39,21 +41,37 @@ def read_text(path: Path) -> str:
 
 
 def csv_records(text: str, delimiter: str, name: str) -> Iterator[tuple[int, list[str]]]:
-    """Line (from 1) and cells of each record of `text`; blank lines are skipped.
+    """Line (from 1) and cells of each record of `text`; blank lines, and those of empty cells, are skipped.
+
+    A header that `delimiter` does not divide, and another usual one does, says which one the table has. A spreadsheet
+    writes semicolons where numbers have decimal commas.
 
     Raises:
         DataRejected: quotes are broken; what follows could not be told apart from what they should have closed.
     """
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    first = text.split("\n", 1)[0]
+    if delimiter not in first:
+        delimiter = next((d for d in ";\t," if d in first and HEADERS & set(_words(first, d))), delimiter)
+    spaced = f"{delimiter} " in first and bool(HEADERS & set(_words(first, delimiter)))
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=spaced)
     line = 1
     try:
         for cells in reader:
-            if cells:
+            if any(cells):
                 yield line, cells
             line = reader.line_num + 1
     except csv.Error as error:
         reason = "a quote is not closed" if "unexpected end" in str(error) else str(error)
         raise DataRejected(f"{name} line {line}: broken csv: {reason}", hint='write " inside quotes as ""') from None
+
+
+def _words(line: str, delimiter: str) -> list[str]:
+    return [word.strip(' "\r').lower() for word in line.split(delimiter)]
+
+
+def canonical(header: Sequence[str]) -> list[str]:
+    """Known columns by the names they have here, whatever their case and the spaces around them; others as they are."""
+    return [h.strip().lower() if h.strip().lower() in HEADERS else h for h in header]
 
 
 def json_records(text: str) -> Iterator[tuple[int, dict[str, object] | str]]:

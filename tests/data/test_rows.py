@@ -206,7 +206,7 @@ def test_a_list_that_does_not_name_rows_is_refused(name: str, file: str, text: s
     ("array", "message"),
     [
         (np.array([[4, 1], [1, 2]]), r"has shape \(2, 2\)"),
-        (np.array([4.0, 1.0]), "is float64; give integers"),
+        (np.array([4.5, 1.0]), "is float64; give integers"),
         (np.array([True, False]), "a mask of 2 values for 6 rows"),
         (np.array([-1]), "element 0: '-1' is no index"),
         (np.array([4, 6]), "element 1: '6' is no index"),

@@ -291,7 +291,7 @@ FOLLOWED = [
     Follow("np.savez(path, x=images, y=labels)", arrays(lambda x, y: {"y": y}), mended()),
     Follow(HOLDS, arrays(lambda x, y: {"x": x, "y": y, "weight": y}), mended()),
     Follow(
-        "only plain numbers and text; no objects, no pickle",
+        "save plain numbers or text: np.save(path, array.astype(str)); no objects, no pickle",
         arrays(lambda x, y: {"x": x, "y": y.astype(object)}),
         mended(),
     ),
@@ -421,7 +421,12 @@ FOLLOWED = [
         text("rows.txt", "1\n2\n"),
         named(*on("rows.txt", "--data", "reference.npz")),
     ),
-    Follow("indices count the rows of --data from 0", rows("index\n100\n"), listed),
+    Follow("one a line; indices count the rows of --data from 0", rows("index\n100\n"), listed),
+    Follow(
+        "call the column index; or, if it is row 0, save the list as .txt",
+        rows("0\n1\n2\n"),
+        lambda folder, ran: rows("0\n1\n2\n", "rows.txt")(folder),
+    ),
     Follow(
         "rows: index, path or id, optionally label, true_label, note; or cleanlab's is_label_issue; or path,label",
         rows("row_number,score\n1,0.5\n"),

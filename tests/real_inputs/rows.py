@@ -151,6 +151,16 @@ def manifest(line: Callable[[str, str], str], head: str = "path,label") -> Calla
     return how
 
 
+def saved_by_pandas(head: str, line: Callable[[int, int, str], str]) -> Callable[..., None]:
+    """A table as `to_csv` writes it: of each row its place in the list, in the loader and its name."""
+
+    def how(root: Path, changed: list[str], rows: list[int], dataset: ImageFolder) -> None:
+        lines = [line(n, *found) for n, found in enumerate(zip(rows, changed, strict=True))]
+        (root / "flagged.csv").write_text("\n".join([head, *lines]) + "\n")
+
+    return how
+
+
 def nested(root: Path) -> None:
     by_names(root)
     for image in list((root / "train").rglob("*.png")):
@@ -230,6 +240,54 @@ CASES = [
         table("index,label", lambda n, f, r: f"{r},ant"),
         "flagged.csv",
         Expected(3, says="other rows, or class order"),
+        *TV,
+    ),
+    case(
+        "a pandas Series, saved with its index",
+        saved_by_pandas(",0", lambda n, r, f: f"{n},{r}"),
+        "flagged.csv",
+        FITTED,
+        *TV,
+    ),
+    case(
+        "a pandas Series without a name, which may begin with row 0",
+        saved_by_pandas("0", lambda n, r, f: f"{r}"),
+        "flagged.csv",
+        Expected(3, says="what pandas calls a column without a name"),
+        *TV,
+    ),
+    case(
+        "a column of rows that once had a gap",
+        saved_by_pandas("index", lambda n, r, f: f"{r}.0"),
+        "flagged.csv",
+        FITTED,
+        *TV,
+    ),
+    case(
+        "semicolons",
+        saved_by_pandas("idx;note", lambda n, r, f: f"{r};x"),
+        "flagged.csv",
+        FITTED,
+        *TV,
+    ),
+    case(
+        "path and label as --data has them",
+        saved_by_pandas("path,label", lambda n, r, f: f"{f},{f[:3]}"),
+        "flagged.csv",
+        FITTED,
+    ),
+    case(
+        "floats, as numpy.loadtxt reads rows",
+        lambda root, c, rows, d: np.save(root / "flagged.npy", np.array(rows, float)),
+        "flagged.npy",
+        FITTED,
+        *TV,
+    ),
+    case(
+        "a mask of zeros and ones",
+        lambda root, c, rows, d: np.save(root / "flagged.npy", np.isin(np.arange(len(d)), rows).astype(int)),
+        "flagged.npy",
+        FITTED,
         *TV,
     ),
     case("backslashes", text(lambda f: "train\\" + f.replace("/", "\\")), "flagged.txt", FITTED),
