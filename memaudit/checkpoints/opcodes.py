@@ -118,15 +118,22 @@ def looks_honest(pickles: bytes, count: int = 1) -> bool:
     stream, names, texts = io.BytesIO(pickles), list[tuple[str, str]](), list[str]()
     try:
         for _ in range(count):
+            memo, top = list[str | None](), None  # texts are said once, and then looked up
             for number, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
                 if number > MAX_OPCODES:
                     return False
+                if opcode.name == "MEMOIZE":
+                    memo.append(top)
+                    continue
+                top = str(argument) if "UNICODE" in opcode.name else None
+                if opcode.name in ("BINGET", "LONG_BINGET") and isinstance(argument, int) and argument < len(memo):
+                    top = memo[argument]
+                if top is not None:
+                    texts.append(top)
                 if opcode.name == "GLOBAL":
                     module, _, name = str(argument).partition(" ")
                     names.append((module, name))
-                elif opcode.name in ("SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"):
-                    texts.append(str(argument))
-                elif opcode.name == "STACK_GLOBAL":  # its two texts may have been said earlier
+                elif opcode.name == "STACK_GLOBAL":
                     names.append((texts[-2], texts[-1]))
                 elif opcode.name in ("INST", "EXT1", "EXT2", "EXT4"):
                     return False

@@ -228,10 +228,14 @@ def as_tensor(x: np.ndarray, source: str) -> Tensor:
 
 def _integers(values: Labels, name: str, count: int, source: str) -> list[int]:
     array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
-    if array.dtype.kind not in "iu":
-        raise DataRejected(f"{source}: {name} is {array.dtype}; labels are integers")
-    if array.shape != (count,):
-        raise DataRejected(f"{source}: {name} has shape {array.shape} for {count} images; give one label each")
+    wrong = "" if array.dtype.kind in "iu" else f"is {array.dtype}; labels are integers"
+    if not wrong and array.shape != (count,):
+        wrong = f"has shape {array.shape} for {count} images; give one label each"
+    if wrong:
+        raise DataRejected(
+            f"{source}: {name} {wrong}",
+            hint="one index a row: y.argmax(1) of one-hot rows, y.ravel() of a column, y.astype(int) of whole floats",
+        )
     return [int(v) for v in array]
 
 
@@ -307,6 +311,8 @@ def _checked_floats(x: Tensor, preprocess: Preprocess, unit: bool, rows: Sequenc
             rejections.add(f"row {row.index}", f"values from {lowest:.4g} to {highest:.4g}, outside [0, 1]")
     if rejections.reasons:
         signed = min(low) < 0
+        if not np.isfinite((low, high)).all():
+            rejections.check(len(x), hint="fill missing values in as the training did, or leave the rows out")
         fix = "undo its normalisation; the audit applies mean and std" if signed else "divide it by 255, or give uint8"
         rejections.check(len(x), hint=fix)
     return x.contiguous()

@@ -19,7 +19,7 @@ from memaudit.errors import MemauditError, UsageError
 from memaudit.findings import ReportWarning
 from memaudit.pipeline.class_order import other_order
 from memaudit.pipeline.load import Settled, better, right
-from memaudit.pipeline.trials import Tried, attempt, other_way, raise_best, shown
+from memaudit.pipeline.trials import Tried, attempt, check_alike, other_way, raise_best, shown
 
 # Reference images that a usual normalisation is tried on.
 TRIED_IMAGES = 200
@@ -162,7 +162,8 @@ def check_normalisation(
         return settled
     if getattr(adapter, "transform", None) is not None:
         return settled
-    before = attempt(adapter, sets := [reference, flagged(adapter)], device, TRIED_IMAGES)
+    check_alike(own := flagged(adapter), reference)
+    before = attempt(adapter, sets := [reference, own], device, TRIED_IMAGES)
     order = other_order(names, before.answered[0][0].argmax(1), before.answered[0][1])
     if order is not None:
         before, sets = Tried(base, before.answered[:1]), [reference]

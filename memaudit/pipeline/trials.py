@@ -16,7 +16,7 @@ from torch import Tensor
 from memaudit.adapters.base import Adapter
 from memaudit.data import ExampleSet, Preprocess
 from memaudit.engine.answers import loss
-from memaudit.errors import PremiseBroken
+from memaudit.errors import DataRejected, PremiseBroken
 from memaudit.pipeline.load import answers, better
 
 
@@ -67,6 +67,26 @@ class Tried:
     def __str__(self) -> str:
         flagged = [f", {int(r.sum())}/{len(r)} flagged" for r in self.sets[1:]]
         return f"{self.accuracy:.3f}{''.join(flagged)}"
+
+
+def check_alike(flagged: ExampleSet, reference: ExampleSet) -> None:
+    """Both sets were prepared alike, as far as their values show.
+
+    Raises:
+        DataRejected: floats of one lie in [0, 1], those of the other far outside: it alone was normalised.
+    """
+    spans = [
+        (float(s.pixels.min()), float(s.pixels.max()))
+        for s in (flagged, reference)
+        if len(s) and s.image and isinstance(s.pixels, Tensor) and s.pixels.is_floating_point()
+    ]
+    inside = [low >= 0 and high <= 1 for low, high in spans]
+    if len(spans) == 2 and inside[0] != inside[1] and (min(spans)[0] < -0.1 or max(high for _, high in spans) > 1.1):
+        raise DataRejected(
+            "flagged values run from {:.3g} to {:.3g}, reference values from {:.3g} to {:.3g}: they were not prepared "
+            "alike".format(*spans[0], *spans[1]),
+            hint="save both sets as the network was given them, or both as floats in [0, 1]",
+        )
 
 
 def attempt(adapter: Adapter, sets: Sequence[ExampleSet], device: str, most: int) -> Tried:

@@ -288,6 +288,16 @@ HOLDS = "it may hold {} and nothing else"
 UTF_8 = "save it as UTF-8"
 NO_ARROW = mock.patch.dict(sys.modules, {"pyarrow": None})
 FOLLOWED = [
+    Follow(
+        "one index a row: y.argmax(1) of one-hot rows, y.ravel() of a column, y.astype(int) of whole floats",
+        arrays(lambda x, y: {"x": x, "y": np.eye(3)[y]}),
+        mended(lambda x, y: {"x": x, "y": np.eye(3)[y].argmax(1)}),
+    ),
+    Follow(
+        "save both sets as the network was given them, or both as floats in [0, 1]",
+        arrays(lambda x, y: {"x": (x - 0.5) / 0.25, "y": y}),
+        mended(),
+    ),
     Follow("np.savez(path, x=images, y=labels)", arrays(lambda x, y: {"y": y}), mended()),
     Follow(HOLDS, arrays(lambda x, y: {"x": x, "y": y, "weight": y}), mended()),
     Follow(

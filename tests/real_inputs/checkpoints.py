@@ -264,5 +264,6 @@ CASES = [
         "--arch",
         ARCH,
     ),
+    bad("the newer pickle protocol", saved(state, pickle_protocol=4), "memaudit convert --trust-pickle --sha256 "),
     bad("an optimizer's file", saved(OPTIMIZER), "an optimizer's state and no weights"),
 ]
