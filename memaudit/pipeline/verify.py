@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from memaudit.adapters.base import Adapter
 from memaudit.audits.membership.attacks import scaled
-from memaudit.audits.membership.matching import Compared, compared
+from memaudit.audits.membership.matching import Compared, compared, looks_mislabelled
 from memaudit.audits.membership.measure import membership, scores_of
 from memaudit.audits.memorization.estimating import weigh
 from memaudit.data import ExampleSet, Preprocess, joined, remove_overlap
@@ -38,6 +38,11 @@ from memaudit.version import __version__
 
 # Fewer unseen examples than this set no threshold worth the name.
 FEW = 100
+MISLABELLED = (
+    "models without them do not give the labels of {} of {} flagged examples, and of {} of {} unseen ones, and no "
+    "true_label says which flagged labels are wrong. Wrong labels alone would look like a trace, so the tests that "
+    "compare with those models were left out. Give the column true_label."
+)
 
 
 class Verifier:
@@ -147,6 +152,11 @@ class Verifier:
         context, logits = observed.context, observed.logits
         everyone, reference = context.flagged, context.reference
         estimate = confidence(logits, everyone.labels) + weigh(context).joint.scores - 1
+        if said is not None:
+            wrong = looks_mislabelled(flagged.examples, said.odds.mean(0) > 0)
+            if wrong is not None:
+                self._warn(MISLABELLED.format(wrong[0], len(flagged), wrong[1], len(unseen)))
+                said = None
         seen: Tensor | None = None
         population = None
         if said is not None:
