@@ -134,6 +134,28 @@ def upright(path: Path) -> torch.Tensor:
     return transforms.ToTensor()(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
 
 
+def several(name: str, **options: object) -> Saver:
+    """A file of two frames: what cameras call MPO, pages of a TIFF, an animation; the loaders take the first."""
+
+    def saver(place: Path, n: int, pixels: np.ndarray) -> None:
+        image = Image.fromarray(pixels)
+        image.save(place / f"{n}{name}", save_all=True, append_images=[image.rotate(90)], **options)  # type: ignore[arg-type]
+
+    return saver
+
+
+def see_through(place: Path, n: int, pixels: np.ndarray) -> None:
+    """A palette in which one colour is transparent: the colour beneath it stays."""
+    Image.fromarray(pixels).quantize(64).save(place / f"{n}.png", transparency=n % 64)
+
+
+def beside(place: Path, n: int, pixels: np.ndarray) -> None:
+    """What file managers leave among pictures."""
+    Image.fromarray(pixels).save(place / f"{n}.png")
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini"):
+        (place / name).write_bytes(b"x")
+
+
 def larger(place: Path, n: int, pixels: np.ndarray) -> None:
     """A photograph that is wider than high."""
     Image.fromarray(pixels).resize((44, 32), Image.Resampling.BICUBIC).save(place / f"{n}.png")
@@ -187,6 +209,17 @@ CASES = [
     *(
         Case("pixels", f"mode {kind}", by_torchvision(mode(kind)), scan(*MODEL, *DATA), PLAIN)
         for kind in ("P", "RGBA", "L", "LA", "CMYK")
+    ),
+    *(
+        Case("pixels", name, by_torchvision(saver), scan(*MODEL, *DATA), PLAIN)
+        for name, saver in (
+            ("a camera's MPO named .jpg", several(".jpg", format="MPO", quality=95)),
+            ("pages of a TIFF", several(".tif")),
+            ("an animated WebP", several(".webp", lossless=True)),
+            ("a progressive JPEG", suffix(".jpeg", quality=95, progressive=True)),
+            ("a palette with a transparent colour", see_through),
+            ("files of file managers beside", beside),
+        )
     ),
     Case(
         "pixels",
