@@ -101,6 +101,9 @@ def erase(
 
     targets = _targets(output, model)
     audited = reports.read(report)
+    wanted = Choice(audited.findings, edit.named, edit.allowed, edit.clean_steps)
+    if METHODS[edit.method].singles:
+        wanted.chosen()
     with Stages(quiet) as progress:
         places, network = restored(audited.inputs, report, places), restored(audited.inputs, report, network)
         loaded = _load(model, audited, places, network, compute.device, progress)
@@ -117,7 +120,6 @@ def erase(
             seed=seed,
             progress=progress,
         )
-        wanted = Choice(audited.findings, edit.named, edit.allowed, edit.clean_steps)
         with threads_kept():
             settle_threads(request.evaluator(), loaded.flagged, compute.wanted_threads)
             erasure = METHODS[edit.method].run(request, wanted)

@@ -10,9 +10,16 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, cast
 
+from memaudit.errors import UsageError
+from memaudit.text import clean
+
 if TYPE_CHECKING:
     from memaudit.erase.request import Request
     from memaudit.findings import Erasure, Finding
+
+
+# The first characters of an id that may stand for it.
+SHORTEST = 6
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,36 @@ class Choice:
     named: Sequence[str] = ()
     max_test_drop: float = 0.01
     clean_steps: int = 150
+
+    def chosen(self) -> list[Finding]:
+        """The findings whose id begins with, or whose example is called, each that was named; else all localized.
+
+        Raises:
+            UsageError: one names no finding, or several; or nothing is left to silence.
+        """
+        erased = [f for f in self.findings if f.after and f.units and f.after.prediction != f.example.label]
+        if not self.named:
+            chosen = [f for f in erased if f.outcome == "localized"]
+            if not chosen:
+                raise UsageError(
+                    "the report has no localized finding", hint="Name findings with --examples, by their ids."
+                )
+            return chosen
+        chosen = []
+        for name in self.named:
+            exact = [f for f in self.findings if name in (f.id, f.example.id, f.example.source, f.example.declared_id)]
+            near = [f for f in self.findings if f.id.startswith(name) or f.example.id.startswith(name)]
+            found = exact or (near if len(name) >= SHORTEST else [])
+            if len(found) != 1:
+                what = "no finding" if not found else f"{len(found)} findings"
+                raise UsageError(f"--examples {clean(name)!r} names {what} of the report", hint="Give a finding's id.")
+            if found[0] not in erased:
+                raise UsageError(
+                    f"finding {clean(name)!r} has no units that suppress its label: {found[0].outcome}",
+                    hint="Silence localized findings; for a whole group use --method curvature.",
+                )
+            chosen += found
+        return list({f.id: f for f in chosen}.values())
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from memaudit.erase import Choice
 from memaudit.erase.probes import random_edits
 from memaudit.erase.proof import measured
 from memaudit.erase.request import Request, Sets, check_editable, sets_of
-from memaudit.errors import DataRejected, ModelRejected, UsageError
+from memaudit.errors import DataRejected, ModelRejected
 from memaudit.findings import ErasedExample, Erasure, Finding, Prediction, RandomEdit, UnitRef
 from memaudit.network.ablate import edited, silence
 from memaudit.network.units import UnitSpace, random_cut
@@ -37,7 +37,7 @@ UNION_NOTE = (
 
 def run(request: Request, choice: Choice) -> Erasure:
     """The method: the findings that were named, or all localized ones."""
-    return by_units(request, choose_findings(choice.findings, choice.named), choice.max_test_drop)
+    return by_units(request, choice.chosen(), choice.max_test_drop)
 
 
 def by_units(request: Request, findings: Sequence[Finding], allowed: float = 1.0) -> Erasure:
@@ -155,31 +155,3 @@ def _same(now: Prediction, reported: Prediction | None) -> bool:
         and now.prediction == reported.prediction
         and isclose(now.margin, reported.margin, rel_tol=ROUNDING, abs_tol=ROUNDING)
     )
-
-
-def choose_findings(findings: Sequence[Finding], wanted: Sequence[str]) -> list[Finding]:
-    """The findings whose id begins with, or whose example is called, each of `wanted`; without any, all localized.
-
-    Raises:
-        UsageError: one names no finding, or several; or nothing is left to silence.
-    """
-    erased = [f for f in findings if f.after is not None and f.units and f.after.prediction != f.example.label]
-    if not wanted:
-        chosen = [f for f in erased if f.outcome == "localized"]
-        if not chosen:
-            raise UsageError("the report has no localized finding", hint="Name findings with --examples, by their ids.")
-        return chosen
-    chosen = []
-    for name in wanted:
-        exact = [f for f in findings if name in (f.id, f.example.id, f.example.source, f.example.declared_id)]
-        found = exact or [f for f in findings if len(name) >= 6 and f.id.startswith(name)]
-        if len(found) != 1:
-            what = "no finding" if not found else f"{len(found)} findings"
-            raise UsageError(f"--examples {clean(name)!r} names {what} of the report", hint="Give a finding's id.")
-        if found[0] not in erased:
-            raise UsageError(
-                f"finding {clean(name)!r} has no units that suppress its label: {found[0].outcome}",
-                hint="Silence localized findings; for a whole group use --method curvature.",
-            )
-        chosen += found
-    return list({f.id: f for f in chosen}.values())

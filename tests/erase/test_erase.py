@@ -16,10 +16,10 @@ from torch.nn import functional as F
 
 from memaudit.__main__ import run
 from memaudit.engine.evaluator import Panel
+from memaudit.erase import Choice
 from memaudit.erase.group import apart_from, split
 from memaudit.erase.inputs import STEPS, Searched
 from memaudit.erase.request import check_editable
-from memaudit.erase.units import choose_findings
 from memaudit.errors import DataRejected, ExitCode, MemauditError, ModelRejected, UsageError
 from memaudit.findings import Erasure, Finding
 from memaudit.network.ablate import ablated
@@ -337,15 +337,15 @@ def test_a_timm_file_loads_in_plain_timm(
 def test_findings_are_named_by_id_prefix_source_or_declared_id(work: Path) -> None:
     findings = report_of(work / "report" / "report.json").findings
     wanted = next(f for f in findings if f.outcome == "localized")
-    for name in (wanted.id, wanted.id[:10], wanted.example.id):
-        assert choose_findings(findings, [name]) == [wanted]
+    for name in (wanted.id, wanted.id[:10], wanted.example.id, wanted.example.id[:10]):
+        assert Choice(findings, [name]).chosen() == [wanted]
     declared = wanted.model_copy(update={"example": wanted.example.model_copy(update={"declared_id": "17"})})
-    assert choose_findings([declared], ["17"]) == [declared]
+    assert Choice([declared], ["17"]).chosen() == [declared]
     none = [f.model_copy(update={"units": []}) for f in findings]
     with pytest.raises(UsageError, match="no localized finding"):
-        choose_findings(none, [])
+        Choice(none, []).chosen()
     with pytest.raises(UsageError, match="no units"):
-        choose_findings(none, [wanted.id])
+        Choice(none, [wanted.id]).chosen()
     assert issubclass(ModelRejected, MemauditError)
 
 
