@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from memaudit.adapters import heads
 from memaudit.adapters.options import ModelOptions as ModelOptions
-from memaudit.checkpoints import Checkpoint
+from memaudit.adapters.preprocessing import FIELDS, guessed
+from memaudit.checkpoints import Checkpoint, Facts
+from memaudit.checkpoints.facts import as_metadata
 from memaudit.checkpoints.load import fitted
 from memaudit.checkpoints.wrapped import spelled
 from memaudit.data.images.preprocess import Preprocess
@@ -238,8 +240,16 @@ class Adapter:
         Args:
             target: a `.safetensors` file, or a new folder where the adapter writes `folders`.
         """
-        data = save({n: t.detach().cpu().contiguous().clone() for n, t in state.items()}, {"format": "pt"})
+        metadata = {"format": "pt", **as_metadata(self.facts)}
+        data = save({n: t.detach().cpu().contiguous().clone() for n, t in state.items()}, metadata)
         replace_with(target, lambda file: file.write(data))
+
+    @property
+    def facts(self) -> Facts:
+        """What a written copy says of itself: how inputs are prepared, as far as that is no guess."""
+        p, left = self.preprocess, guessed(self.preprocess)
+        values = {name: getattr(p, name) for name in FIELDS if name not in left and getattr(p, name)}
+        return Facts(preprocess=values | ({"channel_order": "bgr"} if p.bgr else {}))
 
     def sites(self, images: Tensor) -> list[Site]:
         """Where units can be cut, in execution order, found by following `images` through one forward pass."""

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from memaudit.adapters.building import (
 from memaudit.adapters.identify import MAX_ENLARGEMENT, Candidate, fit, identify, most_parameters
 from memaudit.adapters.preprocessing import resolve
 from memaudit.adapters.resized import options_for
-from memaudit.checkpoints import Checkpoint, read
+from memaudit.checkpoints import Checkpoint, Facts, read
 from memaudit.checkpoints.load import check_fit, load_strict
 from memaudit.data.images.preprocess import Preprocess
 from memaudit.errors import MemauditError, ModelRejected, UsageError
@@ -58,6 +59,8 @@ class Blueprint:
 
 class NamedAdapter(Adapter):
     """A library's architecture, loaded strictly. Subclasses say which library's."""
+
+    kwargs: Mapping[str, object] = MappingProxyType({})
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, options: ModelOptions) -> NamedAdapter:
@@ -104,7 +107,15 @@ class NamedAdapter(Adapter):
         )
         adapter.presets, adapter.variants = presets, plan.variants
         adapter.test_size = _test_size(adapter.preprocess, plan, checkpoint, options)
+        adapter.kwargs = plan.kwargs
         return adapter
+
+    @property
+    def facts(self) -> Facts:
+        """Also which network it is."""
+        kwargs = dict(self.kwargs)
+        classes: Any = kwargs.pop("num_classes", None)
+        return replace(super().facts, architecture=self.architecture, model_kwargs=kwargs, num_classes=classes)
 
     @classmethod
     def reread(cls, architecture: str, **kwargs: Any) -> NamedAdapter:

@@ -19,6 +19,8 @@ from memaudit.text import clean
 
 MAX_CONFIG = 8 << 20  # bytes; the config.json of the 21,000-class models is about 1 MB
 MAX_LIST = 16
+# Where the header of a safetensors file holds what a `config.json` would.
+METADATA = "config"
 MAX_CLASSES = 1_000_000
 MAX_ARGUMENT = 1 << 14  # the widest layer of any timm model has half of this; more would only slow the building
 # Arguments of timm.create_model that name files, weights or what to return: never taken from a file. The image size
@@ -26,7 +28,7 @@ MAX_ARGUMENT = 1 << 14  # the widest layer of any timm model has half of this; m
 REFUSED_KWARGS = re.compile(
     r"pretrained|checkpoint|cache|scriptable|exportable|features|out_indices|file|path|url|img_size|num_classes"
 )
-_ARCHITECTURE = re.compile(r"[A-Za-z0-9_]{1,100}(\.[A-Za-z0-9_]{1,100})?")
+_ARCHITECTURE = re.compile(r"(torchvision:)?[A-Za-z0-9_]{1,100}(\.[A-Za-z0-9_]{1,100})?")
 _INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
 _CROP_MODES = ("center", "squash", "border")
 
@@ -61,7 +63,32 @@ def from_config(source: Source) -> Facts:
     Raises:
         ModelRejected: it is no JSON object, or unreasonably large.
     """
-    raw = _object(source)
+    return _configured(_object(source), source.name)
+
+
+def from_metadata(texts: Mapping[str, str]) -> Facts:
+    """Facts in the header of a safetensors file that `as_metadata` wrote; nothing in any other."""
+    try:
+        raw = json.loads(texts.get(METADATA, "{}"))
+    except (ValueError, RecursionError):
+        return Facts()
+    return _configured(raw, "the file") if isinstance(raw, dict) else Facts()
+
+
+def as_metadata(facts: Facts) -> dict[str, str]:
+    """What a written safetensors file says of itself, as a `config.json` would; `from_metadata` reads it."""
+    said = {
+        "architecture": facts.architecture,
+        "model_args": facts.model_kwargs,
+        "num_classes": facts.num_classes,
+        "pretrained_cfg": facts.preprocess,
+        "label_names": facts.class_names,
+    }
+    said = {name: value for name, value in said.items() if value}
+    return {METADATA: json.dumps(said)} if said else {}
+
+
+def _configured(raw: Mapping[str, Any], where: str) -> Facts:
     pretrained = raw.get("pretrained_cfg")
     pretrained = pretrained if isinstance(pretrained, dict) else {}
     names = raw.get("label_names") or pretrained.get("label_names") or _by_number(raw.get("id2label"))
@@ -69,7 +96,7 @@ def from_config(source: Source) -> Facts:
     architecture = _architecture(raw.get("architecture"))
     return Facts(
         architecture=architecture,
-        origin=f"architecture in {source.name}" if architecture else "",
+        origin=f"architecture in {where}" if architecture else "",
         model_kwargs=_kwargs(raw.get("model_args")),
         num_classes=_count(raw.get("num_classes")) or _count(pretrained.get("num_classes")),
         preprocess={**_preprocess(_as_timm(raw)), **_preprocess(pretrained)},
@@ -107,7 +134,7 @@ def _as_timm(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _architecture(raw: object) -> str | None:
-    """A name of the form timm's registry has; `hf-hub:` and paths, which would fetch or read, do not match."""
+    """A name as timm or torchvision has; `hf-hub:` and paths, which would fetch or read, do not match."""
     return raw if isinstance(raw, str) and _ARCHITECTURE.fullmatch(raw) else None
 
 

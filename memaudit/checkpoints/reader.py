@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from memaudit.checkpoints.beside import set_aside
 from memaudit.checkpoints.digests import Digests
 from memaudit.checkpoints.directory import Layout, lay_out
-from memaudit.checkpoints.facts import from_training
+from memaudit.checkpoints.facts import from_metadata, from_training
 from memaudit.checkpoints.prefixes import strip
 from memaudit.checkpoints.recognise import refuse_partial
 from memaudit.checkpoints.sniff import lfs_digest, sniff
@@ -121,8 +121,8 @@ def _read_safetensors(source: Source, weights: Weights | None) -> _Part:
             f"{source.name} is a safetensors file and does not say which weights it holds",
             hint="leave --weights out: it holds only one set",
         )
-    tensors, _, chunks = read_tensors(source)
-    return _Part(tensors, Digests(chunks), "safetensors")
+    tensors, texts, chunks = read_tensors(source)
+    return _Part(tensors, Digests(chunks), "safetensors", from_metadata(texts))
 
 
 def _merge(parts: Mapping[str, _Part], layout: Layout) -> dict[str, Tensor]:

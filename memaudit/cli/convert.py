@@ -46,6 +46,7 @@ def convert(
     from memaudit.system.files import check_target, replace_with
 
     check_target(target)
+    from memaudit.checkpoints.facts import as_metadata, from_training
     from memaudit.checkpoints.sandbox import open_trusted
     from memaudit.checkpoints.source import opened
     from memaudit.checkpoints.tensors import write_tensors
@@ -54,7 +55,7 @@ def convert(
         found = open_trusted(
             file, sha256.lower(), "ema" if weights == "ema" else "raw" if weights else None, import_from
         )
-    epoch = found.about.get("epoch")
-    metadata = {"format": "pt", **({"epoch": str(epoch)} if isinstance(epoch, int) else {})}
+    facts = from_training(found.about)
+    metadata = {"format": "pt", **as_metadata(facts), **({} if facts.epoch is None else {"epoch": str(facts.epoch)})}
     replace_with(target, lambda stream: write_tensors(found.tensors, metadata, stream))
     typer.echo(f"wrote {clean(target)}: {len(found.tensors)} tensors", err=True)

@@ -8,17 +8,20 @@ import os
 import pickle
 import subprocess
 import sys
+from argparse import Namespace
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
+from memaudit.checkpoints import read
 from tests.checkpoints.test_pickle import Payload, rewrite
 from tests.cli_support import Command, command, tree
 
@@ -82,6 +85,17 @@ def test_epoch_and_tied_weights_are_kept(cli: Command, tmp_path: Path) -> None:
     found = load_file(tmp_path / "out.safetensors")
     assert torch.equal(found["a"], shared)
     assert torch.equal(found["b"], shared)
+
+
+def test_what_a_run_said_of_its_checkpoint_is_kept(cli: Command, tmp_path: Path) -> None:
+    args = Namespace(model="test_resnet", num_classes=3, img_size=32, mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6])
+    content = {"state_dict": timm.create_model("test_resnet", num_classes=3).state_dict(), "args": args, "epoch": 2}
+    torch.save(content | {"x": Payload(tmp_path / "ran")}, tmp_path / "in.pt")
+    assert cli("convert", *trusted(tmp_path / "in.pt"), "in.pt", "out.safetensors").code == 0
+    facts = read(tmp_path / "out.safetensors").facts
+    assert (facts.architecture, facts.num_classes) == ("test_resnet", 3)
+    assert facts.preprocess == {"input_size": (3, 32, 32), "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
+    assert cli("inspect", "out.safetensors").code == 0
 
 
 REFUSED: list[tuple[str, tuple[str, ...], int, str]] = [

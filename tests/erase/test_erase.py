@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from memaudit.__main__ import run
+from memaudit.checkpoints import read as read_checkpoint
 from memaudit.engine.evaluator import Panel
 from memaudit.erase import Choice
 from memaudit.erase.group import apart_from, split
@@ -332,6 +333,12 @@ def test_a_timm_file_loads_in_plain_timm(
     after = erased[0].after
     assert after is not None
     assert says(logits, erased[0]) == pytest.approx((after.prediction, after.margin, after.confidence), rel=1e-4)
+    # The copy says what was said of the original, and no guess: mean and std are asked again.
+    facts = read_checkpoint(folder / "e.safetensors").facts
+    assert (facts.architecture, facts.num_classes, facts.preprocess) == ("test_resnet", 3, {"input_size": (3, 32, 32)})
+    again = cli("inspect", "e.safetensors")
+    assert "architecture in the file" in again.out
+    assert "guessed, until you say it: --mean --std" in again.out
 
 
 def test_findings_are_named_by_id_prefix_source_or_declared_id(work: Path) -> None:
