@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import ClassVar, final
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from memaudit.adapters import heads
@@ -19,6 +18,7 @@ from memaudit.adapters.preprocessing import FIELDS, guessed
 from memaudit.checkpoints import Checkpoint, Facts
 from memaudit.checkpoints.facts import as_metadata
 from memaudit.checkpoints.load import fitted
+from memaudit.checkpoints.tensors import write_tensors
 from memaudit.checkpoints.wrapped import spelled
 from memaudit.data.images.preprocess import Preprocess
 from memaudit.errors import EnvironmentFault, MemauditError, ModelRejected
@@ -241,8 +241,8 @@ class Adapter:
             target: a `.safetensors` file, or a new folder where the adapter writes `folders`.
         """
         metadata = {"format": "pt", **as_metadata(self.facts)}
-        data = save({n: t.detach().cpu().contiguous().clone() for n, t in state.items()}, metadata)
-        replace_with(target, lambda file: file.write(data))
+        tensors = {name: value.detach().cpu() for name, value in state.items()}
+        replace_with(target, lambda file: write_tensors(tensors, metadata, file))
 
     @property
     def facts(self) -> Facts:
