@@ -51,7 +51,11 @@ class RankOptions:
 
     profile: Annotated[str, typer.Option(help="How much is measured: fast, standard or deep.")] = "standard"
     top: Annotated[
-        int | None, typer.Option(min=1, help="Examples in flagged.csv; default: those called memorized.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Examples in flagged.csv; default: those called memorized, else the undecided ones.",
+        ),
     ] = None
     limit: Annotated[int | None, typer.Option(min=1, help="Rank only N rows, evenly spread; incomplete.")] = None
     seed: opt.Seed = 0

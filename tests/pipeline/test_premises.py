@@ -253,7 +253,7 @@ def test_memory_for_less_than_one_example(trained: Trained) -> None:
         def forward(self, x: Tensor) -> Tensor:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    with pytest.raises(EnvironmentFault, match="out of memory on cpu with a (single example|batch of 2)") as caught:
+    with pytest.raises(EnvironmentFault, match=r"out of memory on cpu with a (single example|batch of 2)") as caught:
         memaudit.audit(Full(deepcopy(trained.module)), trained.flagged, trained.reference)
     assert caught.value.exit_code == 5
 

@@ -124,7 +124,7 @@ def test_the_list_for_a_scan_is_what_is_called_or_the_first() -> None:
 
 def test_a_document_reads_back_as_it_was(tmp_path: Path) -> None:
     path = sample().save(tmp_path / "ranking.json")
-    assert views.read(path) == sample()
+    assert Ranking.model_validate_json(path.read_text("utf-8")) == sample()
 
 
 def test_an_incomplete_one_never_replaces_a_complete_one(tmp_path: Path) -> None:
@@ -133,6 +133,6 @@ def test_an_incomplete_one_never_replaces_a_complete_one(tmp_path: Path) -> None
     views.write_all(sample(), table, [target], {}, None)
     written = views.write_all(sample(status="incomplete"), table, [target], {}, None)
     assert [path.name for path in written] == ["ranking.incomplete.json"]
-    assert views.read(target).status == "complete"
+    assert Ranking.model_validate_json(target.read_text("utf-8")).status == "complete"
     views.write_all(sample(), table, [target], {}, None)
     assert not written[0].exists()

@@ -53,7 +53,7 @@ def write_all(
     """Write every file, the first one last; an incomplete ranking goes beside a complete one, never over it.
 
     Args:
-        top: rows of the flagged list; by default those called memorized.
+        top: rows of the flagged list; by default those called memorized, else the undecided ones.
 
     Raises:
         UsageError, EnvironmentFault: as `report.write_all`.

@@ -98,4 +98,6 @@ def _paths(ranking: Ranking, paths: Sequence[Path]) -> RenderableType | None:
     if not paths:
         return None
     lines = [Text(f"wrote {outside(path)}") for path in paths]
-    return Text("\n").join([*lines, Text(f"next: {outside(words.following(ranking), MAX_COMMAND)}", style="dim")])
+    if words.flags_some(ranking):
+        lines.append(Text(f"next: {outside(words.following(ranking), MAX_COMMAND)}", style="dim"))
+    return Text("\n").join(lines)

@@ -47,10 +47,15 @@ def github(ranking: Ranking) -> str:
 
 
 def flagged(ranked: Table, top: int | None) -> Table:
-    """The rows that `scan --flagged` takes beside the same `--data`: the first `top`, or those called memorized."""
+    """The rows that `scan --flagged` takes beside the same `--data`: the first `top`, or those called memorized.
+
+    Where none is called, those that are undecided: few examples may show which labels nothing supports, and be too few
+    to call one.
+    """
     place = {name: number for number, name in enumerate(ranked.columns)}
     called = [row for row in ranked.rows if row[place["standing"]] == Standing.MEMORIZED.value]
-    chosen = called if top is None else ranked.rows[:top]
+    undecided = [row for row in ranked.rows if row[place["standing"]] == Standing.UNDECIDED.value]
+    chosen = (called or undecided) if top is None else ranked.rows[:top]
 
     def note(row: tuple[object, ...]) -> str:
         return f"discover: estimate {row[place['estimate']]}, suggests {row[place['suggested_label']]}"

@@ -124,6 +124,12 @@ def figures(ranking: Ranking) -> list[Figure]:
     ]
 
 
+def flags_some(ranking: Ranking) -> bool:
+    """Whether there is an example that a scan would look at: `flagged.csv` may be empty."""
+    standings = ranking.shares.standings
+    return bool(standings.get(Standing.MEMORIZED, 0) or standings.get(Standing.UNDECIDED, 0))
+
+
 def following(ranking: Ranking) -> str:
     """The command that says where in the network the flagged ones sit."""
     if ranking.following:
