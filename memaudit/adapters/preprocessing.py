@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from memaudit.adapters.base import ModelOptions
+from memaudit.adapters.options import ModelOptions
 from memaudit.data.images.preprocess import Preprocess
 from memaudit.errors import UsageError
 
