@@ -7,6 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from memaudit.errors import DataRejected, UsageError
+from memaudit.text import clean
+
 if TYPE_CHECKING:
     from memaudit.adapters.base import Adapter
     from memaudit.checkpoints import Checkpoint
@@ -41,8 +44,6 @@ def load_others(
         UsageError: one is the model itself, or the same twice.
     """
     from memaudit.engine.others import Other
-    from memaudit.errors import UsageError
-    from memaudit.text import clean
 
     found: list[Other] = []
     for path in paths:
@@ -91,8 +92,11 @@ def load(
     names, order = sources.class_names(checkpoint)
     same = sources.flagged == sources.reference  # a whole training set stands for both
     read = _reader(sources, names, progress, like, redact=bool(network.redact))
+    spoken = order in ("natural", "lexical") and not (sources.data or sources.reference).is_dir()
 
     def read_reference(used: Adapter, limit: int | None) -> ExampleSet:
+        if spoken and len(names) != used.num_classes:
+            raise _unordered(sources.reference, names, used.num_classes)
         return read("reference", sources.reference, used, limit, None if same else sources.reference_size or None)
 
     def read_flagged(used: Adapter) -> ExampleSet:
@@ -118,10 +122,18 @@ def load(
     return Loaded(checkpoint, settled, flagged, test, _names(settled.adapter, names), order, warnings)
 
 
+def _unordered(source: Path, names: tuple[str, ...], classes: int) -> DataRejected:
+    from memaudit.data.paths import display
+
+    return DataRejected(
+        f"{display(source)} names {len(names)} classes, the model has {classes}: nothing says which label each name is",
+        hint="list all of the model's classes, one per line in label order, in a file: --class-order FILE",
+    )
+
+
 def _present(sources: Sources, device: str) -> None:
     """Raise where a set of examples or the device is missing."""
     from memaudit.data.paths import display
-    from memaudit.errors import DataRejected
 
     for place in dict.fromkeys((sources.flagged, sources.reference, sources.test, sources.data)):
         if place is not None and not place.exists():

@@ -118,7 +118,7 @@ class Sources:
         return cls(data, data, None, None, order, said, warnings=warnings)
 
     def class_names(self, checkpoint: Checkpoint) -> tuple[tuple[str, ...], str]:
-        """Class names by label, and what said them: a file the user named, else the checkpoint, else class folders."""
+        """Class names by label, and what said them: a named file, the checkpoint, class folders, a manifest."""
         from memaudit import data
 
         where = self.data or self.reference
@@ -126,9 +126,8 @@ class Sources:
             return data.class_names_of(where, self.class_order), "file"
         if checkpoint.facts.class_names:
             return checkpoint.facts.class_names, "checkpoint"
-        return data.class_names_of(
-            where, self.class_order, self.row_order
-        ), self.class_order if where.is_dir() else "given"
+        names = data.class_names_of(where, self.class_order, self.row_order)
+        return names, self.class_order if names else "given"
 
 
 def _without_reference(run: Run | None) -> str:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from memaudit.data.classes import Classes
+from memaudit.data.classes import Classes, printable
 from memaudit.data.columns import further, refuse_misspelt
 from memaudit.data.images import RowError
 from memaudit.data.listing import FileListing, Row
@@ -57,6 +57,18 @@ def list_manifest(path: Path, classes: Classes) -> FileListing:
     if not rows:
         raise DataRejected(f"{name} has no rows; nothing to audit", hint="one line per image: path,label")
     return FileListing(name, tuple(rows), classes.names, tuple(files))
+
+
+def names_in(path: Path) -> tuple[str, ...]:
+    """The class names that the manifest `path` uses, in no order; none where a label is no name."""
+    text = read_text(path)
+    found: dict[str, None] = {}
+    for _, cells in json_records(text) if path.suffix.lower() == ".jsonl" else _csv_rows(text, path, display(path)):
+        label = cells.get("label") if isinstance(cells, dict) else None
+        if not isinstance(label, str) or label.isdigit() or not label or ":" in label:
+            return ()
+        found[printable(label)] = None
+    return tuple(found)
 
 
 def is_manifest(path: Path) -> bool:

@@ -19,7 +19,7 @@ from memaudit.data.folder import class_names, list_folder
 from memaudit.data.images.preprocess import Preprocess
 from memaudit.data.listing import Listing
 from memaudit.data.manifest import SUFFIXES as MANIFESTS
-from memaudit.data.manifest import is_manifest, list_manifest
+from memaudit.data.manifest import is_manifest, list_manifest, names_in
 from memaudit.data.members import SUFFIXES as ARRAYS
 from memaudit.data.members import Arrays
 from memaudit.data.paths import display
@@ -82,7 +82,7 @@ def read(
 
 
 def class_names_of(source: str | Path, class_order: str = "natural", row_order: str | None = None) -> tuple[str, ...]:
-    """The class names by label that `source` declares: a folder's sub-folders, or those in the file `class_order`.
+    """The class names by label that `source` declares: a folder's sub-folders, a manifest's names, or `class_order`'s.
 
     Raises:
         DataRejected: the folder has no usable class folders, or the file is broken.
@@ -91,7 +91,9 @@ def class_names_of(source: str | Path, class_order: str = "natural", row_order: 
     path = Path(source)
     if class_order not in ("natural", "lexical"):
         return in_order((), class_order)
-    return class_names(path, class_order, row_order) if path.is_dir() else ()
+    if path.is_dir():
+        return class_names(path, class_order, row_order)
+    return in_order(names_in(path), class_order) if path.suffix.lower() in MANIFESTS and path.exists() else ()
 
 
 def remove_overlap(reference: ExampleSet, flagged: ExampleSet) -> tuple[ExampleSet, int]:

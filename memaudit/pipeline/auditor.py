@@ -103,9 +103,11 @@ class Auditor(Proceeding):
                 deadline=self.started + (self.settings.time_limit or float("inf")),
             )
             context = self.observed.context
-            with context.stage("ask the models without", len(self.without), own_steps=True):
-                others = known(self.without, self.evaluator, context.reference)
-            self.observed = replace(self.observed, context=replace(context, without=others, found=self.found))
+            context = replace(context, found=self.found)
+            if self.without:
+                with context.stage("ask the models without", len(self.without), own_steps=True):
+                    context = replace(context, without=known(self.without, self.evaluator, context.reference))
+            self.observed = replace(self.observed, context=context)
         self.warnings += self.observed.warnings
         self.incomplete += self.observed.incomplete
         return self.observed

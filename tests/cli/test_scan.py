@@ -771,3 +771,25 @@ def test_inspect_lists_twins_and_decides_nothing(
     model = json.loads(cli("inspect", "test_efficientnet_gn.safetensors", "-f", "json").out)["model"]
     assert model["architecture"] is None
     assert sorted(model["candidates"]) == ["test_efficientnet_gn", "test_efficientnet_ln"]
+
+
+def test_the_names_of_two_manifests_are_the_models_classes(cli: Command, work: Path) -> None:
+    """In natural order, held against the reference as a folder's are; a name too few, and nobody knows the labels."""
+    for name in ("flagged", "reference"):
+        files = sorted((work / name).rglob("*.png"))
+        rows = [(p.relative_to(work).as_posix(), f"class {p.parent.name}") for p in files]
+        write_table(work / f"named-{name}.csv", rows)
+        write_table(work / f"fewer-{name}.csv", [row for row in rows if row[1] != "class 3"])
+    ran = cli(
+        "scan", *MODEL, "--flagged", "named-flagged.csv", "--reference", "named-reference.csv", *FAST, "--out", "n"
+    )
+    assert ran.code in (0, 1), ran.err
+    found = read(work / "n/report.json")
+    assert cli("scan", *MODEL, "--flagged", "flagged", "--reference", "reference", *FAST, "--out", "f").code in (0, 1)
+    assert found.data.class_names == [f"class {n}" for n in range(10)]
+    assert found.data.class_order == "natural"
+    by_pixels = {f.example.id: f.example.label for f in read(work / "f/report.json").findings}
+    assert {f.example.id: f.example.label for f in found.findings} == by_pixels
+    ran = cli("scan", *MODEL, "--flagged", "named-flagged.csv", "--reference", "fewer-reference.csv", *FAST)
+    assert ran.code == ExitCode.REJECTED
+    assert "fewer-reference.csv names 9 classes, the model has 10" in ran.err
