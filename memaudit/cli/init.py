@@ -130,6 +130,7 @@ EXAMPLES: dict[str, Any] = {
     "arch": "resnet18",
     "adapter": "my_model.py:build",
     "multi_label": True,
+    "redact": True,
     "row_order": "torchvision",
     "crop_pct": 0.875,
     "crop_mode": "center",

@@ -134,6 +134,8 @@ def named_folders(folder: Path, places: tuple[int, ...] = (0, 1, 2), outputs: in
 
 
 OF_FOLDERS = ("scan", *MODEL, "--flagged", "wrong", "--reference", "val", *PLAN)
+# What the preparation is, is not in question.
+PREPARED = ("--mean", "0,0,0", "--std", "1,1,1")
 
 
 def permuted(folder: Path) -> tuple[str, ...]:
@@ -153,12 +155,12 @@ def spare(folder: Path) -> tuple[str, ...]:
     labels = [4 if k == 2 and n % 2 else int(k) for n, k in enumerate(y[:120])]
     module = fit(torch.tensor(x[:120]).permute(0, 3, 1, 2).float() / 255, labels, network=Five)
     save_file(module.state_dict(), folder / MODEL[0])
-    return OF_FOLDERS
+    return (*OF_FOLDERS, *PREPARED)
 
 
 def all_listed(folder: Path, ran: Ran) -> tuple[str, ...]:
     (folder / "all.txt").write_text("ant\nbee\ncat\nowl\nyak\n")
-    return (*OF_FOLDERS, "--class-order", "all.txt")
+    return (*OF_FOLDERS, *PREPARED, "--class-order", "all.txt")
 
 
 def numbered(folder: Path) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ import numpy as np
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
+from memaudit.cli.erase import Edit
 from memaudit.engine.journal import journalled
 from tests.hints.follow import DRY, REPORT, SCANNED, Follow, Right, Wrong, scanned
 from tests.real_inputs.crashes import MODEL
@@ -76,7 +77,8 @@ def then_written(name: str, content: str | bytes) -> Right:
 
 def first(folder: Path, outcome: str = "localized") -> str:
     found = json.loads((folder / REPORT).read_text())["findings"]
-    return str(next(f["id"] for f in found if f["outcome"] == outcome))
+    lost = {f["id"] for f in found if f["units"] and f["after"] and f["after"]["prediction"] != f["example"]["label"]}
+    return str(next(f["id"] for f in found if f["outcome"] == outcome and (f["id"] in lost) != (outcome == "diffuse")))
 
 
 # ---- waivers ------------------------------------------------------------------------------------------------------
@@ -311,6 +313,7 @@ FOLLOWED = [
         "Allow more with --max-test-drop, or silence units of single findings with --method units.",
         reported(*CURVED, "--max-test-drop", "0", before=held_out),
         lambda f, r: (*UNITS, "--examples", first(f)),
+        fault=lambda: mock.patch.object(Edit, "allowed", -1.0),
     ),
     Follow(
         "Give a few hundred.",
