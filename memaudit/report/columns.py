@@ -75,12 +75,15 @@ COLUMNS: tuple[Column, ...] = (
     Column("true_label_name", "string", "its name", lambda r, f: _label(r, f.example.true_label)),
     Column("outcome", "string", "localized, entangled, diffuse, not_fitted or not_searched", lambda _, f: f.outcome),
     Column("fitted", "boolean", "the model predicts the label", lambda _, f: f.fitted),
-    Column(
-        "memorized", "boolean", "fitted, and the nearest clean examples do not support it", lambda _, f: f.memorized
-    ),
+    Column("memorized", "boolean", "called memorized, by its p-value and those of the list", lambda _, f: f.memorized),
+    Column("estimate", "number", "how far the label rests on this example alone, 0 to 1", _of("estimate", "score")),
+    Column("p_value", "number", "chance that a clean example scores as high", _of("estimate", "p_value")),
+    Column("q_value", "number", "false discovery rate at which it is still called", _of("estimate", "q_value")),
     Column("accepted", "string", "waived, or known from the baseline", lambda r, f: None),
     Column("atypicality", "number", "1 - share of supporting neighbours", _of("atypicality", "score")),
-    Column("p_value", "number", "share of the reference at least as unsupported", _of("atypicality", "p_value")),
+    Column(
+        "atypicality_share", "number", "share of the reference at least as unsupported", _of("atypicality", "p_value")
+    ),
     Column("prediction", "integer", "what the model predicts", lambda _, f: f.before.prediction),
     Column("prediction_name", "string", "its name", lambda r, f: _label(r, f.before.prediction)),
     Column("margin", "number", "logit of the label minus the largest other", lambda _, f: f.before.margin),

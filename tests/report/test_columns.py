@@ -89,7 +89,7 @@ def test_parquet_holds_the_same_with_types_and_descriptions(tmp_path: Path) -> N
     assert table.column("finding_id").to_pylist() == [row["finding_id"] for row in text]
     assert [str(v or "") for v in table.column("cut_prediction").to_pylist()] == [row["cut_prediction"] for row in text]
     assert str(table.schema.field("memorized").type) == "bool"
-    assert table.schema.field("p_value").metadata[b"description"] == b"share of the reference at least as unsupported"
+    assert table.schema.field("p_value").metadata[b"description"] == b"chance that a clean example scores as high"
 
 
 def test_parquet_without_its_library_is_refused_before_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
