@@ -132,6 +132,11 @@ class Summary(Plain):
     learning_flagged: int = Field(default=0, ge=0, description="fitted flagged examples that `learning_auroc` compares")
     learning_reference: int = Field(default=0, ge=0, description="fitted reference examples it compares them with")
 
+    @property
+    def score_auroc(self) -> float | None:
+        """That of the score which decides `memorized`: the estimate, in reports that have none the neighbours."""
+        return self.atypicality_auroc if self.estimate_auroc is None else self.estimate_auroc
+
 
 class Slice(Plain):
     """The findings that have one thing in common."""

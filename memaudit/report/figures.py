@@ -29,7 +29,7 @@ def figures(report: Report) -> list[Figure]:
     """The figures a reader looks for first. Counts are counts of this flagged set and carry no interval."""
     total = report.summary
     localized = total.outcomes.get(Outcome.LOCALIZED, 0)
-    score = total.atypicality_auroc if total.estimate_auroc is None else total.estimate_auroc
+    score = total.score_auroc
     auroc = "" if score is None else f" AUROC against the reference: {score:.2f}."
     share = percent(total.memorized / total.flagged) if total.flagged else MISSING
     return [

@@ -111,10 +111,10 @@ def _rest(report: Report) -> str:
 
 def _sure(report: Report) -> str:
     total, parts = report.summary, []
-    if total.atypicality_auroc is not None:
+    if (score := total.score_auroc) is not None:
         parts.append(
             f"The score behind the word memorized is higher for a flagged than for a clean example in "
-            f"{percent(total.atypicality_auroc)} of pairs."
+            f"{percent(score)} of pairs."
         )
     if total.random_erased is not None:
         rate, ci = percent(total.random_erased), interval(total.random_low, total.random_high)
