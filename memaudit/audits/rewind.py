@@ -190,9 +190,8 @@ def _recalibrated(
 ) -> dict[tuple[int, int], Buffers]:
     """Per cell, the statistics of every BatchNorm that runs at or after the rewound group: plain means over batches."""
     modules = norms(replayer.module)
-    if (
-        replayer.plan is None
-    ):  # resumed with all grids in the journal: whether replays hold is tried here, and not below
+    if replayer.plan is None:
+        # Resumed with all grids in the journal: whether replays hold is tried here, and not below.
         few = list(panel.rows[:2])
         labels = panel.examples.labels[few].to(evaluator.device)
         Cells(replayer, groups, states, None)(evaluator.adapter, evaluator.inputs(panel.examples, few), labels)

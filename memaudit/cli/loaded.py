@@ -104,7 +104,7 @@ def load(
 
     def some_flagged(used: Adapter, limit: int | None = 200) -> ExampleSet:
         """What tells more than the reference; nothing where it is the same."""
-        found = read("flagged", sources.flagged, used, limit)
+        found = read("flagged", sources.flagged, used, 1 if same else limit)
         return found.subset([]) if same else found
 
     from memaudit.pipeline import pixels

@@ -126,7 +126,7 @@ class Sources:
             return data.class_names_of(where, self.class_order), "file"
         if checkpoint.facts.class_names:
             return checkpoint.facts.class_names, "checkpoint"
-        names = data.class_names_of(where, self.class_order, self.row_order)
+        names = data.class_names_of(where, self.class_order, self.row_order) or data.names_used(where, self.class_order)
         return names, self.class_order if names else "given"
 
 

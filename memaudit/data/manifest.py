@@ -12,7 +12,7 @@ from memaudit.data.images import RowError
 from memaudit.data.listing import FileListing, Row
 from memaudit.data.paths import display, inside, spellings
 from memaudit.data.rejections import Rejections
-from memaudit.data.tables import canonical, csv_records, json_records, read_text
+from memaudit.data.tables import canonical, csv_records, delimiter_of, json_records, read_text
 from memaudit.errors import DataRejected
 from memaudit.text import clean
 
@@ -60,11 +60,15 @@ def list_manifest(path: Path, classes: Classes) -> FileListing:
 
 
 def names_in(path: Path) -> tuple[str, ...]:
-    """The class names that the manifest `path` uses, in no order; none where a label is no name."""
-    text = read_text(path)
+    """The class names that the manifest `path` of files uses, in no order; none where a label is no name."""
+    text, name = read_text(path), display(path)
+    json = path.suffix.lower() == ".jsonl"
+    header = [] if json else _called(canonical(next(csv_records(text, delimiter_of(path), name), (1, []))[1]))
+    if not json and not set(_REQUIRED) <= set(header):
+        return ()
     found: dict[str, None] = {}
-    for _, cells in json_records(text) if path.suffix.lower() == ".jsonl" else _csv_rows(text, path, display(path)):
-        label = cells.get("label") if isinstance(cells, dict) else None
+    for _, cells in json_records(text) if json else _csv_rows(text, path, name):
+        label = cells.get("label") if isinstance(cells, dict) and "path" in cells else None
         if not isinstance(label, str) or label.isdigit() or not label or ":" in label:
             return ()
         found[printable(label)] = None
@@ -73,16 +77,12 @@ def names_in(path: Path) -> tuple[str, ...]:
 
 def is_manifest(path: Path) -> bool:
     """Whether the table `path` has both required columns, no index into a data set, and a first file beside it."""
-    records = csv_records(read_text(path), _delimiter(path), display(path))
+    records = csv_records(read_text(path), delimiter_of(path), display(path))
     header = canonical(next(records, (1, []))[1])
     if not set(_REQUIRED) <= set(header) or "index" in header:
         return False
     first = dict(zip(header, next(records, (1, []))[1], strict=False)).get("path")
     return first is None or any(os.path.lexists(path.parent / spelled) for spelled in spellings(first))
-
-
-def _delimiter(path: Path) -> str:
-    return "\t" if path.suffix.lower() == ".tsv" else ","
 
 
 def _row(cells: Mapping[str, object], line: int, index: int, label: Callable[[object], int]) -> Row:
@@ -122,7 +122,7 @@ def _text(cells: Mapping[str, object], key: str) -> str:
 
 def _csv_rows(text: str, path: Path, name: str) -> Iterator[tuple[int, dict[str, str] | str]]:
     """Rows below the header, as cells by column, or in their place what is wrong with them."""
-    records = csv_records(text, _delimiter(path), name)
+    records = csv_records(text, delimiter_of(path), name)
     _, header = next(records, (1, []))
     if not header:
         return

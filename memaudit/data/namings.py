@@ -18,7 +18,7 @@ from memaudit.data.listing import Row
 from memaudit.data.manifest import PANDAS_INDEX, PATH_NAMES
 from memaudit.data.npz import read_npy
 from memaudit.data.rejections import Rejections
-from memaudit.data.tables import canonical, csv_records, read_text
+from memaudit.data.tables import canonical, csv_records, delimiter_of, read_text
 from memaudit.errors import DataRejected
 from memaudit.text import clean
 
@@ -71,7 +71,7 @@ def namings(path: Path, name: str, rows: Sequence[Row], classes: Classes, reject
     if path.suffix.lower() == ".txt":
         lines = [(i, line.strip()) for i, line in enumerate(text.split("\n"), 1)]
         return _from_lines([(i, line) for i, line in lines if line], name, len(rows))
-    records = list(csv_records(text, "\t" if path.suffix.lower() == ".tsv" else ",", name))
+    records = list(csv_records(text, delimiter_of(path), name))
     header = canonical(records[0][1]) if records else []
     if "is_label_issue" in header:
         return _from_cleanlab(header, records[1:], name, rows, classes, rejections)

@@ -82,7 +82,7 @@ def read(
 
 
 def class_names_of(source: str | Path, class_order: str = "natural", row_order: str | None = None) -> tuple[str, ...]:
-    """The class names by label that `source` declares: a folder's sub-folders, a manifest's names, or `class_order`'s.
+    """The class names by label that `source` declares: a folder's sub-folders, or those in the file `class_order`.
 
     Raises:
         DataRejected: the folder has no usable class folders, or the file is broken.
@@ -91,8 +91,15 @@ def class_names_of(source: str | Path, class_order: str = "natural", row_order: 
     path = Path(source)
     if class_order not in ("natural", "lexical"):
         return in_order((), class_order)
-    if path.is_dir():
-        return class_names(path, class_order, row_order)
+    return class_names(path, class_order, row_order) if path.is_dir() else ()
+
+
+def names_used(source: str | Path, class_order: str) -> tuple[str, ...]:
+    """The names that a manifest of every class uses, in `class_order`: the classes by label where there are as many.
+
+    Whoever asks holds their number against the model's: of fewer names each would stand for another label.
+    """
+    path = Path(source)
     return in_order(names_in(path), class_order) if path.suffix.lower() in MANIFESTS and path.exists() else ()
 
 

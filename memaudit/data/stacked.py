@@ -15,7 +15,7 @@ from memaudit.data.listing import FileListing
 from memaudit.data.members import Arrays, rows_of
 from memaudit.data.npz import npy_header, read_npy
 from memaudit.data.rejections import Rejections
-from memaudit.data.tables import csv_records, json_records, read_text
+from memaudit.data.tables import csv_records, delimiter_of, json_records, read_text
 from memaudit.data.tensors import TensorListing, as_tensor
 from memaudit.errors import DataRejected
 
@@ -86,6 +86,6 @@ def _files(path: Path) -> Iterator[Path]:
             if isinstance(record, dict) and str(record.get("path")).lower().endswith(SUFFIX):
                 yield path.parent / str(record["path"])
     elif path.suffix.lower() in (".csv", ".tsv"):
-        delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+        delimiter = delimiter_of(path)
         for _, cells in csv_records(read_text(path), delimiter, path.name):
             yield from (path.parent / cell for cell in cells if cell.lower().endswith(SUFFIX))

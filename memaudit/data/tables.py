@@ -40,6 +40,11 @@ def read_text(path: Path) -> str:
     return text
 
 
+def delimiter_of(path: Path) -> str:
+    """What divides the cells of a table with the suffix of `path`."""
+    return "\t" if path.suffix.lower() == ".tsv" else ","
+
+
 def csv_records(text: str, delimiter: str, name: str) -> Iterator[tuple[int, list[str]]]:
     """Line (from 1) and cells of each record of `text`; blank lines, and those of empty cells, are skipped.
 

@@ -17,7 +17,7 @@ from memaudit.data.images.preprocess import Preprocess
 from memaudit.data.listing import Listing, Row
 from memaudit.data.paths import display
 from memaudit.data.rejections import Rejections
-from memaudit.data.tables import csv_records, json_records, read_text
+from memaudit.data.tables import csv_records, delimiter_of, json_records, read_text
 from memaudit.errors import DataRejected
 from memaudit.text import clean, closest
 
@@ -85,7 +85,7 @@ def _records(path: Path, name: str) -> Iterator[tuple[int, Mapping[str, object] 
         for line, record in json_records(text):
             yield line, record if isinstance(record, dict | str) else "not an object"
         return
-    records = csv_records(text, "\t" if path.suffix.lower() == ".tsv" else ",", name)
+    records = csv_records(text, delimiter_of(path), name)
     _, header = next(records, (1, []))
     if not set(REQUIRED) <= set(header):
         unknown = next((h for h in header if h not in COLUMNS), None)

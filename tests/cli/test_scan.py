@@ -793,3 +793,7 @@ def test_the_names_of_two_manifests_are_the_models_classes(cli: Command, work: P
     ran = cli("scan", *MODEL, "--flagged", "named-flagged.csv", "--reference", "fewer-reference.csv", *FAST)
     assert ran.code == ExitCode.REJECTED
     assert "fewer-reference.csv names 9 classes, the model has 10" in ran.err
+    # A flagged list alone names no classes: its few names would stand for the first labels.
+    ran = cli("scan", *MODEL, "--flagged", "named-flagged.csv", "--reference", "reference.npz", *FAST)
+    assert ran.code == ExitCode.REJECTED
+    assert "is neither an index nor a class name" in ran.err
