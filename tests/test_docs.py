@@ -20,7 +20,7 @@ import typer.main
 from safetensors.torch import load_file
 
 from memaudit.adapters.base import Adapter
-from memaudit.audits.localize.audit import RANDOM_BUDGET, REFERENCE_BUDGET
+from memaudit.audits.localize.work import RANDOM_BUDGET, REFERENCE_BUDGET
 from memaudit.audits.memorization.verdict import FALSE_DISCOVERIES, LEVEL
 from memaudit.cli import program
 from memaudit.data import Preprocess

@@ -105,23 +105,36 @@ class Context:
         )
 
     @contextmanager
-    def stage(self, name: str, total: int | None = None, *, own_steps: bool = False) -> Iterator[None]:
+    def stage(
+        self, name: str, total: int | None = None, *, own_steps: bool = False, intact: bool = False
+    ) -> Iterator[None]:
         """A stage while the body runs: passes count under `name`, and progress is shown of `total` steps.
 
         Args:
             own_steps: the body calls `progress.advance` itself; by default each example that is run is a step.
+            intact: the body leaves the network as it was loaded: others that loaded it may run its batches.
         """
-        with stage(self.evaluator, self.progress, name, total, own_steps=own_steps):
+        with stage(self.evaluator, self.progress, name, total, own_steps=own_steps, intact=intact):
             yield
 
 
 @contextmanager
 def stage(
-    evaluator: Evaluator, progress: Progress, name: str, total: int | None = None, *, own_steps: bool = False
+    evaluator: Evaluator,
+    progress: Progress,
+    name: str,
+    total: int | None = None,
+    *,
+    own_steps: bool = False,
+    intact: bool = False,
 ) -> Iterator[None]:
     """As `Context.stage`, for what runs before there is a context."""
     give_back()
     progress.stage(name, total)
     advance: Callable[[int], None] = silent if own_steps else progress.advance
-    with evaluator.counting(name, advance):
-        yield
+    before, evaluator.intact = evaluator.intact, intact
+    try:
+        with evaluator.counting(name, advance):
+            yield
+    finally:
+        evaluator.intact = before

@@ -130,7 +130,7 @@ class Discovery(Proceeding):
         if not space.sites:
             raise PremiseBroken(f"no layer of {self.adapter.architecture} can be followed, so nothing has neighbours")
         self.evaluator.resume(self.journal)
-        with stage(self.evaluator, self.progress, "observe", len(self.examples)):
+        with stage(self.evaluator, self.progress, "observe", len(self.examples), intact=True):
             logits, layers = features(self.evaluator, self.examples, space)
         finite = torch.isfinite(logits).all(1)
         if not bool(finite.all()):

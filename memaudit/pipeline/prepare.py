@@ -97,7 +97,7 @@ def prepare(
         chosen = settle_threads(evaluator, reference, settings.threads)
     evaluator.resume(journal)  # this process has shown that the premises hold; now measurements begin
     progress.stage(chosen)
-    with stage(evaluator, progress, "reference", len(reference) + len(flagged)):
+    with stage(evaluator, progress, "reference", len(reference) + len(flagged), intact=True):
         seen = _see(evaluator, flagged, reference, space)
         incomplete = list(admitted.incomplete)
         sound = [_sound(s, n, o, incomplete) for s, n, o in zip((flagged, reference), SETS, seen[:2], strict=True)]

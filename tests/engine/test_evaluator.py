@@ -193,7 +193,7 @@ def test_a_padded_batch_gives_each_row_its_own_and_counts_no_other(
         monkeypatch.setattr(Evaluator, "pads", pads)
         evaluator = trained.evaluator(32)
         sizes = [len(evaluator._padded(rows[:count])) for count in (1, 4, 5)]
-        assert sizes == ([4, 4, 8] if pads else [1, 4, 5])
+        assert sizes == ([4, 4, 8] if pads else [2, 4, 5])
         logits = evaluator.logits(trained.flagged, rows, cuts, space)
         scores, gradients = evaluator.mask_gradients(trained.flagged, rows, cuts, space, margin)
         together = evaluator.logits(trained.flagged, rows, [[5]], space)

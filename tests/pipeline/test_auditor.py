@@ -17,7 +17,7 @@ from torch.utils.data import TensorDataset
 import memaudit
 from memaudit import report as reports
 from memaudit.adapters.base import Adapter
-from memaudit.audits.localize.audit import RANDOM_BUDGET, REFERENCE_BUDGET
+from memaudit.audits.localize.work import RANDOM_BUDGET, REFERENCE_BUDGET
 from memaudit.audits.memorization.verdict import LEVEL
 from memaudit.data import ExampleSet, from_tensors
 from memaudit.findings import Finding, Outcome

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import replace
 
 import torch
 
@@ -14,55 +13,18 @@ from memaudit.audits.localize import curtailed, flagged_set
 from memaudit.audits.localize.controls import Judge
 from memaudit.audits.localize.cost import settle_costs
 from memaudit.audits.localize.curtailed import rounds, undecided, with_intervals
-from memaudit.audits.localize.job import Proposal
 from memaudit.audits.localize.known import known_units
 from memaudit.audits.localize.population import Population, measure_population
 from memaudit.audits.localize.search import Search
-from memaudit.audits.localize.together import Ask, Measurement
-from memaudit.data import ExampleSet, finding_id
-from memaudit.engine.answers import prediction
+from memaudit.audits.localize.work import RANDOM_BUDGET, Localized, Localizing, judged_by, key_of
 from memaudit.engine.draws import generator_for
 from memaudit.engine.loop import BACKWARD
-from memaudit.findings import (
-    Controls,
-    Groups,
-    Outcome,
-    Prediction,
-    RandomControl,
-    ReferenceAccuracy,
-    Stability,
-    UnitRef,
-    interned,
-)
-from memaudit.system.memory import give_back
+from memaudit.findings import Groups, RandomControl, Stability, interned
 
-# Reference accuracy may fall by this much before a suppressed example counts as entangled.
-REFERENCE_BUDGET = 0.05
-# Random units may suppress this share of the draws before a suppressed example counts as entangled.
-RANDOM_BUDGET = 0.1
 # For the estimate of passes: units a search cuts and tries on average, and reference rows per finding that are measured
 # because the cut is likely to change them, from CIFAR-10 and digits audits.
 TYPICAL_UNITS = 3
 TYPICAL_AT_RISK = 8
-
-
-@dataclass(frozen=True)
-class Localized:
-    """What became of one fitted example, as a finding will say it; see `findings.Finding` for the fields."""
-
-    id: str
-    outcome: Outcome
-    after: Prediction | None
-    units: list[UnitRef]
-    reference_accuracy: ReferenceAccuracy
-    controls: Controls
-    fitted: bool = True
-
-    @property
-    def values(self) -> Mapping[str, object]:
-        """The fields of the finding."""
-        names = ("outcome", "after", "units", "reference_accuracy", "controls")
-        return {name: getattr(self, name) for name in names}
 
 
 class Localize:
@@ -92,20 +54,15 @@ class Localize:
         """
         search, judge = _prepared(context)
         found: dict[int, Localized] = {}
+        work = Localizing(search, judge, context.flagged, context.fitted, context.profile, context.deadline)
         with context.stage("localize", len(context.fitted), own_steps=True):
-            proposals = search.run(context.evaluator, context.flagged, context.fitted)
-            while wave := list(islice(proposals, max(1, context.evaluator.batch_size // 2))):
-                if context.late:
-                    left = len(context.fitted) - len(found)
-                    yield Unfinished(f"{left} flagged examples not audited")
-                    break
-                with context.evaluator.counting("verify"):
-                    landed = verified(context, judge, wave)
-                found |= landed
-                for row, one in landed.items():
-                    context.progress.advance()
-                    yield ForExample(row, one.values)
-                give_back()
+            for row, one in context.evaluator.engine.each(context.evaluator, work, context.fitted):
+                found[row] = one
+                context.progress.advance()
+                yield ForExample(row, one.values)
+        if left := len(context.fitted) - len(found):
+            yield Unfinished(f"{left} flagged examples not audited")
+        found = dict(sorted(found.items()))  # not in the order they finished, which the batches decide
         found = _settled(_drawn_on(context, judge, found), context.profile.draws)
         for row, one in found.items():
             yield ForExample(row, one.values)
@@ -117,10 +74,10 @@ def _prepared(context: Context) -> tuple[Search, Judge]:
     evaluator, space, reference, profile = context.evaluator, context.space, context.reference, context.profile
     order = torch.randperm(len(reference), generator=generator_for(context.seed, "panels", "")).tolist()
     half = len(order) // 2
-    with context.stage("population", min(half, profile.search_rows)):
+    with context.stage("population", min(half, profile.search_rows), intact=True):
         population = _population(context, order[:half])
     panel = sorted(order[half:][: profile.panel_rows])
-    with context.stage("panel", len(panel)):
+    with context.stage("panel", len(panel), intact=True):
         seen = measure_population(evaluator, space, reference, panel, context.fill)
     search = Search(
         space,
@@ -152,50 +109,6 @@ def _population(context: Context, rows: Sequence[int]) -> Population:
     return measure_population(context.evaluator, context.space, context.reference, chosen, context.fill)
 
 
-def verified(context: Context, judge: Judge, wave: Sequence[Proposal]) -> dict[int, Localized]:
-    """Proposals measured with fresh ablations, by row: the cut, its controls, what became of the example."""
-    copied = judge.copied(context.flagged, [proposal.row for proposal in wave])
-    copies = [None] * len(wave) if copied is None else [(copied[0], rows) for rows in copied[1]]
-    found = judge.together([_judged(context, judge, one, own) for one, own in zip(wave, copies, strict=True)])
-    return {proposal.row: one for proposal, one in zip(wave, found, strict=True)}
-
-
-def _judged(
-    context: Context, judge: Judge, proposal: Proposal, copies: tuple[ExampleSet, range] | None
-) -> Measurement[Localized]:
-    """Measure one proposal, put its controls beside it, and say what became of it.
-
-    What takes a varying number of steps comes last, so that those of many findings run side by side until then.
-    """
-    row, cut, flagged, profile = proposal.row, proposal.cut, context.flagged, context.profile
-    example, key = flagged.examples[row], _key(flagged, row)
-    logits = (yield Ask(flagged, [row], [cut]))[0]
-    after = prediction(logits, example.label) if bool(torch.isfinite(logits).all()) else None
-    first = rounds(profile.draws)[0]
-    erasing = yield from judge.random_units(flagged, row, cut, first, key)
-    (random,) = with_intervals([(erasing, len(first))])
-    controls = Controls(
-        random=random,
-        flagged_others=(yield from judge.flagged_others(flagged, row, cut, context.fitted, profile.others, key)),
-        augmented=None if copies is None else (yield from judge.augmented(*copies, cut)),
-    )
-    cost = yield from judge.reference_accuracy(cut, key)
-    erased = after is not None and after.prediction != example.label
-    return Localized(
-        id=finding_id(example.id, example.label),
-        outcome=_outcome(cost, random, profile.draws) if erased else Outcome.DIFFUSE,
-        after=after,
-        units=[context.space.unit(number) for number in cut],
-        reference_accuracy=cost,
-        controls=interned(controls),
-    )
-
-
-def _key(flagged: ExampleSet, row: int) -> str:
-    """What an example's random draws depend on, beside the seed and their purpose."""
-    return f"{flagged.examples[row].id}:{flagged.examples[row].label}"
-
-
 def _drawn_on(context: Context, judge: Judge, found: Mapping[int, Localized]) -> dict[int, Localized]:
     """Random draws go on where those so far have not decided; see `curtailed`."""
     planned, flagged, known = context.profile.draws, context.flagged, dict(found)
@@ -209,20 +122,13 @@ def _drawn_on(context: Context, judge: Judge, found: Mapping[int, Localized]) ->
         cuts = {row: [context.space.number(u.layer, u.index, u.kind) for u in known[row].units] for row in rows}
         with context.evaluator.counting("verify"):
             more = judge.together(
-                [judge.random_units(flagged, row, cuts[row], draws, _key(flagged, row)) for row in rows]
+                [judge.random_units(flagged, row, cuts[row], draws, key_of(flagged, row)) for row in rows]
             )
         for row, erasing in zip(rows, more, strict=True):
             controls = known[row].controls
             random = RandomControl(draws=draws.stop, erased=controls.random.erased + erasing)
             known[row] = replace(known[row], controls=controls.model_copy(update={"random": random}))
     return known
-
-
-def _outcome(cost: ReferenceAccuracy, random: RandomControl, planned: int) -> Outcome:
-    """What becomes of an erased example: localized if the reference survives and random units do not do the same."""
-    survives = cost.after >= cost.before - REFERENCE_BUDGET
-    special = random.erased <= RANDOM_BUDGET * planned
-    return Outcome.LOCALIZED if survives and special else Outcome.ENTANGLED
 
 
 def _settled(found: Mapping[int, Localized], planned: int) -> dict[int, Localized]:
@@ -235,7 +141,7 @@ def _settled(found: Mapping[int, Localized], planned: int) -> dict[int, Localize
             one,
             reference_accuracy=cost,
             controls=interned(one.controls.model_copy(update={"random": random})),
-            outcome=_outcome(cost, random, planned) if one.outcome in flagged_set.ERASED else one.outcome,
+            outcome=judged_by(cost, random, planned) if one.outcome in flagged_set.ERASED else one.outcome,
         )
     return settled
 

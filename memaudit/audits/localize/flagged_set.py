@@ -11,7 +11,7 @@ from torch import Tensor
 
 from memaudit.audits.localize.controls import Judge
 from memaudit.audits.localize.cost import settle_costs
-from memaudit.audits.localize.search import Search
+from memaudit.audits.localize.search import Search, Searching
 from memaudit.audits.panels import matched_clean
 from memaudit.data import ExampleSet
 from memaudit.engine.answers import margin, predicted
@@ -107,8 +107,9 @@ def matched_controls(
     if not pairs or not needed:  # a time limit may leave nothing to compare with
         return None
     counts: dict[int, int] = {}
-    for proposal in search.run(judge.evaluator, reference, [r for _, r in pairs]):
-        counts[proposal.row] = len(proposal.cut) if proposal.erased else never
+    engine, evaluator = judge.evaluator.engine, judge.evaluator
+    for row, proposal in engine.each(evaluator, Searching(search, reference), [r for _, r in pairs]):
+        counts[row] = len(proposal.cut) if proposal.erased else never
         tick(1)
     clean = [counts[r] for _, r in pairs]  # not in the order they finished, which the batch size decides
     wins = [sum((c > n) + 0.5 * (c == n) for n in needed) / len(needed) for c in clean]
@@ -133,8 +134,9 @@ def stability(
     """
     alike: dict[int, list[float]] = {row: [] for row in cuts}
     for search in searches.values():
-        for proposal in search.run(judge.evaluator, flagged, list(cuts)):
-            alike[proposal.row].append(_jaccard(frozenset(proposal.cut), frozenset(cuts[proposal.row])))
+        engine, evaluator = judge.evaluator.engine, judge.evaluator
+        for row, proposal in engine.each(evaluator, Searching(search, flagged), list(cuts)):
+            alike[row].append(_jaccard(frozenset(proposal.cut), frozenset(cuts[row])))
             tick(1)
     means = [sum(values) / len(values) for values in alike.values() if values]
     low, high = bootstrap(means, judge.seed)

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from memaudit.audits.localize.population import Population
 from memaudit.audits.localize.ranking import ByGradient, ByTrial, Shortlist, UnitRanking
 from memaudit.data.examples import ExampleSet
 from memaudit.engine.answers import margin
+from memaudit.engine.engines import Work
 from memaudit.engine.evaluator import Evaluator
 from memaudit.engine.passes import Fill
 from memaudit.network.units import UnitSpace
@@ -201,3 +203,24 @@ class Search:
         for job, (_, unit) in best.items():
             job.cut.remove(unit)
         return [job for job in lost if job not in best]
+
+
+@dataclass(frozen=True)
+class Searching(Work[Proposal]):
+    """A search alone, of rows of `examples`."""
+
+    search: Search
+    examples: ExampleSet
+
+    def __call__(self, evaluator: Evaluator, rows: Sequence[int]) -> Iterator[tuple[int, Proposal]]:
+        """As `Work`: the proposal for each row."""
+        return ((proposal.row, proposal) for proposal in self.search.run(evaluator, self.examples, rows))
+
+    def plain(self, found: Proposal) -> Any:
+        """As `Work.plain`."""
+        return [found.row, found.cut, found.erased]
+
+    def found(self, plain: Any) -> Proposal:
+        """As `Work.found`."""
+        row, cut, erased = plain
+        return Proposal(row, tuple(cut), erased)

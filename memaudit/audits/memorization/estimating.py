@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,9 +15,12 @@ from memaudit.audits.memorization.joint import join, mean, weights_of
 from memaudit.audits.memorization.parts import Part, conformal
 from memaudit.audits.memorization.relearned import MEMBERS, relearned
 from memaudit.audits.memorization.views import VIEWS, asked, mirrored, seen
+from memaudit.data import ExampleSet
 from memaudit.engine.answers import predicted
 from memaudit.engine.draws import generator_for
-from memaudit.engine.evaluator import Panel
+from memaudit.engine.engines import Work
+from memaudit.engine.evaluator import Evaluator, Panel
+from memaudit.network.layer_groups import LayerGroup
 
 # What a clean example that the network mispredicts counts in the calibration. Had it been trained on, the network would
 # predict it, and most such examples would look less memorized than they do. With validation images as the reference,
@@ -122,7 +125,7 @@ def _clean(context: Context, found: Neighbours) -> Clean:
     known = predicted(context.reference_margins[rows])
     if int(known.sum()) < 2:  # nothing that the model predicts: every clean example has to do
         known = torch.ones_like(known)
-    with context.stage("reference", len(rows)):
+    with context.stage("reference", len(rows), intact=True):
         said = asked(context.evaluator, Panel(context.reference, rows.tolist()))
     learned = torch.where(known, labels, said.argmax(1))
     return Clean(rows, labels, learned, found.others[: len(rows)], torch.where(learned == labels, 1.0, HARD))
@@ -130,7 +133,7 @@ def _clean(context: Context, found: Neighbours) -> Clean:
 
 def _doubt(context: Context) -> Tensor:
     """`(N,)`: 1 - the network's probability of each flagged label."""
-    with context.stage("reference", len(context.flagged)):
+    with context.stage("reference", len(context.flagged), intact=True):
         said = asked(context.evaluator, Panel(context.flagged, range(len(context.flagged))))
     return _against(said, context.flagged.labels)
 
@@ -162,7 +165,7 @@ def _along_training(context: Context, clean: Clean) -> PartScores | None:
 def _views(context: Context, clean: Clean) -> PartScores | None:
     flagged = _everybody(context)
     reference = Panel(context.reference, clean.rows.tolist())
-    with context.stage("views", len(VIEWS) * (len(flagged) + len(reference))):
+    with context.stage("views", len(VIEWS) * (len(flagged) + len(reference)), intact=True):
         said = seen(context.evaluator, [flagged, reference], clean.learned, clean.known)
     if said is None:
         return None
@@ -174,32 +177,64 @@ def _relearned(context: Context, clean: Clean) -> PartScores | None:
     count = context.profile.relearnings
     if not count or len(clean.rows) < FOLDS * 2:
         return None
-    groups = context.all_groups
-    everybody = _everybody(context)
-    flagged, own, other = torch.zeros(len(everybody)), torch.zeros(len(clean.rows)), torch.zeros(len(clean.rows))
+    evaluator, groups, everybody = context.evaluator, context.all_groups, _everybody(context)
+    scores = [torch.zeros(len(everybody)), torch.zeros(len(clean.rows)), torch.zeros(len(clean.rows))]
     with context.stage("relearning", count * FOLDS, own_steps=True):
-        mirror = mirrored(context.evaluator, Panel(context.reference, clean.rows[clean.known].tolist()))
-        for number in range(count):
-            member = MEMBERS[number % len(MEMBERS)]
-            fold = _folds(len(clean.rows), context.seed, f"{number}")
-            asker = _folds(len(everybody), context.seed, f"{number} flagged")
-            for k in range(FOLDS):
-                inside, outside = clean.rows[fold != k].tolist(), clean.rows[fold == k].tolist()
-                own_fold = (asker == k).nonzero().flatten()
-                said = relearned(
-                    context.evaluator,
-                    member.span(groups),
-                    Panel(context.reference, inside),
-                    [Panel(everybody.examples, own_fold.tolist()), Panel(context.reference, outside)],
-                    generator=generator_for(context.seed, "relearn", f"{number} {k}"),
-                    share=member.share,
-                    mirror=mirror,
-                )
-                flagged[own_fold] += _against(said[0], context.flagged.labels[own_fold]) / count
-                own[fold == k] += _against(said[1], clean.labels[fold == k]) / count
-                other[fold == k] += _against(said[1], clean.others[fold == k]) / count
-                context.progress.advance()
-    return PartScores("relearned", flagged, own, other)
+        mirror = mirrored(evaluator, Panel(context.reference, clean.rows[clean.known].tolist()))
+        spans = [MEMBERS[number % len(MEMBERS)].span(groups) for number in range(count)]
+        work = Relearning(spans, everybody.examples, context.reference, clean, context.seed, mirror)
+        found: dict[int, list[Tensor]] = {}
+        for place, said in evaluator.engine.each(evaluator, work, range(count * FOLDS)):
+            found[place] = said
+            context.progress.advance()
+    for place in sorted(found):
+        inside, asked_here = work.split(place)
+        for total, rows, part in zip(scores, (asked_here, ~inside, ~inside), found[place], strict=True):
+            total[rows] += part / count
+    return PartScores("relearned", *scores)
+
+
+@dataclass(frozen=True)
+class Relearning(Work[list[Tensor]]):
+    """Each member's layers learned from one fold of the clean examples; the others are asked, and some flagged ones.
+
+    Its numbers are `FOLDS * member + fold`.
+
+    Attributes:
+        spans: what each member puts back.
+    """
+
+    spans: Sequence[LayerGroup]
+    flagged: ExampleSet
+    reference: ExampleSet
+    clean: Clean
+    seed: int
+    mirror: bool
+
+    def split(self, place: int) -> tuple[Tensor, Tensor]:
+        """`(n,)` bool, which clean examples are learned, and `(N,)` bool, which flagged ones are asked."""
+        member, k = divmod(place, FOLDS)
+        fold = _folds(len(self.clean.rows), self.seed, f"{member}")
+        return fold != k, _folds(len(self.flagged), self.seed, f"{member} flagged") == k
+
+    def __call__(self, evaluator: Evaluator, rows: Sequence[int]) -> Iterator[tuple[int, list[Tensor]]]:
+        """As `Work`: 1 - probability of flagged labels, and of the clean ones' own and other labels."""
+        clean = self.clean
+        for place in rows:
+            member, k = divmod(place, FOLDS)
+            inside, flagged = self.split(place)
+            panel = Panel(self.flagged, flagged.nonzero().flatten().tolist())
+            said = relearned(
+                evaluator,
+                self.spans[member],
+                Panel(self.reference, clean.rows[inside].tolist()),
+                [panel, Panel(self.reference, clean.rows[~inside].tolist())],
+                generator=generator_for(self.seed, "relearn", f"{member} {k}"),
+                share=MEMBERS[member % len(MEMBERS)].share,
+                mirror=self.mirror,
+            )
+            own, other = (_against(said[1], labels[~inside]) for labels in (clean.labels, clean.others))
+            yield place, [_against(said[0], self.flagged.labels[panel.rows]), own, other]
 
 
 def _folds(rows: int, seed: int, name: str) -> Tensor:
