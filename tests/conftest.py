@@ -17,6 +17,7 @@ from memaudit.adapters.base import Adapter
 from memaudit.data import ExampleSet, Preprocess, from_tensors
 from memaudit.engine.evaluator import Evaluator
 from memaudit.network.units import UnitSpace, select
+from tests.forked import forked
 from tests.networks import DigitsNet
 
 DIGIT = Preprocess((1, 8, 8))
@@ -51,6 +52,13 @@ def one_thread() -> None:
     """Tests share a small machine, and the networks are too small to gain from threads."""
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"  # commands that tests start inherit it
+
+
+@pytest.fixture(autouse=True)
+def quick_processes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What opens pickles and images is forked, but where the process itself is tested (mark `processes`)."""
+    if request.node.get_closest_marker("processes") is None:
+        monkeypatch.setattr("memaudit.system.isolated.Popen", forked)
 
 
 @dataclass(frozen=True)

@@ -260,6 +260,7 @@ def test_refused_by_the_child(tmp_path: Path, canary: Path, suffix: str, write: 
     refuse(path, match)
 
 
+@pytest.mark.processes
 def test_nested_tuples_that_never_finish_are_stopped(tmp_path: Path) -> None:
     # ((((), ()), ((), ())), ...): 60 levels of sharing; hashing it as a key takes 2^60 steps.
     text = b"\x80\x02}" + b")" + b"q\x00h\x00\x86" * 60 + b"NsX\x01\x00\x00\x00wNs."
@@ -282,6 +283,7 @@ def test_a_table_that_holds_itself_is_refused(tmp_path: Path) -> None:
     refuse(tmp_path / "x.pt", "no tensor")
 
 
+@pytest.mark.processes
 def test_the_environment_cannot_turn_the_check_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even with the scan gone, the child loads with `weights_only=True` said out loud."""
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
@@ -303,6 +305,7 @@ def test_bookkeeping_beside_the_weights_is_no_obstacle(tmp_path: Path) -> None:
     assert read(tmp_path / "x.pt").tensors["w"].tolist() == [1, 1]
 
 
+@pytest.mark.processes
 def test_a_cwd_full_of_traps_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("torch", "memaudit", "sitecustomize", "usercustomize"):
         (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w')")

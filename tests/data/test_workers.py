@@ -24,6 +24,8 @@ from memaudit.data.images.workers import Workers
 from tests.data.test_images import encoded, png_header
 from tests.data.test_read import SMALL, picture, write
 
+pytestmark = pytest.mark.processes
+
 GOOD = encoded(picture(3, (13, 7)), "PNG")
 CHANNELS, HEIGHT, WIDTH = SMALL.input_size
 

@@ -11,6 +11,8 @@ from tests.hostile import fuzz
 from tests.hostile.cases import every
 from tests.hostile.harness import Case, check, prepare
 
+pytestmark = pytest.mark.processes
+
 CASES = every()
 SHARE = 9
 
