@@ -38,6 +38,10 @@ class Panel:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def at(self, places: Tensor) -> Panel:
+        """The examples at `places` `(n,)` of this one, in that order."""
+        return Panel(self.examples, [self.rows[i] for i in places.tolist()])
+
 
 @dataclass
 class Evaluator(Loop):
