@@ -5,8 +5,10 @@ from __future__ import annotations
 import signal
 import subprocess
 from contextlib import suppress
+from math import inf
 from queue import Empty, LifoQueue
-from threading import Timer
+from threading import Event, Thread
+from time import monotonic
 from types import TracebackType
 from typing import IO, Self, cast
 
@@ -70,8 +72,8 @@ class Workers:
         try:
             worker = self._idle.get_nowait()
         except Empty:
-            worker = _Worker(self._command)
-        answer = worker.ask(content, suffix, self._patience)
+            worker = _Worker(self._command, self._patience)
+        answer = worker.ask(content, suffix)
         if answer is None:
             raise Unreadable(worker.why(self._seconds, self._patience))
         self._idle.put(worker)
@@ -82,17 +84,20 @@ class Workers:
 
 
 class _Worker:
-    def __init__(self, command: list[str]) -> None:
+    """One process, and a thread that ends it where an answer takes more than `patience` seconds by the clock."""
+
+    def __init__(self, command: list[str], patience: float) -> None:
         self.late = False
         self.process = isolated.start(command, "decodes images", subprocess.PIPE, subprocess.PIPE)
         self.requests, self.answers = cast("IO[bytes]", self.process.stdin), cast("IO[bytes]", self.process.stdout)
+        self._patience, self._asked, self._closed = patience, inf, Event()
+        # One for all images: to start a timer for each took half as long as decoding it.
+        Thread(target=self._watch, daemon=True).start()
 
-    def ask(self, content: bytes, suffix: str, patience: float) -> tuple[int, int, bytes] | None:
+    def ask(self, content: bytes, suffix: str) -> tuple[int, int, bytes] | None:
         """The kind, the oddities and the body of the answer; None where the process ended instead."""
-        end = Timer(patience, self._end)
-        end.daemon = True
-        end.start()
         name = suffix.encode("utf-8", "replace")
+        self._asked = monotonic()
         try:
             with suppress(OSError):  # it ended before it had read the request
                 self.requests.write(REQUEST.pack(len(name), len(content)) + name)
@@ -105,7 +110,7 @@ class _Worker:
                 if len(body) == size:
                     return kind, odd, body
         finally:
-            end.cancel()
+            self._asked = inf
         self.close()
         return None
 
@@ -123,7 +128,11 @@ class _Worker:
             with suppress(OSError):  # what was still to be written has no reader
                 pipe.close()
         self.process.wait()
+        self._closed.set()
 
-    def _end(self) -> None:
-        self.late = True
-        self.process.kill()
+    def _watch(self) -> None:
+        while not self._closed.wait(self._patience / 8):
+            if monotonic() - self._asked > self._patience:
+                self.late = True
+                self.process.kill()
+                return
