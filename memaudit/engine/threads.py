@@ -15,8 +15,11 @@ from memaudit.numbers import count
 # Threads wait for each other in every layer. On a machine with other work one that waits for its turn holds up all of
 # them: with three busy loops on two cores two threads took many times as long as one.
 GAIN = 0.8  # more threads must take less than this share of the time that fewer take
+ALONE = 0.85  # and one thread must have this share of a core for itself
 ROUNDS = 3
 ROWS = 64
+# Seconds that one thread is watched for: the system gives each process its turn for a few thousandths.
+WATCHED = 0.1
 
 
 @contextmanager
@@ -45,20 +48,34 @@ def settle_threads(evaluator: Evaluator, examples: ExampleSet, wanted: int | Non
 
 
 def _fewest(evaluator: Evaluator, examples: ExampleSet, most: int) -> int:
-    """Of 1, 2, 4, ... and `most` threads the fewest about as fast as more, each timed `ROUNDS` times in turn."""
+    """Of 1, 2, 4, ... and `most` threads the fewest about as fast as more, each timed `ROUNDS` times in turn.
+
+    Where other work has the processor too, one.
+    """
     counts = sorted({most, *(2**power for power in range(most.bit_length()) if 2**power <= most)})
     rows = range(min(ROWS, evaluator.batch_size, len(examples)))
     timed = Evaluator(evaluator.adapter, len(rows))  # not the audit's own: these passes are none of its measurements
-    took = dict.fromkeys(counts, 0.0)
-    for repeat in range(ROUNDS + 1):
+
+    def took(number: int) -> float:
+        torch.set_num_threads(number)
+        start = time.perf_counter()
+        timed.logits(examples, rows)
+        return time.perf_counter() - start
+
+    for number in counts:  # the first one of each prepares memory
+        took(number)
+    start, worked, watched = time.perf_counter(), time.thread_time(), 0.0
+    while watched < WATCHED:
+        took(1)
+        watched = time.perf_counter() - start
+    if time.thread_time() - worked < ALONE * watched:
+        return 1
+    times = dict.fromkeys(counts, 0.0)
+    for _ in range(ROUNDS):
         for number in counts:
-            torch.set_num_threads(number)
-            start = time.perf_counter()
-            timed.logits(examples, rows)
-            if repeat:  # the first one of each prepares memory
-                took[number] += time.perf_counter() - start
+            times[number] += took(number)
     best: int = counts[0]
     for number in counts[1:]:
-        if took[number] < GAIN * took[best]:
+        if times[number] < GAIN * times[best]:
             best = number
     return best
