@@ -163,7 +163,7 @@ def train(model: nn.Module, x: Tensor, y: Tensor, chosen: np.ndarray, seed: int,
     torch.manual_seed(seed)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # layers this small lose more to waiting for each other than they gain
-    optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
+    optimizer = torch.optim.Adam(model.parameters(), lr=RATE, fused=True)
     steps = -(-len(ids) // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=EPOCHS * steps)
     for epoch in range(1, EPOCHS + 1):
