@@ -141,6 +141,9 @@ EXAMPLES: dict[str, Any] = {
     "max_memorized": 0,
     "reference_size": 10000,
     "threads": 1,
+    "engine": "ray",
+    "workers": 8,
+    "gpus_per_worker": 1,
     "log": "mlflow",
 }
 

@@ -12,6 +12,7 @@ from memaudit.text import clean
 
 if TYPE_CHECKING:
     from memaudit.adapters.base import Adapter
+    from memaudit.adapters.options import ModelOptions
     from memaudit.checkpoints import Checkpoint
     from memaudit.cli.options import Network
     from memaudit.cli.progress import Stages
@@ -32,6 +33,7 @@ class Loaded:
     test: ExampleSet | None
     class_names: tuple[str, ...]
     class_order: str
+    options: ModelOptions
     warnings: tuple[ReportWarning, ...] = ()
 
 
@@ -119,7 +121,7 @@ def load(
     test = None if sources.test is None else read("test", sources.test, settled.adapter)
     sets = {"flagged": flagged, "reference": settled.reference, "test": test}
     warnings = pixels.notes(settled, options, sets)
-    return Loaded(checkpoint, settled, flagged, test, _names(settled.adapter, names), order, warnings)
+    return Loaded(checkpoint, settled, flagged, test, _names(settled.adapter, names), order, options, warnings)
 
 
 def _unordered(source: Path, names: tuple[str, ...], classes: int) -> DataRejected:

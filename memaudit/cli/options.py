@@ -198,6 +198,22 @@ class Compute:
 
 
 @dataclass(frozen=True)
+class Engines:
+    """Who runs the network."""
+
+    engine: Annotated[
+        str | None, typer.Option(help="process, or ray (pip install 'memaudit[ray]'); default: ray if RAY_ADDRESS.")
+    ] = None
+    workers: Annotated[int | None, typer.Option(min=1, help="Ray: how many; default: as there is room for.")] = None
+    gpus_per_worker: Annotated[
+        float | None, typer.Option(min=0, help="Ray: of each; default: 1 where --device is a GPU, else 0.")
+    ] = None
+
+    def __post_init__(self) -> None:
+        choice(self.engine, ("process", "ray"), "--engine")
+
+
+@dataclass(frozen=True)
 class Limits:
     """The policy, and what is accepted whatever it says."""
 
@@ -286,4 +302,4 @@ class Verified:
 
 
 # The options of `memaudit scan`, in the order of its help.
-SCAN = (Places, Network, AuditOptions, Compute, Destination, Limits, RunOptions)
+SCAN = (Places, Network, AuditOptions, Compute, Engines, Destination, Limits, RunOptions)

@@ -37,6 +37,7 @@ NOT_NUMBERS = frozenset(
             "device",
             "batch_size",
             "threads",
+            *("engine", "workers", "gpus_per_worker"),
             "time_limit",
             "checkpoints",
         ),

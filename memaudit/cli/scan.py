@@ -14,6 +14,7 @@ import typer
 from memaudit.cli import logged, outputs
 from memaudit.cli import options as opt
 from memaudit.cli.config import Config
+from memaudit.cli.engines import running, workers_of
 from memaudit.cli.grouped import grouped
 from memaudit.cli.loaded import Loaded, load, load_others
 from memaudit.cli.sources import Sources
@@ -38,6 +39,7 @@ def scan(
     network: opt.Network,
     audit: opt.AuditOptions,
     compute: opt.Compute,
+    engines: opt.Engines,
     destination: opt.Destination,
     limits: opt.Limits,
     run: opt.RunOptions,
@@ -47,7 +49,7 @@ def scan(
 
     Writes report.json and report.html, prints the verdict, and ends with 0 (policy met) or 1 (not met).
     """
-    return scanned(context, model, places, network, audit, compute, destination, limits, run)
+    return scanned(context, model, places, network, audit, compute, destination, limits, run, engines)
 
 
 def scanned(
@@ -60,6 +62,7 @@ def scanned(
     destination: opt.Destination,
     limits: opt.Limits,
     run: opt.RunOptions,
+    engines: opt.Engines | None = None,
     *,
     ask_only: bool = False,
 ) -> int:
@@ -72,6 +75,7 @@ def scanned(
 
     settings = _settings(audit, compute, limits, run)
     settings = replace(settings, audits=()) if ask_only else settings
+    workers = workers_of(engines or opt.Engines("process"), compute)
     logged.check(run.log)
     accepted = limits.accepted()
     folder = destination.out or outputs.default_folder(Path(model))
@@ -114,7 +118,8 @@ def scanned(
         with auditor.journalled(folder, fresh=run.fresh) as journal:
             if journal.recorded:
                 progress.stage(f"resume after {journal.recorded} batches")
-            report = gate.apply(auditor.run(), settings.policy, accepted)
+            with running(workers, model, loaded, network, run.dtype, progress) as auditor.engine:
+                report = gate.apply(auditor.run(), settings.policy, accepted)
             progress.stage("write report")
             shown = "none" if network.redact else destination.images
             written = outputs.write(report, targets, _thumbnails(shown, report, auditor))

@@ -54,10 +54,14 @@ class Decoder:
         if preprocess.input_size[0] not in (1, 3):
             channels = preprocess.input_size[0]
             raise UsageError(f"the network takes {channels} channels, image files have 1 or 3; give arrays (.npz)")
-        self.files, self.suffixes = files, suffixes
+        self.files, self.suffixes, self.preprocess = files, suffixes, preprocess
         self.dtype = torch.uint8 if preprocess.bit_depth is None else torch.float32
         self._workers = Workers(preprocess)
         self.close = weakref.finalize(self, self._workers.close)  # ends the processes; once is enough
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Another process that sees the same files decodes them by itself."""
+        return Decoder, (self.files, self.preprocess, self.suffixes)
 
     def decode(self, index: int) -> tuple[np.ndarray, str, Odd]:
         """Values `(C, H, W)` of file `index`, its content id, and what is odd about it.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 
 import torch
@@ -58,6 +58,10 @@ class ExampleSet:
     def __post_init__(self) -> None:
         if len(self.examples) != len(self.pixels):
             raise ValueError(f"{len(self.examples)} examples for {len(self.pixels)} images")
+
+    def __getstate__(self) -> dict[str, object]:
+        """What another process is sent of a set: its fields, and no copy that lies on a GPU."""
+        return {one.name: getattr(self, one.name) for one in fields(self)}
 
     @cached_property
     def numbers(self) -> tuple[int, ...] | None:

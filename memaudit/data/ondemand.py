@@ -41,6 +41,10 @@ class Store:
         self._coming: dict[int, Future[np.ndarray]] = {}
         self._pool: ThreadPoolExecutor | None = None
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Another process is sent how values are made, none of them."""
+        return Store, (self.make, len(self._slots), self.shape, self.dtype)
+
     def keep(self, place: int, values: np.ndarray) -> None:
         """Hold on to the values of `place`, if there is room."""
         if self.used < len(self.kept) and self._slots[place] < 0:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from memaudit.data.examples import ExampleSet
 from memaudit.engine.passes import Pass
@@ -41,7 +41,12 @@ class Work(Generic[V]):
 
     Seeded by its rows: neither who does it nor which rows are done together changes what is found. It leaves the
     network as it was.
+
+    Attributes:
+        alone: each row is long work, and none is shortened by company.
     """
+
+    alone: ClassVar[bool] = False
 
     def __call__(self, evaluator: Evaluator, rows: Sequence[int]) -> Iterator[tuple[int, V]]:
         """Each row and what was found of it, in the order they finish; fewer than `rows` where time ran out."""
@@ -58,7 +63,13 @@ class Work(Generic[V]):
 
 
 class Engine(Protocol):
-    """Runs the work of one loaded model."""
+    """Runs the work of one loaded model.
+
+    Attributes:
+        workers: how many networks are at work.
+    """
+
+    workers: int
 
     def batches(self, evaluator: Evaluator, work: Batches[T]) -> Callable[[slice], T]:
         """From a slice of the rows to what the pass makes of that batch; called in order, again after an error."""
@@ -69,6 +80,8 @@ class Engine(Protocol):
 
 class InProcess:
     """The engine of every run that asks for no other: the network that this process has loaded."""
+
+    workers = 1
 
     def batches(self, evaluator: Evaluator, work: Batches[T]) -> Callable[[slice], T]:
         """As `Engine.batches`."""

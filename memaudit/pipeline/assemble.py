@@ -102,6 +102,7 @@ def assemble(evidence: Measured, findings: Sequence[Finding]) -> Report:
             "seconds": round(time.time() - evidence.started, 2),
             "batch_size": evaluator.batch_size,
             "threads": evaluator.threads,
+            "workers": evaluator.engine.workers,
             "resumed_batches": evaluator.journal.recorded if evaluator.journal else 0,
         },
         passes=dict(sorted(evaluator.passes.items())),

@@ -123,7 +123,7 @@ class Auditor(Proceeding):
         accuracy = None
         if self.test is not None:
             everything = Panel(self.test, range(len(self.test)))
-            with exact_arithmetic(), self.evaluator.counting("test"):
+            with exact_arithmetic(), stage(self.evaluator, self.progress, "test", len(self.test), intact=True):
                 accuracy = float(self.evaluator.predicted(everything).float().mean())
         return assemble(
             Measured(

@@ -12,6 +12,7 @@ import torch
 from memaudit.adapters.base import Adapter
 from memaudit.data import ExampleSet
 from memaudit.engine.device import automatic_batch_size, resolve_device
+from memaudit.engine.engines import Engine, InProcess
 from memaudit.engine.evaluator import Evaluator
 from memaudit.engine.journal import Journal, journalled
 from memaudit.engine.others import Other
@@ -33,6 +34,7 @@ class Proceeding:
         without: other models that it depends on.
         incomplete: why not all that was given is in the document.
         late: the time limit was reached: the same run, resumed, gets further.
+        engine: who does the work that may be done elsewhere.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Proceeding:
         self.incomplete: list[str] = []
         self.journal: Journal | None = None
         self.late = False
+        self.engine: Engine = InProcess()
         self.started = time.time()
         self.evaluator: Evaluator
 
@@ -76,3 +79,4 @@ class Proceeding:
         self.adapter.module.to(device)
         batch = self.settings.batch_size or automatic_batch_size(examples.batch([0]), device)
         self.evaluator = Evaluator(self.adapter, batch, gradient_dtype=getattr(torch, self.settings.dtype))
+        self.evaluator.engine = self.engine

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,12 @@ def work(ready: Path, tmp_path: Path) -> Path:
 
 
 def scan(folder: Path, *more: str, **environment: str) -> Ran:
-    """Run the scan in a process of its own, forked because loading torch takes longer; `out` counts forward calls."""
+    """Run the scan of this file."""
+    return forked(folder, (*SCAN, *more), **environment)
+
+
+def forked(folder: Path, argv: Sequence[str], **environment: str) -> Ran:
+    """Run a command in a process of its own, forked because loading torch takes longer; `out` counts forward calls."""
     (folder / "calls").unlink(missing_ok=True)
     child = os.fork()
     if not child:
@@ -78,7 +84,7 @@ def scan(folder: Path, *more: str, **environment: str) -> Ran:
                 os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
             sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
             failpoints._passed.clear()
-            code = run([*SCAN, *more])
+            code = run(list(argv))
             sys.stdout.flush()
         finally:
             os._exit(code)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -210,6 +211,7 @@ class Relearning(Work[list[Tensor]]):
     clean: Clean
     seed: int
     mirror: bool
+    alone: ClassVar[bool] = True
 
     def split(self, place: int) -> tuple[Tensor, Tensor]:
         """`(n,)` bool, which clean examples are learned, and `(N,)` bool, which flagged ones are asked."""
