@@ -14,6 +14,7 @@ import typer
 from memaudit.cli import options as opt
 from memaudit.cli import outputs
 from memaudit.cli.config import Config
+from memaudit.cli.engines import running, workers_of
 from memaudit.cli.grouped import grouped
 from memaudit.cli.loaded import Loaded, load
 from memaudit.cli.outputs import RANKED
@@ -26,6 +27,7 @@ from memaudit.text import clean
 if TYPE_CHECKING:
     from memaudit.cli.progress import Stages
     from memaudit.data import ExampleSet
+    from memaudit.engine.ray import Workers
     from memaudit.report.ranked import Ranking
     from memaudit.settings import Provenance, Settings
 
@@ -94,6 +96,7 @@ def discover(
     network: opt.Network,
     ranked: RankOptions,
     compute: opt.Compute,
+    engines: opt.Engines,
     written: Written,
     config: Config = None,
 ) -> int:
@@ -102,12 +105,13 @@ def discover(
     Needs neither flagged nor reference examples. Writes ranking.json, ranking.html and flagged.csv.
     """
     folder = written.out or outputs.default_folder(Path(model)) / RANKED
+    workers = workers_of(engines, compute)
 
     from memaudit.cli.progress import Stages
 
     with Stages(ranked.quiet) as progress, outputs.locked(folder):
         ranking, paths = ranked_into(
-            folder, context, model, training, network, ranked, compute, written, progress, keep=False
+            folder, context, model, training, network, ranked, compute, written, progress, workers, keep=False
         )
     _show(ranking, paths, written.format_)
     return int(ExitCode.OK if ranking.status == "complete" else ExitCode.INCOMPLETE)
@@ -123,6 +127,7 @@ def ranked_into(
     compute: opt.Compute,
     written: Written,
     progress: Stages,
+    workers: Workers | None,
     *,
     keep: bool,
 ) -> tuple[Ranking, list[Path]]:
@@ -152,7 +157,8 @@ def ranked_into(
     with discovery.journalled(folder, fresh=ranked.fresh) as journal:
         if journal.recorded:
             progress.stage(f"resume after {journal.recorded} batches")
-        found, table = discovery.run()
+        with running(workers, model, loaded, network, "float32", progress) as discovery.engine:
+            found, table = discovery.run()
         ranking = found.model_copy(update={"following": _following(model, sources, network, folder)})
         progress.stage("write ranking")
         pictures = _thumbnails("none" if network.redact else written.images, ranking, discovery.examples)

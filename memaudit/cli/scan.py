@@ -24,6 +24,7 @@ from memaudit.text import clean
 
 if TYPE_CHECKING:
     from memaudit.cli.progress import Stages
+    from memaudit.engine.ray import Workers
     from memaudit.findings import ReportWarning
     from memaudit.network.states import State
     from memaudit.pipeline.auditor import Auditor
@@ -85,7 +86,7 @@ def scanned(
 
     with Stages(run.quiet) as progress, nullcontext() if run.dry_run else outputs.locked(folder):
         if places.flagged is None and not run.dry_run and Sources.trains(model, places):
-            places = _discovered(context, model, folder, places, network, audit, compute, run, progress)
+            places = _discovered(context, model, folder, places, network, audit, compute, run, progress, workers)
         sources = Sources.of(model, places)
         loaded = load(model, network, sources, compute.device, progress)
         if destination.out is None:
@@ -143,6 +144,7 @@ def _discovered(
     compute: opt.Compute,
     run: opt.RunOptions,
     progress: Stages,
+    workers: Workers | None,
 ) -> opt.Places:
     """`places` with the most memorized examples of the training data as the flagged ones.
 
@@ -162,7 +164,7 @@ def _discovered(
     written = discovery.Written(images="none")
     with outputs.locked(below):
         found, _ = discovery.ranked_into(
-            below, context, model, training, network, ranked, compute, written, progress, keep=True
+            below, context, model, training, network, ranked, compute, written, progress, workers, keep=True
         )
     if found.status != "complete":
         raise Incomplete(

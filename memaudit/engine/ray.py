@@ -174,6 +174,7 @@ class RayEngine:
         self, evaluator: Evaluator, work: Work[V], left: dict[int, None], found: Any, passes: Mapping[str, int]
     ) -> Iterator[tuple[int, V]]:
         evaluator.passes.update(passes)
+        evaluator.advance(sum(examples for name, examples in passes.items() if name.endswith(" forward")))
         for row, plain in found:
             left.pop(row)
             yield row, work.found(plain)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,7 +14,7 @@ from memaudit.audits.context import stage
 from memaudit.audits.discovery import judge
 from memaudit.audits.discovery.copies import Copies, folds, near_copies
 from memaudit.audits.discovery.neighbours import Votes, features, vote
-from memaudit.audits.discovery.unseen import effort, unseen
+from memaudit.audits.discovery.unseen import Unseen, effort, unseen
 from memaudit.audits.memorization.relearned import spans
 from memaudit.audits.memorization.views import mirrored
 from memaudit.data import ExampleSet, Preprocess
@@ -175,24 +174,14 @@ class Discovery(Proceeding):
         learned = groups_in_order(self.adapter.module, self.adapter.forward, examples.batch([0], self.evaluator.device))
         groups = spans(learned, [(depth, 1.0) for depth in budget.depths])
         parts = folds(copies.clusters(), examples.labels, budget.folds, generator_for(self.settings.seed, "folds", ""))
-        answers: dict[str, Tensor] = {}
+        deadline = self.started + (self.settings.time_limit or float("inf"))
         with stage(self.evaluator, self.progress, "relearn", len(groups) * effort(parts, teachers, budget.rows)):
             mirror = mirrored(self.evaluator, Panel(examples, teachers.nonzero().flatten().tolist()))
-            for group in groups:
-                said = unseen(
-                    self.evaluator,
-                    examples,
-                    group,
-                    parts,
-                    teachers,
-                    budget.rows,
-                    self.settings.seed,
-                    self._is_late,
-                    mirror=mirror,
-                )
-                if said is None:
-                    break
-                answers[f"relearned from {group.layer.split(' to ')[0]}"] = said
+            work = Unseen(examples, groups, parts, teachers, budget.rows, self.settings.seed, deadline, mirror)
+            said = unseen(self.evaluator, work)
+        names = [f"relearned from {group.layer.split(' to ')[0]}" for group in groups]
+        answers = dict(zip(names, said, strict=False))
+        self.late = len(said) < len(groups)
         if not answers:
             raise Incomplete(
                 f"time limit of {self.settings.time_limit:g} s: no layer was learned again, so nothing is decided",
@@ -202,11 +191,6 @@ class Discovery(Proceeding):
             limit = f"time limit of {self.settings.time_limit:g} s"
             self.incomplete.append(f"{limit}: {len(answers)} of {len(groups)} groups of layers were learned again")
         return answers
-
-    def _is_late(self) -> bool:
-        limit = self.settings.time_limit
-        self.late = limit is not None and time.time() > self.started + limit
-        return self.late
 
 
 def discover(

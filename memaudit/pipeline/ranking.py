@@ -99,6 +99,7 @@ def assemble(
             "seconds": round(time.time() - seen.started, 2),
             "batch_size": evaluator.batch_size,
             "threads": evaluator.threads,
+            "workers": evaluator.engine.workers,
             "resumed_batches": evaluator.journal.recorded if evaluator.journal else 0,
         },
         passes=dict(sorted(evaluator.passes.items())),

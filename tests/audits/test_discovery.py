@@ -12,7 +12,7 @@ from memaudit.audits.discovery import judge
 from memaudit.audits.discovery.copies import Copies, folds, near_copies
 from memaudit.audits.discovery.neighbours import vote
 from memaudit.audits.discovery.noise import fit_noise
-from memaudit.audits.discovery.unseen import teachers_of, unseen
+from memaudit.audits.discovery.unseen import Unseen, teachers_of, unseen
 from memaudit.data import Preprocess, from_tensors
 from memaudit.engine.draws import generator_for
 from memaudit.findings.ranking import Standing
@@ -119,14 +119,12 @@ def test_a_fold_is_asked_of_layers_that_never_saw_its_labels(trained: Trained) -
     )
     everyone = torch.ones(80, dtype=torch.bool)
     said = [
-        unseen(trained.evaluator(), examples, group, parts, everyone, 100, 0, lambda: False)
+        unseen(trained.evaluator(), Unseen(examples, [group], parts, everyone, 100, 0))[0]
         for examples in (data, changed)
     ]
-    assert said[0] is not None
-    assert said[1] is not None
     assert torch.equal(said[0][parts[0]], said[1][parts[0]])
     assert not torch.equal(said[0][parts[1]], said[1][parts[1]])
-    assert unseen(trained.evaluator(), data, group, parts, everyone, 100, 0, lambda: True) is None
+    assert unseen(trained.evaluator(), Unseen(data, [group], parts, everyone, 100, 0, deadline=0)) == []
 
 
 def test_teachers_are_of_other_folds_and_may_teach() -> None:

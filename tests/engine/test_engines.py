@@ -64,8 +64,8 @@ def recipe(ready: Path, trained: Trained) -> Recipe:
     return Recipe(path, sha256, None, options, code, DIGIT, False, "cpu", 1, torch.float32, probed(trained.adapter))
 
 
-def report(folder: Path) -> dict[str, Any]:
-    data: dict[str, Any] = json.loads((folder / "report/report.json").read_text())
+def report(folder: Path, name: str = "report.json") -> dict[str, Any]:
+    data: dict[str, Any] = json.loads((folder / "report" / name).read_text())
     del data["volatile"], data["command"]
     return data
 
@@ -80,6 +80,17 @@ def test_the_report_is_that_of_one_process(
     assert (ended.code, ended.err) == (ExitCode.POLICY, "")
     assert report(work) == report(ready)
     assert json.loads((work / "report/report.json").read_text())["volatile"]["workers"] == int(workers)
+
+
+def test_the_ranking_of_a_training_set_is_that_of_one_process(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "imported", lambda: Fake(deaths=[4, 8]))
+    words = ("discover", *MODEL, "--data", "reference.npz", *FAST, "--threads", "1", "--out")
+    found = []
+    for more in ((), (*RAY, "--workers", "3")):
+        ended = forked(work, (*words, "report", *more))
+        assert (ended.code, ended.err) == (ExitCode.OK, "")
+        found.append(report(work, "ranking.json"))
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("point", ["journal.line:3", "journal.half:9", "journal.line:14"])

@@ -7,7 +7,11 @@ later layer that keeps its weights may still hold the label. What comes before i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,47 +19,67 @@ from torch import Tensor
 from memaudit.audits.memorization.relearned import ASKED, epochs_for, relearned
 from memaudit.data.examples import ExampleSet
 from memaudit.engine.draws import generator_for
+from memaudit.engine.engines import Work
 from memaudit.engine.evaluator import Evaluator, Panel
 from memaudit.network.layer_groups import LayerGroup
 
 
-def unseen(
-    evaluator: Evaluator,
-    examples: ExampleSet,
-    group: LayerGroup,
-    folds: Sequence[Sequence[int]],
-    teachers: Tensor,
-    most: int,
-    seed: int,
-    late: Callable[[], bool],
-    *,
-    mirror: bool = False,
-) -> Tensor | None:
-    """Class probabilities `(N, classes)` of each example from layers that were taught without its fold.
+@dataclass(frozen=True)
+class Unseen(Work[Tensor]):
+    """Class probabilities `(rows of the fold, classes)` of each fold, from layers that were taught without it.
 
-    Args:
+    Its numbers are `len(folds) * group + fold`.
+
+    Attributes:
         folds: rows, each in one; copies together.
         teachers: `(N,)` bool: whose labels may be shown.
         most: examples a fold's layers are taught with.
-        late: asked before each fold; once it says so nothing more is measured.
+        deadline: seconds since the epoch; no further fold is begun after it.
         mirror: mirror images show the same classes.
-
-    Returns:
-        None when it became late.
     """
-    said: Tensor | None = None
-    for number, rows in enumerate(folds):
-        if late():
-            return None
-        generator = generator_for(seed, "relearn", f"{group.layer} {number}")
-        training = teachers_of(folds, number, teachers, most, generator)
-        (found,) = relearned(
-            evaluator, group, Panel(examples, training), [Panel(examples, rows)], generator=generator, mirror=mirror
-        )
-        if said is None:
-            said = torch.zeros(len(examples), found.shape[1])
-        said[list(rows)] = found
-    return said
+
+    examples: ExampleSet
+    groups: Sequence[LayerGroup]
+    folds: Sequence[Sequence[int]]
+    teachers: Tensor
+    most: int
+    seed: int
+    deadline: float = float("inf")
+    mirror: bool = False
+    alone: ClassVar[bool] = True
+
+    def __call__(self, evaluator: Evaluator, rows: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+        """As `Work`."""
+        for place in rows:
+            if time.time() > self.deadline:
+                return
+            number, fold = divmod(place, len(self.folds))
+            group = self.groups[number]
+            generator = generator_for(self.seed, "relearn", f"{group.layer} {fold}")
+            training = teachers_of(self.folds, fold, self.teachers, self.most, generator)
+            (found,) = relearned(
+                evaluator,
+                group,
+                Panel(self.examples, training),
+                [Panel(self.examples, self.folds[fold])],
+                generator=generator,
+                mirror=self.mirror,
+            )
+            yield place, found
+
+
+def unseen(evaluator: Evaluator, work: Unseen) -> list[Tensor]:
+    """Class probabilities `(N, classes)` of all examples, one for each group of layers; fewer where time ran out."""
+    said: dict[int, Tensor] = {}
+    missing = [len(work.folds)] * len(work.groups)
+    for place, found in evaluator.engine.each(evaluator, work, range(len(work.groups) * len(work.folds))):
+        number, fold = divmod(place, len(work.folds))
+        if number not in said:
+            said[number] = torch.zeros(len(work.examples), found.shape[1])
+        said[number][list(work.folds[fold])] = found
+        missing[number] -= 1
+    whole = list(takewhile(lambda number: not missing[number], range(len(work.groups))))
+    return [said[number] for number in whole]
 
 
 def teachers_of(
