@@ -16,6 +16,7 @@ from pathlib import Path
 from memaudit.__main__ import run
 from tests.cli_support import FAST, MODEL, NPZ, tree, write_work
 from tests.conftest import train
+from tests.forked import load_for_forks
 
 SECONDS = 15.0
 MEMORY = 3 << 30  # bytes resident at most, torch and everything it maps included
@@ -65,6 +66,7 @@ def prepare(folder: Path) -> Path:
     """A folder with model, code, data and the complete report of an earlier scan."""
     folder.mkdir()
     write_work(folder, train())
+    load_for_forks()
     code, _, errors, _, _ = execute(folder, scan())
     if code != 1:
         raise RuntimeError(f"the case that nothing is wrong with ended with {code}: {errors}")

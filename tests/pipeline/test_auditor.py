@@ -18,6 +18,7 @@ import memaudit
 from memaudit import report as reports
 from memaudit.adapters.base import Adapter
 from memaudit.audits.localize.work import RANDOM_BUDGET, REFERENCE_BUDGET
+from memaudit.audits.memorization import relearned
 from memaudit.audits.memorization.verdict import LEVEL
 from memaudit.data import ExampleSet, from_tensors
 from memaudit.findings import Finding, Outcome
@@ -31,6 +32,15 @@ from tests import reference as slow
 from tests.conftest import DIGIT, Trained, digits
 
 Pair = tuple[Tensor, Tensor]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_relearning() -> Iterator[None]:
+    """6 steps in place of 42, most of an audit's time; what relearning tells is asked in `audits.test_memorization`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(relearned, "EPOCHS", 2)
+        patch.setattr(relearned, "LEAST_STEPS", 6)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -187,11 +197,25 @@ def test_two_runs_differ_in_the_volatile_block_only(found: Report, trained: Trai
     assert text_of(audit(trained, pairs, max_units=3)) == text_of(found)
 
 
+@pytest.fixture(scope="module")
+def fewer(pairs: tuple[Pair, Pair]) -> tuple[Pair, Pair]:
+    """10 that are memorized and the 5 that are not, and a third of the reference: one by one they take long."""
+    (x, y), (rx, ry) = pairs
+    return (torch.cat([x[:10], x[20:]]), torch.cat([y[:10], y[20:]])), (rx[:120], ry[:120])
+
+
+@pytest.fixture(scope="module")
+def found_of_fewer(trained: Trained, fewer: tuple[Pair, Pair]) -> Report:
+    return audit(trained, fewer, max_units=3)
+
+
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
 def test_batch_size_changes_no_finding(
-    found: Report, trained: Trained, pairs: tuple[Pair, Pair], batch_size: int
+    found_of_fewer: Report, trained: Trained, fewer: tuple[Pair, Pair], batch_size: int
 ) -> None:
-    other = audit(trained, pairs, max_units=3, batch_size=batch_size)
+    found = found_of_fewer
+    other = audit(trained, fewer, max_units=3, batch_size=batch_size)
+    assert {f.outcome for f in found.findings} >= {Outcome.LOCALIZED, Outcome.NOT_FITTED}
     for a, b in zip(found.findings, other.findings, strict=True):
         assert (a.units, a.outcome, a.memorized, a.controls) == (b.units, b.outcome, b.memorized, b.controls)
         assert a.reference_accuracy == b.reference_accuracy
@@ -333,16 +357,16 @@ def test_mean_ablation_end_to_end(found: Report, trained: Trained, pairs: tuple[
         assert f.after.margin == pytest.approx(float(slow.margin_of(logits, f.example.label)), abs=1e-3)
 
 
-def test_findings_come_as_they_land(trained: Trained, pairs: tuple[Pair, Pair]) -> None:
-    sets = [from_tensors(*pair, preprocess=DIGIT, num_classes=10) for pair in pairs]
+def test_findings_come_as_they_land(trained: Trained, fewer: tuple[Pair, Pair]) -> None:
+    sets = [from_tensors(*pair, preprocess=DIGIT, num_classes=10) for pair in fewer]
     auditor = Auditor(trained.adapter, sets[0], sets[1], Settings(max_units=2, batch_size=2, profile="fast"))
     stream: Iterator[Finding] = auditor.findings()
     early = [next(stream) for _ in range(6)]
     assert [f.outcome for f in early[:5]] == [Outcome.NOT_FITTED] * 5
-    assert auditor.evaluator.passes["localize forward"] < 25  # the search has only begun
+    assert auditor.evaluator.passes["localize forward"] < 15  # the search has only begun
     rest = list(stream)
-    assert len(early + rest) == 25
-    assert len(auditor.report().findings) == 25
+    assert len(early + rest) == 15
+    assert len(auditor.report().findings) == 15
 
 
 def test_progress_counts_what_it_announces(trained: Trained, pairs: tuple[Pair, Pair]) -> None:

@@ -20,6 +20,7 @@ from memaudit.errors import ExitCode
 from memaudit.system import failpoints
 from tests.cli_support import MODEL, NPZ, Ran, tree, write_work
 from tests.conftest import Trained, digits
+from tests.forked import load_for_forks
 from tests.networks import DigitsNet
 
 AUDITS = "localize,gradients,rewind,retrain"
@@ -54,6 +55,7 @@ def prepare(place: Path, trained: Trained) -> Path:
     network = folder / "network.py"
     head = "def forward(self, x: Tensor) -> Tensor:\n"
     network.write_text(network.read_text().replace(head, head + COUNTED))
+    load_for_forks()
     assert scan(folder).code == ExitCode.POLICY
     return folder
 
