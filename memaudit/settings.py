@@ -179,6 +179,8 @@ class Progress(Protocol):
 class Silent:
     """No progress shown."""
 
-    def stage(self, name: str, total: int | None = None) -> None: ...
+    def stage(self, name: str, total: int | None = None) -> None:
+        """Nothing is shown."""
 
-    def advance(self, steps: int = 1) -> None: ...
+    def advance(self, steps: int = 1) -> None:
+        """Nothing is shown."""

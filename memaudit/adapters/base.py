@@ -225,7 +225,7 @@ class Adapter:
             ) from error
 
     def state_of(self, checkpoint: Checkpoint) -> dict[str, Tensor]:
-        """The tensors of another checkpoint of this network, by the names of its module and in its types.
+        """The tensors of another checkpoint of this network, by the names of its module, in its shapes and types.
 
         Raises:
             ModelRejected: they are not this network's.

@@ -22,7 +22,10 @@ DERIVED = ("relative_position_index", "attn_mask", "num_batches_tracked")
 
 
 def in_current_names(architecture: str, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """`tensors` by the names that the installed timm has for `architecture`; as they are where that is no renaming."""
+    """`tensors`, of any shapes, by the names that the installed timm gives them in `architecture`.
+
+    Where timm knows no other names for them they are returned as they are.
+    """
     name = architecture.split(".")[0]
     if not exists(architecture) or library_of(architecture) != "timm":
         return tensors

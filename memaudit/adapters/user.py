@@ -118,7 +118,10 @@ class UserAdapter(Adapter):
         return cls.load(Checkpoint(path, "safetensors", network.state_dict()), options)
 
     def inputs(self, batch: Tensor) -> tuple[Tensor, ...]:
-        """What the module is called with: what the user's transform makes of the batch, where there is one."""
+        """What the module is called with for `batch` `(N, *input_size)`.
+
+        That is the result of the user's transform, or the normalised batch where there is none.
+        """
         return super().inputs(batch) if self.transform is None else (self.transform(batch),)
 
 

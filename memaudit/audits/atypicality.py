@@ -50,7 +50,7 @@ class Observation:
 
     @property
     def means(self) -> tuple[Tensor, ...]:
-        """Per site, the mean of each element over the set, of the shape of one example's tensor there."""
+        """Per site `(elements,)`: the mean of each element over the set."""
         return tuple(s[2] for s in self.statistics)
 
 
@@ -115,7 +115,8 @@ def observe_flagged(
     they would take it away from its likes.
 
     Returns:
-        What was seen, without features; the support of each label; and the reference's own leave-one-out scores.
+        What was seen, without features; the support of each label; and the reference's own leave-one-out scores
+        `(R,)`.
     """
     parts: list[Observation] = []
     supports: list[Support] = []

@@ -127,7 +127,9 @@ def _unrestricted(name: str) -> object:
 
 
 def plain_tensor(key: str, value: Tensor, name: str, size: int) -> Tensor:
-    """`value` as a dense tensor whose every element is in the file; methods are the class's own, never the instance's.
+    """`value`, of its shape, as a dense tensor whose every element is in the file.
+
+    Methods are the class's own, never the instance's.
 
     Raises:
         ModelRejected: sparse, quantised, an exotic type, or a shape larger than the stored data.

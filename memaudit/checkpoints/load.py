@@ -58,7 +58,7 @@ def fitted(
     stripped_prefix: str = "",
     beside: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> dict[str, Tensor]:
-    """`tensors` by the module's own names and in its types, as strictly as `load_strict`; the module stays as it is.
+    """`tensors` by the module's own names, in its shapes and types, as strictly as `load_strict`; it stays as it is.
 
     Raises:
         ModelRejected: as `load_strict`.
@@ -73,7 +73,7 @@ def fitted(
 
 
 def aligned(tensor: Tensor) -> Tensor:
-    """`tensor`, copied where it does not start as memory of torch's own does.
+    """`tensor`, of any shape, copied where it does not start as memory of torch's own does.
 
     Kernels are chosen by alignment and differ in the last bits: the same numbers must lie alike to compute alike.
     """
@@ -86,7 +86,9 @@ def with_prefix(
     prefix: str,
     beside: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> Mapping[str, Tensor]:
-    """`tensors` by the module's names, where the two differ in a prefix that all names have; else as near as it goes.
+    """`tensors`, of their shapes, by the module's names where the two differ in a prefix that all names have.
+
+    Where they differ otherwise, the names are as near as a prefix brings them.
 
     Args:
         wanted: the module's tensors.

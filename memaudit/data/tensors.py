@@ -216,7 +216,7 @@ def tensor_id(image: Tensor) -> str:
 
 
 def as_tensor(x: np.ndarray, source: str) -> Tensor:
-    """`x` as a tensor, sharing memory where that is safe.
+    """`x` as a tensor of the same shape, sharing memory where that is safe.
 
     Raises:
         DataRejected: it holds no numbers.

@@ -22,12 +22,12 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def predicted(margins: Tensor) -> Tensor:
-    """Whether the labels of these `margins` are predicted, bool of the same shape."""
+    """Whether the labels of these `margins` `(...)` are predicted, bool `(...)`."""
     return (margins > 0) & torch.isfinite(margins)
 
 
 def lost(margins: Tensor) -> Tensor:
-    """Whether the labels of these `margins` are measured and not predicted, bool of the same shape."""
+    """Whether the labels of these `margins` `(...)` are measured and not predicted, bool `(...)`."""
     return (margins <= 0) & torch.isfinite(margins)
 
 

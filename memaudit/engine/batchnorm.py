@@ -25,7 +25,7 @@ def norms(module: nn.Module) -> dict[str, _BatchNorm]:
 
 
 def unset(modules: Mapping[str, _BatchNorm]) -> dict[str, Tensor]:
-    """Statistics of no batch at all, by buffer."""
+    """Statistics of no batch at all, by buffer and of its shape."""
     return {
         f"{path}.{name}": torch.ones_like(value) if name == "running_var" else torch.zeros_like(value)
         for path, module in modules.items()
@@ -56,7 +56,7 @@ def of_the_batch(norms: Iterable[_BatchNorm]) -> Iterator[None]:
 def reestimated(
     evaluator: Evaluator, weights: Mapping[str, Tensor], panel: Panel, paths: Collection[str] | None = None
 ) -> dict[str, Tensor]:
-    """Statistics with `weights` in place, by buffer: plain means over batches.
+    """Statistics with `weights` in place, by buffer and of its shape: plain means over batches.
 
     Args:
         paths: of the modules; by default all.

@@ -59,7 +59,7 @@ class Spectrum:
     blocks: tuple[Block, ...]
 
     def kept(self, rho: float) -> Tensor:
-        """The weight, shaped as the layer's, with the fewest components that hold a share `rho` of the curvature."""
+        """The weight `shape`, with the fewest components that hold a share `rho` of the curvature."""
         return self.rebuilt(self._strongest(rho))
 
     def components(self, rho: float) -> float:

@@ -53,7 +53,9 @@ def finetuned(
     steps: int,
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
-    """The parameters `names` averaged over the second half of `steps` on `clean`; the network itself stays as it is.
+    """The parameters `names`, by name and of their shapes, averaged over the second half of `steps` on `clean`.
+
+    The network itself stays as it is.
 
     Args:
         edit: tensors by name to start from, over the network's own.

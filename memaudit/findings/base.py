@@ -27,10 +27,12 @@ class Plain(BaseModel):
     )
 
     def model_post_init(self, _: Any) -> None:
+        """Forget which fields were given."""
         # Which fields were given is asked nowhere, and one such set for each part is half of a large report's memory.
         object.__setattr__(self, "__pydantic_fields_set__", _GIVEN)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with the fields of `update` replaced, unchecked."""
         copied = super().model_copy(update=update, deep=deep)
         copied.model_post_init(None)
         return copied

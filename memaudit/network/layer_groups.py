@@ -37,7 +37,7 @@ class LayerGroup:
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer once, by the first of its `state_dict` names; the tensors themselves, no copies."""
+    """Every parameter and buffer once, by the first of its `state_dict` names: the tensors themselves, no copies."""
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 

@@ -36,7 +36,7 @@ class State:
         return replace(self, tensors=moved)
 
     def part(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Those of the tensors `names` that the checkpoint stores."""
+        """Those of the tensors `names` that the checkpoint stores, of the network's shapes and types."""
         return {n: self.tensors[n] for n in names if n in self.tensors}
 
 

@@ -33,12 +33,12 @@ class Tried:
 
     @cached_property
     def sets(self) -> list[Tensor]:
-        """By set, which labels are given."""
+        """Per set `(n,)` bool: whether the label is predicted."""
         return [logits.argmax(1) == labels for logits, labels in self.answered]
 
     @cached_property
     def right(self) -> Tensor:
-        """`(n,)` of all sets."""
+        """`(N,)` bool: the same of all sets, one after the other."""
         return torch.cat(self.sets)
 
     @property

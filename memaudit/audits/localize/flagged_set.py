@@ -32,13 +32,20 @@ class Found(Protocol):
     """What is asked of one example that was searched; a `findings.Finding` will do."""
 
     @property
-    def id(self) -> str: ...
+    def id(self) -> str:
+        """The example's id."""
+
     @property
-    def fitted(self) -> bool: ...
+    def fitted(self) -> bool:
+        """Whether the network predicts its label."""
+
     @property
-    def outcome(self) -> Outcome: ...
+    def outcome(self) -> Outcome:
+        """What the search came to."""
+
     @property
-    def units(self) -> list[UnitRef]: ...
+    def units(self) -> list[UnitRef]:
+        """The units that the search cut."""
 
 
 def neurons(findings: Sequence[Found], judge: Judge, most: int, tick: Tick) -> list[Neuron]:

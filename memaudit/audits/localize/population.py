@@ -76,7 +76,7 @@ class Population:
 
     @cached_property
     def wrong_intact(self) -> Tensor:
-        """`wrong` of the intact model: the least that it can be after a cut."""
+        """`wrong` of the intact model, a scalar: the least that it can be after a cut."""
         return self.wrong(self.margins)
 
     def on(self, device: torch.device) -> Population:

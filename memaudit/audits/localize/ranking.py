@@ -59,7 +59,7 @@ class UnitRanking(Protocol):
         """Measure what later short lists need of new `jobs`."""
 
     def shortlist(self, evaluator: Evaluator, examples: ExampleSet, jobs: Sequence[Job]) -> tuple[Tensor, Shortlist]:
-        """Each job's margin `(jobs,)` and the units that may be cut and take most of it, on the network's device."""
+        """Each job's margin `(jobs,)`, and the units that may be cut and take most of it, on the network's device."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class ByGradient:
         """Nothing is needed."""
 
     def shortlist(self, evaluator: Evaluator, examples: ExampleSet, jobs: Sequence[Job]) -> tuple[Tensor, Shortlist]:
-        """As `UnitRanking.shortlist`."""
+        """Each job's margin `(jobs,)`, and the units whose gradient says that they take most of it."""
         rows, cuts = [job.row for job in jobs], [job.cut for job in jobs]
 
         def reduce(chunk: slice, gradients: Tensor) -> Seen:
@@ -114,7 +114,7 @@ class ByTrial:
             job.signal = signal
 
     def shortlist(self, evaluator: Evaluator, examples: ExampleSet, jobs: Sequence[Job]) -> tuple[Tensor, Shortlist]:
-        """As `UnitRanking.shortlist`."""
+        """Each job's margin `(jobs,)`, and the units that were seen to take most of it."""
         rows, cuts = [job.row for job in jobs], [job.cut for job in jobs]
         margins, gradients = evaluator.mask_gradients(examples, rows, cuts, self.space, margin, self.fill)
         drops, units = largest(self.candidates, cuts, self._tried(evaluator, examples, jobs, gradients.nan_to_num()))

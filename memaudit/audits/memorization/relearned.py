@@ -165,7 +165,7 @@ def put_back(
     start: Mapping[str, Tensor],
     share: float = 1.0,
 ) -> dict[str, Tensor]:
-    """Values to begin with, by name: those of `start`, or the group's own mixed with themselves in random order.
+    """Values to begin with, by name and of the group's shapes: those of `start`, or its own mixed with their shuffle.
 
     A weight whose entries change places is a random one of just the scale that the other layers expect.
     """

@@ -62,7 +62,7 @@ VIEWS = (
 
 
 def as_is(inputs: Tensor) -> Tensor:
-    """The inputs themselves."""
+    """The inputs themselves, of any shape."""
     return inputs
 
 

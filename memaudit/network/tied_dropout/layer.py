@@ -81,7 +81,7 @@ class ExampleTiedDropout(nn.Module):
         return torch.where(self.memorizing(), share, torch.ones((), dtype=torch.float32, device=self.rule.device))
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x` with the channels of each example scaled; of any shape that has the examples on axis 0.
+        """`x` `(N, ..., channels, ...)` with the channels of each example scaled, of the same shape.
 
         Raises:
             UsageError: no axis has `channels` elements, ids are needed and not known, or there are not as many as
@@ -119,6 +119,7 @@ class ExampleTiedDropout(nn.Module):
         raise UsageError(f"no channel axis of {self.channels} in a tensor of shape {tuple(x.shape)}")
 
     def extra_repr(self) -> str:
+        """What `print(model)` shows of it: channels, generalizing ones, `p_mem` and seed."""
         return f"{self.channels}, generalizing={int(self.rule[2])}, p_mem={self.p_mem:g}, seed={int(self.rule[4])}"
 
 

@@ -14,7 +14,7 @@ from memaudit.text import clean
 
 
 def split_rules(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """A state dict in two: the network's own tensors, and by layer the rule of the dropout it is tied to."""
+    """A state dict in two: the network's own tensors, and by layer the rule `(5,)` of the dropout it is tied to."""
     end = f".{CHILD}.{RULE}"
     rules = {name.removesuffix(end): value for name, value in tensors.items() if name.endswith(end)}
     return {name: value for name, value in tensors.items() if not name.endswith(end)}, rules

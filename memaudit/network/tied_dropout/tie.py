@@ -17,6 +17,7 @@ class Tied(nn.Module):
     tied_dropout: ExampleTiedDropout
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The layer's output, of its shape, through the dropout."""
         return self.tied_dropout(super().forward(*args, **kwargs))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
