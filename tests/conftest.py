@@ -17,8 +17,8 @@ from memaudit.adapters.base import Adapter
 from memaudit.data import ExampleSet, Preprocess, from_tensors
 from memaudit.engine.evaluator import Evaluator
 from memaudit.network.units import UnitSpace, select
-from tests.forked import forked
 from tests.networks import DigitsNet
+from tests.quick import forked
 
 DIGIT = Preprocess((1, 8, 8))
 

@@ -1,4 +1,4 @@
-"""Processes forked from the test's own, which saves them loading torch."""
+"""What is quicker where it is not what is tested: starting a process, and training."""
 
 from __future__ import annotations
 
@@ -8,13 +8,28 @@ import os
 import pkgutil
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from subprocess import Popen
 from typing import Any
+from unittest import mock
 
 import memaudit
 from memaudit import report
+from memaudit.audits import retrain
+from memaudit.audits.memorization import relearned
 from tests.report_samples import small
+
+
+@contextmanager
+def short_trainings() -> Iterator[None]:
+    """Relearning takes 6 steps, not 42, and retraining 20, not 150; what they tell is asked in tests of their own."""
+    with (
+        mock.patch.object(relearned, "EPOCHS", 2),
+        mock.patch.object(relearned, "LEAST_STEPS", 6),
+        mock.patch.object(retrain, "LEAST_STEPS", 20),
+    ):
+        yield
 
 
 def load_for_forks() -> None:

@@ -193,12 +193,14 @@ def register() -> Library:
 def main() -> None:
     library = register()
     from memaudit.__main__ import run  # whose modules take resolve_device by name
+    from tests.quick import short_trainings
 
     found, measure = [], loop.Loop._measure
     for command in json.loads(Path(sys.argv[1]).read_text()):
         waits.clear()
         with (
             Dispatch(),
+            short_trainings(),
             mock.patch.object(loop.Loop, "_measure", autospec=True, side_effect=measure) as batches,
         ):
             code = run(command)

@@ -21,22 +21,28 @@ from memaudit.network.tied_dropout import add_tied_dropout
 from tests.cli_support import MODEL, NPZ, write_timm, write_work
 from tests.conftest import Trained
 from tests.networks import DigitsNet
+from tests.quick import short_trainings
 
 ALL = ("--flagged", "all-flagged.npz", "--reference", "reference.npz")
 VIT = ("--flagged", "vit/flagged.npz", "--reference", "vit/reference.npz")
 NUMBERED = ("--flagged", "numbered.npz", "--reference", "reference.npz")  # with ids: each runs with its own units
 OTHERS = ("--images", "none", "--batch-size", "64")
+FEW = ("--max-units", "3")
 SERIES = ("--checkpoints", "run/epoch-*.safetensors", "--audit", "gradients,rewind,retrain")
 ERASE = ("erase", "standard-cpu/report.json", "--model", "digits.safetensors", "--adapter", "network.py:build")
 COMMANDS: dict[str, tuple[str, ...]] = {
     "standard": ("scan", *MODEL, *ALL, *OTHERS, "--limit", "4"),
-    "deep": ("scan", *MODEL, *NPZ, *OTHERS, "--profile", "deep", "--ablation", "mean", "--limit", "1"),
+    "deep": ("scan", *MODEL, *NPZ, *OTHERS, *FEW, "--profile", "deep", "--ablation", "mean", "--limit", "1"),
     "time": ("scan", *MODEL, *NPZ, *OTHERS, *SERIES, "--profile", "fast"),
     "tied": ("scan", "tied.safetensors", *MODEL[1:], *NUMBERED, *OTHERS, "--profile", "fast"),
     "vit": ("scan", "vit/test_vit.safetensors", "--model-kwargs", "img_size=32", *VIT, *OTHERS, "--profile", "fast"),
     "units": (*ERASE, "--all", "--max-test-drop", "100"),
     "curvature": (*ERASE, *ALL, "--method", "curvature", "--clean-steps", "5"),
 }
+
+KEEPS = ("scan", "digits.safetensors", "--adapter", "forgetful.py:build", *MODEL[3:], *NPZ, "--out", "none", "-q")
+# A network that keeps a tensor on the CPU; the same one where that is no fault.
+FORGETFUL = [[*KEEPS, "--device", "second"], [*KEEPS, "--device", "cpu", "--limit", "1"]]
 
 
 def line(name: str, device: str) -> list[str]:
@@ -47,11 +53,18 @@ def line(name: str, device: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Runs:
-    """What the commands left in `folder`, by device; by command its exit code on the CPU, and what was noted."""
+    """What the commands left in `folder`, by device; by command its exit code on the CPU, and what was noted.
+
+    Attributes:
+        forgetful: the exit codes of `FORGETFUL`.
+        said: what the other process wrote to its standard error.
+    """
 
     folder: Path
     codes: dict[str, int]
     noted: dict[str, dict[str, Any]]
+    forgetful: list[int]
+    said: str
 
     def result(self, name: str, device: str) -> dict[str, Any]:
         file = "report.json" if COMMANDS[name][0] == "scan" else "erased.erase.json"
@@ -62,8 +75,8 @@ class Runs:
         return found
 
 
-def elsewhere(folder: Path, commands: list[list[str]]) -> tuple[subprocess.CompletedProcess[str], Any]:
-    """Run command lines in the other process."""
+def elsewhere(folder: Path, commands: list[list[str]]) -> tuple[str, Any]:
+    """Run command lines in the other process: its standard error, and what it noted."""
     (folder / "commands.json").write_text(json.dumps(commands))
     ran = subprocess.run(
         [sys.executable, "-m", "tests.second_device", "commands.json", "noted.json"],
@@ -75,7 +88,7 @@ def elsewhere(folder: Path, commands: list[list[str]]) -> tuple[subprocess.Compl
         check=False,
     )
     assert ran.returncode == 0, ran.stderr
-    return ran, json.loads((folder / "noted.json").read_text())
+    return ran.stderr, json.loads((folder / "noted.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -98,17 +111,23 @@ def work(tmp_path_factory: pytest.TempPathFactory, trained: Trained) -> Path:
     tied.load_state_dict(state, strict=False)
     save_file(tied.state_dict(), folder / "tied.safetensors")
     write_timm(folder / "vit", "test_vit", img_size=32)
+    (folder / "forgetful.py").write_text(
+        "import torch\nfrom network import DigitsNet\n\n\nclass Forgetful(DigitsNet):\n"
+        "    def forward(self, x):\n        return super().forward(x) * torch.ones(10)\n\n\n"
+        "def build():\n    return Forgetful()\n"
+    )
     return folder
 
 
 @pytest.fixture(scope="module")
 def runs(work: Path) -> Runs:
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, short_trainings():
         patch.chdir(work)
         patch.setattr(Evaluator, "pads", True)  # the last digits of a sum depend on the size of its batch
         codes = {name: int(run(line(name, "cpu"))) for name in COMMANDS}
-    _, noted = elsewhere(work, [line(name, "second") for name in COMMANDS])
-    return Runs(work, codes, dict(zip(COMMANDS, noted, strict=True)))
+    said, noted = elsewhere(work, [*(line(name, "second") for name in COMMANDS), *FORGETFUL])
+    forgetful = [entry["code"] for entry in noted[len(COMMANDS) :]]
+    return Runs(work, codes, dict(zip(COMMANDS, noted, strict=False)), forgetful, said)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -132,16 +151,9 @@ def test_the_host_waits_for_results_alone(runs: Runs, name: str) -> None:
     assert 0 < waits["passes.py __call__"] <= 2 * batches
 
 
-def test_tensors_of_two_devices_are_refused(work: Path) -> None:
+def test_tensors_of_two_devices_are_refused(runs: Runs) -> None:
     """Or the tests above could not fail: a network that keeps a tensor on the CPU ends in an error."""
-    (work / "forgetful.py").write_text(
-        "import torch\nfrom network import DigitsNet\n\n\nclass Forgetful(DigitsNet):\n"
-        "    def forward(self, x):\n        return super().forward(x) * torch.ones(10)\n\n\n"
-        "def build():\n    return Forgetful()\n"
-    )
-    command = ["scan", "digits.safetensors", "--adapter", "forgetful.py:build", *MODEL[3:], *NPZ, "--out", "none", "-q"]
-    ran, noted = elsewhere(work, [[*command, "--device", "second"], [*command, "--device", "cpu", "--limit", "1"]])
-    assert [n["code"] for n in noted] == [3, 4]
-    assert "the network fails on a batch (8, 1, 8, 8) on second" in ran.stderr
-    assert "tensors of two devices" in ran.stderr
-    assert "register_buffer" in ran.stderr
+    assert runs.forgetful == [3, 4]
+    assert "the network fails on a batch (8, 1, 8, 8) on second" in runs.said
+    assert "tensors of two devices" in runs.said
+    assert "register_buffer" in runs.said

@@ -16,7 +16,7 @@ from pathlib import Path
 from memaudit.__main__ import run
 from tests.cli_support import FAST, MODEL, NPZ, tree, write_work
 from tests.conftest import train
-from tests.forked import load_for_forks
+from tests.quick import load_for_forks
 
 SECONDS = 15.0
 MEMORY = 3 << 30  # bytes resident at most, torch and everything it maps included

@@ -18,7 +18,6 @@ import memaudit
 from memaudit import report as reports
 from memaudit.adapters.base import Adapter
 from memaudit.audits.localize.work import RANDOM_BUDGET, REFERENCE_BUDGET
-from memaudit.audits.memorization import relearned
 from memaudit.audits.memorization.verdict import LEVEL
 from memaudit.data import ExampleSet, from_tensors
 from memaudit.findings import Finding, Outcome
@@ -30,16 +29,14 @@ from memaudit.report.document import Report
 from memaudit.settings import Settings
 from tests import reference as slow
 from tests.conftest import DIGIT, Trained, digits
+from tests.quick import short_trainings
 
 Pair = tuple[Tensor, Tensor]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def short_relearning() -> Iterator[None]:
-    """6 steps in place of 42, most of an audit's time; what relearning tells is asked in `audits.test_memorization`."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(relearned, "EPOCHS", 2)
-        patch.setattr(relearned, "LEAST_STEPS", 6)
+def quick() -> Iterator[None]:
+    with short_trainings():
         yield
 
 

@@ -20,8 +20,8 @@ from memaudit.errors import ExitCode
 from memaudit.system import failpoints
 from tests.cli_support import MODEL, NPZ, Ran, tree, write_work
 from tests.conftest import Trained, digits
-from tests.forked import load_for_forks
 from tests.networks import DigitsNet
+from tests.quick import load_for_forks
 
 AUDITS = "localize,gradients,rewind,retrain"
 SCAN = (
