@@ -18,6 +18,7 @@ TWINS: dict[str, str] = {
     "memaudit.engine.passes:MaskGradients": (
         "tests/audits/localize/test_search.py::test_gradients_by_mask_are_those_of_scaling_the_weights"
     ),
+    "memaudit.engine.copies:Copies": "tests/engine/test_copies.py::test_a_report_is_that_of_the_network_alone",
     "memaudit.engine.journal:Journal": (
         "tests/pipeline/test_identity.py::test_killed_at_any_step_the_same_command_ends_with_the_same_report"
     ),

@@ -176,7 +176,9 @@ class Compute:
 
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto"
     batch_size: Annotated[str, typer.Option(help="auto, or examples per pass.")] = "auto"
-    threads: Annotated[str, typer.Option(help="auto (measured at the start), or threads of the processor.")] = "auto"
+    threads: Annotated[str, typer.Option(help="auto, or cores of the processor: each runs a copy of the network.")] = (
+        "auto"
+    )
 
     @property
     def batch(self) -> int | None:

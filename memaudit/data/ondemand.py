@@ -7,6 +7,7 @@ import os
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from threading import RLock
 
 import numpy as np
 import torch
@@ -40,6 +41,7 @@ class Store:
         self._slots = torch.full((count,), -1)
         self._coming: dict[int, Future[np.ndarray]] = {}
         self._pool: ThreadPoolExecutor | None = None
+        self._lock = RLock()  # copies of a network ask at the same time
 
     def __reduce__(self) -> tuple[object, ...]:
         """Another process is sent how values are made, none of them."""
@@ -54,6 +56,10 @@ class Store:
 
     def rows(self, places: Tensor) -> Tensor:
         """The values `(n, *shape)` of `places` `(n,)`, repeats allowed; an error of `make` comes through."""
+        with self._lock:
+            return self._rows(places)
+
+    def _rows(self, places: Tensor) -> Tensor:
         slots = self._slots[places]
         found, held = torch.empty((len(places), *self.shape), dtype=self.dtype), slots >= 0
         found[held] = self.kept[slots[held]]
@@ -68,11 +74,12 @@ class Store:
 
     def ahead(self, places: Tensor) -> None:
         """Begin to make the values of `places`, which will be asked for next; others that are waiting are dropped."""
-        wanted = set(places[self._slots[places] < 0].tolist())
-        for place in self._coming.keys() - wanted:
-            self._coming.pop(place).cancel()
-        for place in wanted:
-            self._coming[place] = self._asked(place)
+        with self._lock:
+            wanted = set(places[self._slots[places] < 0].tolist())
+            for place in self._coming.keys() - wanted:
+                self._coming.pop(place).cancel()
+            for place in wanted:
+                self._coming[place] = self._asked(place)
 
     def _asked(self, place: int) -> Future[np.ndarray]:
         if self._pool is None:

@@ -11,29 +11,23 @@ import signal
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Self, TypeVar
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
 
 from torch import Tensor
 
-from memaudit.engine.engines import Batches, Work
 from memaudit.engine.evaluator import Evaluator
 from memaudit.engine.packing import packed, unpacked
-from memaudit.engine.worker import Answer, Piece, Recipe, Worker
+from memaudit.engine.pieces import AHEAD, Pieces, Task, value_of
+from memaudit.engine.worker import Answer, Piece, Recipe, Remote
 from memaudit.errors import EnvironmentFault, UsageError
 from memaudit.numbers import count
 from memaudit.text import clean
 
-T = TypeVar("T")
-V = TypeVar("V")
-Refs = tuple[str, Any, Mapping[str, Any]]
-"""The key of a work, and where Ray keeps it and its large tensors."""
+Refs = tuple[Any, Mapping[str, Any]]
+"""Where Ray keeps a work and its large tensors."""
 
-# Pieces an actor has at a time: while one is done the next is on its way.
-AHEAD = 2
-# Rows of a piece, at the least: a batch of fewer wastes what is done once a batch.
-LEAST = 4
 # How often a piece is tried, and how many actors may die for each that was started.
 TRIES = 4
 DEATHS = 4
@@ -58,22 +52,7 @@ class Workers:
     cpus: int = 1
 
 
-@dataclass(eq=False)
-class Task:
-    """A piece under way.
-
-    Attributes:
-        refs: of its work.
-        failed: the actors that died of it, or with it.
-    """
-
-    piece: Piece
-    refs: Refs
-    answer: Answer | None = None
-    failed: list[Any] = field(default_factory=list)
-
-
-class RayEngine:
+class RayEngine(Pieces):
     """Actors that do the work; a context manager: they end with the body.
 
     Args:
@@ -119,81 +98,22 @@ class RayEngine:
         self._queue.clear()
         self.ray.shutdown()
 
-    # ---- what the measuring code calls -----------------------------------------------------------------------------
-
-    def batches(self, evaluator: Evaluator, work: Batches[T]) -> Callable[[slice], T]:
-        """As `Engine.batches`; the next batches are under way while one is waited for."""
-        refs: list[Refs] = []
-        asked: dict[tuple[int, int], Task] = {}
-        total = len(work.rows)
-
-        def body(chunk: slice) -> T:
-            size = chunk.stop - chunk.start
-            if (chunk.start, chunk.stop) not in asked:  # the first, or memory ran out: others than those under way
-                self._drop(asked.values())
-                asked.clear()
-            for start in range(chunk.start, min(total, chunk.start + AHEAD * self.workers * size), size):
-                place = (start, min(total, start + size))
-                if place not in asked:
-                    refs[:] = refs or [self._packed(evaluator, work)]
-                    asked[place] = self._ask(refs[0], slice(*place), evaluator)
-            task = asked.pop((chunk.start, chunk.stop))
-            while task.answer is None:
-                self._turn()
-            value: T = _value(task.answer)
-            return value
-
-        return body
-
-    def each(self, evaluator: Evaluator, work: Work[V], rows: Sequence[int]) -> Iterator[tuple[int, V]]:
-        """As `Engine.each`; each part of the rows is recorded when it lands."""
-        journal, left = evaluator.journal, dict.fromkeys(rows)
-        key = f"{evaluator.stage} {len(rows)} in parts"
-        while left and journal is not None and (recorded := journal.next(key)) is not None:
-            yield from self._landed(evaluator, work, left, *recorded.value)
-        if not left:
-            return
-        refs = self._packed(evaluator, work)
-        least = 1 if work.alone else max(LEAST, evaluator.batch_size // 32)
-        tasks = [self._ask(refs, part, evaluator) for part in parts(list(left), self.workers, least)]
-        try:
-            while tasks:
-                while all(task.answer is None for task in tasks):
-                    self._turn()
-                for task in [task for task in tasks if task.answer is not None]:
-                    tasks.remove(task)
-                    assert task.answer is not None  # noqa: S101 - it was chosen by that
-                    value = [_value(task.answer), dict(task.answer.passes or {})]
-                    if journal is not None and value[0]:
-                        journal.add(key, len(value[0]), value)
-                    yield from self._landed(evaluator, work, left, *value)
-        finally:
-            self._drop(tasks)
-
-    def _landed(
-        self, evaluator: Evaluator, work: Work[V], left: dict[int, None], found: Any, passes: Mapping[str, int]
-    ) -> Iterator[tuple[int, V]]:
-        evaluator.passes.update(passes)
-        evaluator.advance(sum(examples for name, examples in passes.items() if name.endswith(" forward")))
-        for row, plain in found:
-            left.pop(row)
-            yield row, work.found(plain)
-
     # ---- handing out -----------------------------------------------------------------------------------------------
 
-    def _ask(self, refs: Refs, part: Any, evaluator: Evaluator) -> Task:
-        task = Task(Piece(refs[0], part, evaluator.stage, evaluator.batch_size), refs)
+    def ask(self, work: Refs, piece: Piece) -> Task:
+        """As `Pieces.ask`."""
+        task = Task(piece, work)
         self._queue.append(task)
         return task
 
-    def _drop(self, tasks: Iterable[Task]) -> None:
-        """Nobody waits for `tasks` any more; what is under way is done and forgotten."""
+    def drop(self, tasks: Iterable[Task]) -> None:
+        """As `Pieces.drop`."""
         for task in tasks:
             if task in self._queue:
                 self._queue.remove(task)
 
-    def _turn(self) -> None:
-        """Hand out what waits and take what is done; or wait until something is.
+    def turn(self) -> None:
+        """As `Pieces.turn`.
 
         Raises:
             EnvironmentFault: nothing comes, or too many actors died.
@@ -215,7 +135,7 @@ class RayEngine:
                 self._died(actor, task, error)
                 continue
             if task is None:
-                _value(answer)
+                value_of(answer)
                 self._ready.add(actor)
             else:
                 task.answer = answer
@@ -233,7 +153,7 @@ class RayEngine:
             task = self._queue.popleft()
             actor = min(free, key=lambda actor: (actor in task.failed, busy[actor]))
             busy[actor] += 1
-            _, content, tensors = task.refs
+            content, tensors = task.work
             self._flight[actor.do_shared.remote(task.piece, content, tensors)] = actor, task
 
     def _died(self, actor: Any, task: Task | None, error: Exception) -> None:
@@ -267,11 +187,11 @@ class RayEngine:
 
     # ---- what is shared --------------------------------------------------------------------------------------------
 
-    def _packed(self, evaluator: Evaluator, work: object) -> Refs:
-        """A key for `work`, and where Ray keeps it and its large tensors."""
+    def handed(self, evaluator: Evaluator, work: object) -> tuple[str, Refs]:
+        """As `Pieces.handed`; Ray keeps the work, and its large tensors by themselves."""
         content, tensors = packed(work, evaluator)
         self._number += 1
-        return f"{self._number}", self.ray.put(content), {name: self._put(tensor) for name, tensor in tensors.items()}
+        return f"{self._number}", (self.ray.put(content), {name: self._put(one) for name, one in tensors.items()})
 
     def _put(self, tensor: Tensor) -> Any:
         key = id(tensor)
@@ -300,34 +220,14 @@ class RayEngine:
 _KINDS = ("CPU", "GPU")
 
 
-class _Actor(Worker):
-    """A `Worker` behind Ray."""
+class _Actor(Remote):
+    """A worker behind Ray."""
 
     def do_shared(self, piece: Piece, content: bytes, tensors: Mapping[str, Any]) -> Answer:
         """As `Worker.do`; the large tensors of a work are those of this node's memory."""
         return self.do(
             piece, lambda evaluator: unpacked(content, evaluator, lambda name: imported().get(tensors[name]))
         )
-
-
-class _Traceback(Exception):
-    """Where a worker's error was raised; shown above it."""
-
-
-def _value(answer: Answer) -> Any:
-    """What was found, or the worker's error raised here."""
-    if answer.error is not None:
-        raise answer.error from _Traceback(f"\n{answer.trace}")
-    return answer.value
-
-
-def parts(rows: Sequence[int], workers: int, least: int) -> Iterator[list[int]]:
-    """`rows` in pieces, the largest first: half of each worker's share of what is left, and `least` at the least."""
-    rest = list(rows)
-    while rest:
-        size = max(least, -(-len(rest) // (2 * workers)))
-        yield rest[:size]
-        rest = rest[size:]
 
 
 def imported() -> Any:

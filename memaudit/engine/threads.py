@@ -9,6 +9,8 @@ from contextlib import contextmanager
 import torch
 
 from memaudit.data.examples import ExampleSet
+from memaudit.engine.copies import copies_of
+from memaudit.engine.engines import InProcess
 from memaudit.engine.evaluator import Evaluator
 from memaudit.numbers import count
 
@@ -33,7 +35,9 @@ def threads_kept() -> Iterator[None]:
 
 
 def settle_threads(evaluator: Evaluator, examples: ExampleSet, wanted: int | None = None) -> str:
-    """Run with `wanted` threads, or with what a short measurement on `examples` says; `evaluator.threads` holds it.
+    """Run on `wanted` cores, or on all that PyTorch would take, with a copy of the network on each where that is so.
+
+    What has to run here, one batch at a time, has as many threads as a short measurement on `examples` says.
 
     Returns what was chosen, in words.
 
@@ -41,10 +45,16 @@ def settle_threads(evaluator: Evaluator, examples: ExampleSet, wanted: int | Non
     """
     most = torch.get_num_threads()
     evaluator.threads = wanted or most
+    here = evaluator.device.type == "cpu" and isinstance(evaluator.engine, InProcess)
+    copies = copies_of(evaluator, examples, evaluator.threads) if here else None
     if wanted is None and most > 1 and evaluator.device.type == "cpu":
         evaluator.threads = _fewest(evaluator, examples, most)
     torch.set_num_threads(evaluator.threads)
-    return count(evaluator.threads, "thread") + (f" of {most}, by a short measurement" if wanted is None else "")
+    said = count(evaluator.threads, "thread") + (f" of {most}, by a short measurement" if wanted is None else "")
+    if copies is None:
+        return said
+    evaluator.engine = copies
+    return f"{count(copies.workers, 'copy', 'copies')} of the network, a thread each; {said} for the rest"
 
 
 def _fewest(evaluator: Evaluator, examples: ExampleSet, most: int) -> int:

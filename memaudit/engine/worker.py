@@ -9,7 +9,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -29,6 +29,15 @@ from memaudit.system.memory import keeping_freed, out_of_memory
 # Largest difference of logits, in units of the largest one, that threads and batch sizes explain.
 TOLERANCE = 1e-3
 PROBES = 2
+
+
+class Source(Protocol):
+    """Where a worker has its network from; `device` is its kind."""
+
+    @property
+    def device(self) -> str: ...
+
+    def load(self) -> Evaluator: ...
 
 
 @dataclass(frozen=True)
@@ -121,7 +130,7 @@ class Answer:
 class Worker:
     """The network, and the work it was given last."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Source) -> None:
         self.recipe = recipe
         self._evaluator: Evaluator | None = None
         self._work: tuple[str, Any] = ("", None)
@@ -129,7 +138,7 @@ class Worker:
 
     def hello(self) -> Answer:
         """Load the network."""
-        return self._answered(lambda evaluator: None)
+        return self.answered(lambda evaluator: None)
 
     def do(self, piece: Piece, unpack: Callable[[Evaluator], Any]) -> Answer:
         """One piece; `unpack` makes its work, where it is not the last one's."""
@@ -150,21 +159,32 @@ class Worker:
                     self._most = evaluator.batch_size
                 return found
 
-        return self._answered(run)
+        return self.answered(run)
 
-    def _answered(self, run: Callable[[Evaluator], Any]) -> Answer:
+    def answered(self, run: Callable[[Evaluator], Any]) -> Answer:
+        """What `run` makes of the network; an error is an answer."""
         try:
             if self._evaluator is None:
                 self._evaluator = self.recipe.load()
             self._evaluator.passes = Counter()
-            with exact_arithmetic(), keeping_freed():
-                return Answer(run(self._evaluator), dict(self._evaluator.passes))
+            return Answer(run(self._evaluator), dict(self._evaluator.passes))
         except Exception as error:
-            if self.recipe.device == "cuda" and not out_of_memory(error):
-                leave_if_broken()
-            trace = traceback.format_exc()
-            error.add_note(f"in worker {os.getpid()} on {socket.gethostname()}")
-            return Answer(error=portable(error), trace=trace)
+            return Answer(error=error, trace=traceback.format_exc())
+
+
+class Remote(Worker):
+    """A worker in a process of its own."""
+
+    def answered(self, run: Callable[[Evaluator], Any]) -> Answer:
+        """As `Worker.answered`; an error says where it was raised, and can be sent."""
+        with exact_arithmetic(), keeping_freed():
+            answer = super().answered(run)
+        if answer.error is None:
+            return answer
+        if self.recipe.device == "cuda" and not out_of_memory(answer.error):
+            leave_if_broken()
+        answer.error.add_note(f"in worker {os.getpid()} on {socket.gethostname()}")
+        return replace(answer, error=portable(answer.error))
 
 
 def leave_if_broken() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -35,11 +36,14 @@ def install() -> None:
 
 @contextmanager
 def finishing() -> Iterator[None]:
-    """A body that a first signal does not cut short; it takes effect right after.
+    """A body that a first signal does not cut short; it takes effect right after. Signals reach the main thread alone.
 
     Raises:
         KeyboardInterrupt, Terminated: a signal came while the body ran.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     _state.inside += 1
     try:
         yield

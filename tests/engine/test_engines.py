@@ -23,7 +23,8 @@ from memaudit.engine import worker
 from memaudit.engine.engines import InProcess, Work
 from memaudit.engine.evaluator import Evaluator
 from memaudit.engine.packing import packed, unpacked
-from memaudit.engine.worker import Piece, Recipe, Worker, probed
+from memaudit.engine.pieces import parts
+from memaudit.engine.worker import Piece, Recipe, Remote, Worker, probed
 from memaudit.errors import EnvironmentFault, ExitCode, ModelRejected
 from memaudit.system import failpoints
 from tests.cli_support import FAST, MODEL, NPZ, write_work
@@ -153,10 +154,10 @@ def test_another_file_is_no_worker_of_this_run(started: Any, trained: Trained, r
 
 @pytest.mark.parametrize("workers", [1, 2, 7])
 def test_parts_hold_every_row_once_and_the_last_are_the_smallest(workers: int) -> None:
-    found = list(engine.parts(range(100), workers, 4))
+    found = list(parts(range(100), workers, 4, 20))
     assert [row for part in found for row in part] == list(range(100))
     assert all(len(a) >= len(b) for a, b in pairwise(found))
-    assert all(len(part) >= 4 for part in found[:-1])
+    assert all(4 <= len(part) <= 20 for part in found[:-1])
 
 
 def test_memory_that_runs_out_halves_the_batch(started: Any, trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,7 +199,7 @@ def test_a_broken_cuda_context_ends_the_worker(recipe: Recipe, monkeypatch: pyte
 
     monkeypatch.setattr(torch.cuda, "synchronize", broken)
     monkeypatch.setattr(worker.os, "_exit", left.append)
-    answer = Worker(replace(recipe, device="cuda", path="/nowhere")).hello()
+    answer = Remote(replace(recipe, device="cuda", path="/nowhere")).hello()
     assert left == [1]
     assert isinstance(answer.error, ModelRejected)
 

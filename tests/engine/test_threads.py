@@ -49,7 +49,7 @@ def test_the_fewest_that_are_about_as_fast_as_more(
     with threads_kept():
         said = settle_threads(evaluator, trained.reference)
         assert torch.get_num_threads() == evaluator.threads == chosen
-        assert said.startswith(f"{chosen} thread")
+        assert f"{chosen} thread" in said
         assert not evaluator.passes
     assert torch.get_num_threads() == 4
 
