@@ -21,7 +21,7 @@ MODEL = "test_resnet"
 SIDE = 32
 # In natural order, which is timm's; as text, c10 and c11 come before c2.
 CLASSES = ("c1", "c2", "c3", "c10", "c11", "c20")
-CHANGED = 8
+CHANGED, TRAINED = 8, 240
 MEAN, STD = (0.2, 0.3, 0.4), (0.5, 0.4, 0.3)
 
 
@@ -31,9 +31,9 @@ def write_images(folder: Path) -> list[tuple[str, str]]:
     keep = y < len(CLASSES)
     x, truth = F.interpolate(x[keep], size=(SIDE, SIDE), mode="nearest"), y[keep]
     flagged = []
-    for row in range(620):
+    for row in range(TRAINED + 200):
         label = int(truth[row])
-        part = "train" if row < 420 else "val"
+        part = "train" if row < TRAINED else "val"
         if row < CHANGED:
             label = (label + 1) % len(CLASSES)
             flagged.append((f"{CLASSES[label]}/{row:04d}.png", CLASSES[label]))
@@ -50,7 +50,7 @@ def arguments(data: str, **changes: Any) -> argparse.Namespace:
         "class_map": "", "model": MODEL, "pretrained": False, "num_classes": len(CLASSES), "gp": None, "in_chans": None,
         "img_size": None, "input_size": [3, SIDE, SIDE], "crop_pct": 1.0, "mean": list(MEAN), "std": list(STD),
         "interpolation": "", "train_interpolation": "random", "model_ema": False, "model_kwargs": {}, "batch_size": 32,
-        "lr": 1e-3, "opt": "adam", "epochs": 24, "checkpoint_hist": 3, "aa": None, "seed": 42, "output": "",
+        "lr": 3e-3, "opt": "adam", "epochs": 14, "checkpoint_hist": 3, "aa": None, "seed": 42, "output": "",
     }  # fmt: skip
     return argparse.Namespace(**{**values, **changes})
 

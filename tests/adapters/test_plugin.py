@@ -9,34 +9,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
+from torch.nn import functional as F
+
+from tests.conftest import digits
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "plugins" / "memaudit-example"
-
-# Trains a mixer on digits, some of them with changed labels, where the plugin can be imported.
-TRAIN = """
-import numpy as np, torch
-from safetensors.torch import save_file
-from sklearn.datasets import load_digits
-from memaudit_example import Mixer, Shape
-torch.manual_seed(0)
-torch.set_num_threads(1)
-data = load_digits()
-x, y = (data.images / 16).astype(np.float32)[:, None], data.target.copy()
-y[:12] = (y[:12] + 3) % 10
-network = Mixer(Shape(1, 2, 8, 32, 32, 64, 2, 10))
-optimiser = torch.optim.Adam(network.parameters(), lr=3e-3)
-for _ in range(25):
-    for rows in torch.randperm(600).split(50):
-        optimiser.zero_grad()
-        torch.nn.functional.cross_entropy(network(torch.tensor(x[rows])), torch.tensor(y[rows])).backward()
-        optimiser.step()
-save_file(network.state_dict(), "mixer.safetensors")
-save_file({"w": torch.ones(2)}, "other.safetensors")
-np.savez("flagged.npz", x=x[:12], y=y[:12])
-np.savez("reference.npz", x=x[600:900], y=data.target[600:900])
-"""
 
 RUN = """
 import contextlib, io, json, sys
@@ -48,6 +30,7 @@ for command in json.loads(sys.argv[1]):
 print(json.dumps(results))
 """
 
+COMMON = ("--flagged", "flagged.npz", "--reference", "reference.npz", "--profile", "fast", "-q")
 BROKEN = """
 [build-system]
 requires = ["setuptools>=77"]
@@ -61,6 +44,28 @@ gone = "memaudit_moved_away:A"
 [tool.setuptools]
 py-modules = ["memaudit_broken"]
 """
+
+
+def train(folder: Path) -> None:
+    """Train a mixer on digits, some of them with changed labels, where the plugin can be imported."""
+    from memaudit_example import Mixer, Shape  # type: ignore[import-not-found]
+
+    x, truth = digits()
+    y = truth.clone()
+    y[:12] = (y[:12] + 3) % 10
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = Mixer(Shape(1, 2, 8, 32, 32, 64, 2, 10))
+        optimiser = torch.optim.Adam(network.parameters(), lr=3e-3)
+        for _ in range(25):
+            for rows in torch.randperm(600).split(50):
+                optimiser.zero_grad()
+                F.cross_entropy(network(x[rows]), y[rows]).backward()
+                optimiser.step()
+    save_file(network.state_dict(), folder / "mixer.safetensors")
+    save_file({"w": torch.ones(2)}, folder / "other.safetensors")
+    np.savez(folder / "flagged.npz", x=x[:12].numpy(), y=y[:12].numpy())
+    np.savez(folder / "reference.npz", x=x[600:900].numpy(), y=truth[600:900].numpy())
 
 
 class Installed:
@@ -97,7 +102,23 @@ class Installed:
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
-    return Installed(tmp_path_factory.mktemp("plugins"))
+    found = Installed(tmp_path_factory.mktemp("plugins"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(found.site))
+        train(found.work)
+    return found
+
+
+@pytest.fixture(scope="module")
+def together(installed: Installed) -> dict[str, tuple[int, str]]:
+    """How the commands ended that need no process of their own."""
+    commands = {
+        **{name: ["adapters", "test", name] for name, _ in UNUSABLE},
+        "timm": ["adapters", "test", "timm"],
+        "unnamed": ["scan", "mixer.safetensors", *COMMON, "--out", "other"],
+        "foreign": ["scan", "other.safetensors", "--adapter", "example", *COMMON, "--out", "other"],
+    }
+    return dict(zip(commands, installed.several(*commands.values()), strict=True))
 
 
 def test_plugins_are_listed_with_package_and_version_whether_or_not_they_work(installed: Installed) -> None:
@@ -125,17 +146,17 @@ UNUSABLE = [
 ]
 
 
-def test_a_broken_plugin_is_a_usage_error_where_it_is_named(installed: Installed) -> None:
-    results = installed.several(*(["adapters", "test", name] for name, _ in UNUSABLE), ["adapters", "test", "timm"])
-    for (code, text), (_, says) in zip(results, UNUSABLE, strict=False):
+def test_a_broken_plugin_is_a_usage_error_where_it_is_named(together: dict[str, tuple[int, str]]) -> None:
+    for name, says in UNUSABLE:
+        code, text = together[name]
         assert (code, text.startswith(f"error: {says}")) == (2, True), text
-    assert results[-1] == (0, "")  # and it breaks nothing else
+    assert together["timm"] == (0, "")  # and it breaks nothing else
 
 
-def test_the_example_scans_what_it_saved_and_nothing_else(installed: Installed) -> None:
-    installed.python("-c", TRAIN)
-    common = ["--flagged", "flagged.npz", "--reference", "reference.npz", "--profile", "fast", "-q"]
-    done = installed.memaudit("scan", "mixer.safetensors", "--adapter", "example", *common, "--out", "report")
+def test_the_example_scans_what_it_saved_and_nothing_else(
+    installed: Installed, together: dict[str, tuple[int, str]]
+) -> None:
+    done = installed.memaudit("scan", "mixer.safetensors", "--adapter", "example", *COMMON, "--out", "report")
     assert done.returncode == 1, done.stderr  # it memorized, and the default policy allows nothing memorized
     report = json.loads((installed.work / "report" / "report.json").read_text())
     assert (report["model"]["adapter"], report["model"]["architecture"]) == ("example", "mixer-2x32")
@@ -145,10 +166,7 @@ def test_the_example_scans_what_it_saved_and_nothing_else(installed: Installed) 
     assert report["summary"]["fitted"] >= 6
     assert report["summary"]["outcomes"]["localized"] >= 1
 
-    (code, unnamed), (foreign_code, foreign) = installed.several(
-        ["scan", "mixer.safetensors", *common, "--out", "other"],
-        ["scan", "other.safetensors", "--adapter", "example", *common, "--out", "other"],
-    )
+    (code, unnamed), (foreign_code, foreign) = together["unnamed"], together["foreign"]
     assert (code, foreign_code) == (3, 3)
     assert "no architecture of timm" in unnamed  # a plugin runs only when it is named
     assert "other.safetensors is no mixer" in foreign
