@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from statistics import median
 from typing import Any
 
@@ -21,7 +19,6 @@ from memaudit.data import ExampleSet, finding_id
 from memaudit.engine.evaluator import Evaluator
 from memaudit.engine.loop import BACKWARD
 from memaudit.findings import (
-    ConfigValue,
     DataInfo,
     DataSource,
     Effort,
@@ -30,7 +27,6 @@ from memaudit.findings import (
     LayerEvidence,
     LayerUnits,
     Memorization,
-    ModelInfo,
     Neuron,
     Outcome,
     Prediction,
@@ -42,6 +38,7 @@ from memaudit.findings import (
 from memaudit.intervals import bootstrap, wilson
 from memaudit.network.units import Site, UnitSpace
 from memaudit.numbers import tidy
+from memaudit.pipeline.about import config_of, environment, model_info, volatile
 from memaudit.pipeline.labelwise import label_accuracies, macro
 from memaudit.pipeline.prepare import Observed
 from memaudit.pipeline.slices import slices
@@ -97,14 +94,7 @@ def assemble(evidence: Measured, findings: Sequence[Finding]) -> Report:
         by=evidence.provenance.by,
         config=dict(evidence.provenance.config) or config_of(evidence.context.settings),
         environment=environment(evaluator.device),
-        volatile={
-            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(evidence.started)),
-            "seconds": round(time.time() - evidence.started, 2),
-            "batch_size": evaluator.batch_size,
-            "threads": evaluator.threads,
-            "workers": evaluator.engine.workers,
-            "resumed_batches": evaluator.journal.recorded if evaluator.journal else 0,
-        },
+        volatile=volatile(evaluator, evidence.started),
         passes=dict(sorted(evaluator.passes.items())),
         effort=_effort(evaluator.passes),
         model=model_info(evaluator.adapter, evidence.provenance, evidence.observed.logits.shape[1]),
@@ -187,49 +177,6 @@ def _effort(passes: Mapping[str, int]) -> Effort | None:
 
     search, verification = cost(SEARCHING), cost(VERIFYING)
     return Effort(search=search, verification=verification, ratio=tidy(verification / search)) if search else None
-
-
-def config_of(settings: Settings) -> dict[str, ConfigValue]:
-    """The settings of a library call, which has no flags."""
-    default = Settings()
-    names = ("max_units", "unit", "layers", "ablation", "profile", "dtype", "seed", "limit", "group_depth")
-    values: dict[str, Any] = {name: getattr(settings, name) for name in names}
-    values["audits"] = None if settings.audits is None else list(settings.audits)
-    return {
-        name: ConfigValue(
-            value=value, origin="default" if getattr(settings, name) == getattr(default, name) else "argument"
-        )
-        for name, value in values.items()
-    }
-
-
-def environment(device: torch.device) -> dict[str, str]:
-    """What the numbers were computed with."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "timm": version("timm"),
-        "device": _device_name(device),
-        "system": f"{platform.system()} {platform.machine()}",
-    }
-
-
-def model_info(adapter: Adapter, provenance: Provenance, classes: int) -> ModelInfo:
-    """The audited checkpoint, as reports show it."""
-    first = next(adapter.module.parameters(), None)
-    return ModelInfo(
-        path=provenance.model_path,
-        sha256=provenance.model_sha256,
-        md5=provenance.model_md5,
-        architecture=adapter.architecture,
-        adapter=adapter.name or "module",
-        num_classes=classes,
-        parameters=adapter.parameters,
-        weights="ema" if provenance.weights == "ema" else "raw",
-        stripped_prefix=provenance.stripped_prefix,
-        dtype=str(first.dtype).removeprefix("torch.") if first is not None else "float32",
-        candidates=list(adapter.alternatives) if len(adapter.alternatives) > 1 else [],
-    )
 
 
 def _data(evidence: Measured) -> DataInfo:
@@ -326,7 +273,3 @@ def auroc(positive: Tensor, negative: Tensor) -> float:
     beaten = torch.searchsorted(below, positive.double() - 1e-6)
     reached = torch.searchsorted(below, positive.double() + 1e-6, right=True)
     return float((beaten + reached).double().mean()) / (2 * len(below))
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -31,7 +31,8 @@ from memaudit.findings.ranking import (
 )
 from memaudit.intervals import bootstrap, wilson
 from memaudit.numbers import tidy
-from memaudit.pipeline.assemble import auroc, config_of, environment, model_info
+from memaudit.pipeline.about import config_of, environment, model_info, volatile
+from memaudit.pipeline.assemble import auroc
 from memaudit.report.ranked import Ranking
 from memaudit.report.table import Table
 from memaudit.settings import Provenance, Settings
@@ -94,14 +95,7 @@ def assemble(
         inputs=dict(provenance.inputs),
         config=dict(provenance.config) or config_of(settings),
         environment=environment(evaluator.device),
-        volatile={
-            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seen.started)),
-            "seconds": round(time.time() - seen.started, 2),
-            "batch_size": evaluator.batch_size,
-            "threads": evaluator.threads,
-            "workers": evaluator.engine.workers,
-            "resumed_batches": evaluator.journal.recorded if evaluator.journal else 0,
-        },
+        volatile=volatile(evaluator, seen.started),
         passes=dict(sorted(evaluator.passes.items())),
         effort=tidy(_cost(evaluator.passes) / len(examples)),
         model=model_info(seen.adapter, provenance, seen.logits.shape[1]),

@@ -26,8 +26,8 @@ from memaudit.gate.membership import MembershipPolicy
 from memaudit.intervals import wilson
 from memaudit.network.scoped import as_found
 from memaudit.numbers import count, tidy
+from memaudit.pipeline.about import config_of, environment, model_info, times
 from memaudit.pipeline.admit import Admitted, admit
-from memaudit.pipeline.assemble import config_of, environment, model_info
 from memaudit.pipeline.library import as_given, examples_of, settings_for, wrap
 from memaudit.pipeline.others import Said, asked
 from memaudit.pipeline.prepare import Observed, prepare
@@ -202,10 +202,7 @@ class Verifier:
             by=self.provenance.by,
             config=dict(self.provenance.config) or config_of(self.settings),
             environment=environment(evaluator.device),
-            volatile={
-                "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.started)),
-                "seconds": round(time.time() - self.started, 2),
-            },
+            volatile=times(self.started),
             model=model_info(evaluator.adapter, self.provenance, logits.shape[1]),
             flagged=_source(self.admitted.flagged, int(right[:members].sum()), members),
             reference=_source(context.reference, hits, len(context.reference)),
