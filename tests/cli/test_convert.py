@@ -18,7 +18,7 @@ import pytest
 import timm
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from memaudit.checkpoints import read
@@ -203,13 +203,14 @@ def test_memory_that_runs_out_anywhere_is_no_bug(error: Exception) -> None:
 # ---- the current directory ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("start", [["-m", "memaudit"], None], ids=["module", "command"])
-def test_nothing_in_the_current_directory_is_imported(tmp_path: Path, start: list[str] | None) -> None:
+@pytest.mark.parametrize(("start", "model"), [(["-m", "memaudit"], "x.safetensors"), (None, "x.pt")])
+def test_nothing_in_the_current_directory_is_imported(tmp_path: Path, start: list[str] | None, model: str) -> None:
     evil = "open({!r}, 'w').write('x')\nraise SystemExit(0)\n".format(str(tmp_path / "ran"))
     for name in ("timm", "torch", "typer", "rich", "json", "sitecustomize", "yaml", "safetensors", "uuid", "numpy"):
         (tmp_path / f"{name}.py").write_text(evil)
     torch.save({"w": torch.ones(2)}, tmp_path / "x.pt")
+    save_file({"w": torch.ones(2)}, tmp_path / "x.safetensors")
     words = [sys.executable, *start] if start else [str(Path(sys.executable).with_name("memaudit"))]
-    done = subprocess.run([*words, "inspect", "x.pt"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run([*words, "inspect", model], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, "no architecture" in done.stderr) == (3, True), done.stderr
     assert not (tmp_path / "ran").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import timm
@@ -26,7 +27,11 @@ TIMM = [
     *("swin_tiny_patch4_window7_224", "mixer_s32_224", "regnety_002", "densenet121"),
 ]
 OWN = {"Oddly": Oddly, "ResNet9": lambda: ResNet9(5, width=8), "TokenMajor": TokenMajor}
-SMALLER = {"densenet121": {"growth_rate": 8, "block_config": (2, 3, 2)}}
+SMALLER: dict[str, dict[str, Any]] = {
+    "densenet121": {"growth_rate": 8, "block_config": (2, 3, 2)},
+    "swin_tiny_patch4_window7_224": {"depths": (2, 2, 2, 2)},
+    "vit_tiny_patch16_224": {"depth": 4},
+}
 SIDE = {"swin_tiny_patch4_window7_224": 56, "densenet121": 32, "resnet18": 32, "test_nfnet": 32}
 
 
