@@ -2,7 +2,7 @@
 
 An entry is found by the hash of the tensors' names, shapes and types, of the installed libraries' versions, and of this
 package's own code: whatever could change the answer makes another entry. It holds names and plain values, and what it
-names is built and held against the checkpoint as any other.
+names is built and compared with the checkpoint as any other.
 """
 
 from __future__ import annotations

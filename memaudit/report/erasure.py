@@ -105,7 +105,7 @@ def _choices(erasure: Erasure) -> list[str]:
 
 
 def text(erasure: Erasure) -> str:
-    """What was tried and what it came to, for a terminal."""
+    """What was tried, with its result, for a terminal."""
     lines = [summary(erasure), *_choices(erasure), "", f"{'':<42}{'examples':>9}{'before':>9}{'after':>9}"]
     lines += [f"{name:<42}{examples:>9}{before:>9}{after:>9}" for name, examples, before, after in rows(erasure)]
     if probes(erasure):

@@ -59,7 +59,7 @@ def teachers(shares: Tensor, labels: Tensor) -> Tensor:
 
 
 def judge(logits: Tensor, labels: Tensor, answers: Mapping[str, Tensor], shares: Tensor) -> Judged:
-    """What all evidence comes to.
+    """The result of all evidence.
 
     Neighbours see features that may hold the label, so they help to put the examples in order and no more: how many
     labels are wrong, and which, rests on the relearned layers alone.

@@ -41,7 +41,7 @@ class Found(Protocol):
 
     @property
     def outcome(self) -> Outcome:
-        """What the search came to."""
+        """The outcome of its search."""
 
     @property
     def units(self) -> list[UnitRef]:

@@ -1,4 +1,4 @@
-"""A ranking on a terminal: what it comes to, the head of the list, what to expect of it, where the files are."""
+"""A ranking on a terminal: its result, the head of the list, what to expect of it, where the files are."""
 
 from __future__ import annotations
 
