@@ -19,8 +19,10 @@ V = TypeVar("V")
 
 # Pieces a worker has at a time: while one is done the next is on its way.
 AHEAD = 2
-# Rows of a piece, at the least: a batch of fewer wastes what is done once a batch.
-LEAST = 4
+# A search and its verification run the network some fifty times however few rows there are: on a CIFAR-10 ResNet-9 two
+# workers took 1.3 times the processor seconds of one process for 60 rows in 8 pieces, 1.01 times for 240 rows in 4.
+SHARE = 0.7
+LEAST, FEWEST = 16, 4
 
 
 @dataclass(eq=False)
@@ -98,7 +100,7 @@ class Pieces:
         if not left:
             return
         refs = self.handed(evaluator, work)
-        least = 1 if work.alone else max(LEAST, evaluator.batch_size // 32)
+        least = 1 if work.alone else max(LEAST, evaluator.batch_size // 16)
         most = max(least, evaluator.batch_size // 4)
         tasks = [self._ask(refs, part, evaluator) for part in parts(list(left), self.workers, least, most)]
         try:
@@ -140,12 +142,16 @@ def value_of(answer: Answer) -> Any:
 
 
 def parts(rows: Sequence[int], workers: int, least: int, most: int) -> Iterator[list[int]]:
-    """`rows` in pieces, the largest first: half of each worker's share of what is left, from `least` to `most` rows.
+    """`rows` in rounds of one piece for each worker, all of one size.
 
-    A piece is recorded when it is done, so a large one is much to do again after a kill.
+    A round holds `SHARE` of what is left, so that a later one evens out who was slow; all of it, where that would leave
+    pieces of fewer than `least`. A piece is recorded when it is done, and one of more than `most` rows is much to do
+    again after a kill.
     """
     rest = list(rows)
     while rest:
-        size = max(least, min(most, -(-len(rest) // (2 * workers))))
-        yield rest[:size]
-        rest = rest[size:]
+        size = -(-len(rest) // workers)
+        first = round(SHARE * size)
+        size = max(min(least, FEWEST), min(most, first if size - first >= least else size))
+        yield from (rest[start : start + size] for start in range(0, min(len(rest), workers * size), size))
+        rest = rest[workers * size :]

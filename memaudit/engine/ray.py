@@ -206,6 +206,7 @@ class RayEngine(Pieces):
             self.ray.init(log_to_driver=False, logging_level="error")
             return
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_worker_niceness", "0")  # else 15: a thirtieth of what other programs get
         wanted = self.wanted.number
         self.ray.init(
             address="local",

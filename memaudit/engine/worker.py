@@ -8,6 +8,7 @@ import socket
 import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -175,9 +176,14 @@ class Worker:
 class Remote(Worker):
     """A worker in a process of its own."""
 
+    def __init__(self, recipe: Source) -> None:
+        super().__init__(recipe)
+        self._always = ExitStack()  # what is so as long as this process lives
+        self._always.enter_context(keeping_freed())
+
     def answered(self, run: Callable[[Evaluator], Any]) -> Answer:
         """As `Worker.answered`; an error says where it was raised, and can be sent."""
-        with exact_arithmetic(), keeping_freed():
+        with exact_arithmetic():
             answer = super().answered(run)
         if answer.error is None:
             return answer

@@ -158,6 +158,8 @@ def test_parts_hold_every_row_once_and_the_last_are_the_smallest(workers: int) -
     assert [row for part in found for row in part] == list(range(100))
     assert all(len(a) >= len(b) for a, b in pairwise(found))
     assert all(4 <= len(part) <= 20 for part in found[:-1])
+    assert [len(part) for part in parts(range(240), 2, 16, 99)] == [84, 84, 36, 36]
+    assert [len(part) for part in parts(range(6), 2, 1, 99)] == [2, 2, 1, 1]
 
 
 def test_memory_that_runs_out_halves_the_batch(started: Any, trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
