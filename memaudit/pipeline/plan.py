@@ -33,19 +33,22 @@ def plan(evaluator: Evaluator, flagged: ExampleSet, reference: ExampleSet, setti
     """A few lines: what would be searched, how many passes each audit takes, and about how long here.
 
     And how much memory, and what would be cheaper. A backward pass counts as one and a half forward passes; one small
-    batch is timed.
+    batch is timed, or one for each worker.
     """
     adapter = evaluator.adapter
     with exact_arithmetic():
         few = reference.batch(list(range(min(3, len(reference)))), evaluator.device)
         space = select(adapter.sites(few), settings.unit, settings.layers)
         rows = list(range(min(evaluator.batch_size, len(flagged), 32)))
-        evaluator.logits(flagged, rows[:1])
+        timed = Evaluator(adapter, len(rows))
+        timed.engine, timed.intact = evaluator.engine, True
+        panel = Panel(flagged, rows * evaluator.engine.workers)
+        timed.logits(flagged, panel.rows)  # the first pass of each worker prepares memory
         start = time.perf_counter()
-        fitted = float(evaluator.predicted(Panel(flagged, rows)).float().mean())
+        fitted = float(timed.predicted(panel).float().mean())
         if evaluator.device.type == "cuda":
             torch.cuda.synchronize()
-        each = (time.perf_counter() - start) / len(rows)
+        each = (time.perf_counter() - start) / len(panel)
         peak = _memory(evaluator, flagged, rows, space)
     use = watch(adapter.module, adapter.forward, few[:1]).first_use if states > 1 else {}
     groups = layer_groups(adapter.module, use, depth=settings.group_depth, layers=settings.layers) if use else ()
@@ -81,12 +84,17 @@ def plan(evaluator: Evaluator, flagged: ExampleSet, reference: ExampleSet, setti
                 f"           {round(amount):>12,}  {_time(amount * each):>10}  {name}"
                 for name, amount in passes.items()
             ),
-            f"time       about {_time(total * each)} with {count(evaluator.threads, 'thread')}",
+            f"time       about {_time(total * each)} with {_workers(evaluator)}",
             f"memory     about {peak / 2**30:.1f} GiB at the most",
             *_cheaper([(option, other * each) for option, other in cheaper], total * each),
             *_more(size, audits, each),
         ]
     )
+
+
+def _workers(evaluator: Evaluator) -> str:
+    workers = evaluator.engine.workers
+    return count(evaluator.threads, "thread") if workers == 1 else f"{count(workers, 'copy', 'copies')} of the network"
 
 
 def _cheaper(options: Sequence[tuple[str, float]], seconds: float) -> list[str]:
