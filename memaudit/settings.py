@@ -83,15 +83,17 @@ class Relearning:
         depths: everything from each of these shares of the depth on is learned again.
         folds: parts of the data; each is asked of what was taught without it.
         rows: most examples that a fold's layers are taught with.
+        views: whether moved, mirrored and zoomed copies of each image are asked, too.
     """
 
     depths: tuple[float, ...] = (0.34, 0.15)
     folds: int = 2
     rows: int = 8192
+    views: bool = True
 
 
 RELEARNING: Mapping[str, Relearning] = {
-    "fast": Relearning(depths=(0.34,), rows=2048),
+    "fast": Relearning(depths=(0.34,), rows=2048, views=False),
     "standard": Relearning(),
     "deep": Relearning(depths=(0.34, 0.15, 0.5), folds=4, rows=16384),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,7 +17,7 @@ from memaudit.audits.discovery.copies import Copies, folds, near_copies
 from memaudit.audits.discovery.neighbours import Votes, features, vote
 from memaudit.audits.discovery.unseen import Unseen, effort, unseen
 from memaudit.audits.memorization.relearned import spans
-from memaudit.audits.memorization.views import mirrored
+from memaudit.audits.memorization.views import VIEWS, mirrored, seen
 from memaudit.data import ExampleSet, Preprocess
 from memaudit.engine.answers import margin, predicted
 from memaudit.engine.device import exact_arithmetic
@@ -141,9 +142,19 @@ class Discovery(Proceeding):
             said = f"the model predicts {percent(fitted)} of these labels: is this what it was trained on?"
             self.warn("MEM120", said)
         copies, votes = self._neighbours(layers, classes)
-        answers = self._relearned(copies, judge.teachers(votes.shares, labels))
+        teachers = judge.teachers(votes.shares, labels)
+        answers = self._relearned(copies, teachers)
         return Seen(
-            self.adapter, self.evaluator, self.examples, self.class_names, logits, copies, votes, answers, self.started
+            self.adapter,
+            self.evaluator,
+            self.examples,
+            self.class_names,
+            logits,
+            copies,
+            votes,
+            answers,
+            self.started,
+            self._viewed(teachers & predicted(margin(logits, labels))),
         )
 
     def _drop(self, finite: Tensor, logits: Tensor, layers: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -191,6 +202,24 @@ class Discovery(Proceeding):
             limit = f"time limit of {self.settings.time_limit:g} s"
             self.incomplete.append(f"{limit}: {len(answers)} of {len(groups)} groups of layers were learned again")
         return answers
+
+    def _viewed(self, known: Tensor) -> Tensor | None:
+        """`(N, classes)` probabilities for changed copies; None where they are no images, or time ran out.
+
+        Args:
+            known: `(N,)` bool: labels that others support and the network predicts.
+        """
+        limit = self.settings.time_limit
+        if not self.budget.views or not bool(known.any()) or self.late:
+            return None
+        if limit is not None and time.time() > self.started + limit:
+            self.late = True
+            self.incomplete.append(f"time limit of {limit:g} s: changed copies of the images were not asked")
+            return None
+        everybody = Panel(self.examples, range(len(self.examples)))
+        with stage(self.evaluator, self.progress, "views", len(VIEWS) * len(everybody), intact=True):
+            said = seen(self.evaluator, [everybody], self.examples.labels, known)
+        return None if said is None else said[0]
 
 
 def discover(

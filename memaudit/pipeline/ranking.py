@@ -47,9 +47,11 @@ TOPS = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100
 # An example whose label is probably right may stand beside others as clean.
 TRUSTED = 0.5
 NEIGHBOURS = "neighbours"
+VIEWS = "views"
 LOSS = "loss"
 MEANINGS: Mapping[str, str] = {
     NEIGHBOURS: "share of the nearest others, in the model's own layers, that have another label",
+    VIEWS: "1 - mean probability of the label when the image is moved, mirrored or zoomed into",
     LOSS: "1 - the model's own confidence in the label",
 }
 RELEARNED = "1 - probability of the label when everything from this layer on was learned again from other examples"
@@ -62,6 +64,7 @@ class Seen:
     Attributes:
         answers: by name `(N, classes)` probabilities from layers that never saw the example.
         started: seconds since the epoch.
+        views: `(N, classes)` probabilities for changed copies of each image; None: they were not asked.
     """
 
     adapter: Adapter
@@ -73,6 +76,7 @@ class Seen:
     votes: Votes
     answers: Mapping[str, Tensor]
     started: float
+    views: Tensor | None = None
 
 
 def assemble(
@@ -84,7 +88,7 @@ def assemble(
 ) -> tuple[Ranking, Table]:
     """The document, and the table of all rows in its order."""
     labels = seen.examples.labels
-    judged = judge(seen.logits, labels, seen.answers, seen.votes.shares)
+    judged = judge(seen.logits, labels, seen.answers, seen.votes.shares, seen.views)
     parts = _parts(seen, judged)
     twins = [pair for pair in seen.copies.pairs() if int(labels[pair[0]]) != int(labels[pair[1]])]
     examples, evaluator = seen.examples, seen.evaluator
@@ -149,6 +153,8 @@ def _parts(seen: Seen, judged: Judged) -> dict[str, Tensor]:
         return (1 - probabilities.gather(1, seen.examples.labels[:, None]).squeeze(1).double()).clamp(0, 1)
 
     found = {name: against(said) for name, said in seen.answers.items()}
+    if seen.views is not None:
+        found[VIEWS] = against(seen.views)
     return {**found, NEIGHBOURS: against(seen.votes.shares), LOSS: (1 - judged.confidence).clamp(0, 1)}
 
 

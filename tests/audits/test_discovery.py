@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+import memaudit
 from memaudit.audits.discovery import copies as copying
 from memaudit.audits.discovery import judge
 from memaudit.audits.discovery.copies import Copies, folds, near_copies
@@ -191,3 +192,24 @@ def test_what_a_label_is_to_the_model() -> None:
     assert float(found.estimate[:4].min()) > 0.9
     assert float(found.estimate[4:6].max()) < 0.01
     assert found.suggested[:6].tolist() == [1] * 6
+
+
+def test_views_put_in_order_and_call_nothing() -> None:
+    labels = torch.arange(40) % 4
+    logits = 5 * F.one_hot(labels, 4).float()
+    others, shares, views = (randoms(40, 4, seed=seed).softmax(1) for seed in range(3))
+    plain = judge.judge(logits, labels, {"relearned": others}, shares)
+    found = judge.judge(logits, labels, {"relearned": others}, shares, views)
+    assert torch.equal(found.wrong, plain.wrong)
+    assert found.standings == plain.standings
+    for row, label in enumerate(labels.tolist()):
+        support = float(plain.noise.support[row, label]) + float(views[row, label]) + float(shares[row, label]) / 4
+        assert float(found.gap[row]) == pytest.approx(float(plain.confidence[row]) - support / 2.25, abs=1e-6)
+
+
+def test_views_are_asked_but_of_a_fast_ranking(trained: Trained) -> None:
+    few = trained.reference.subset(range(60))
+    for profile, asked in (("standard", True), ("fast", False)):
+        ranking = memaudit.discover(trained.module, few, profile=profile)
+        assert ("views" in ranking.parts) is asked
+        assert ("views forward" in ranking.passes) is asked

@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder with the trained weights")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--profile", nargs="+", default=["standard"])
+    parser.add_argument("--checkpoints", type=int, nargs="*", default=[], help="of the series, for AUM, CSL and others")
     args = parser.parse_args()
     case = CASES[args.case](args.data, args.work)
     everything = np.arange(len(case.given))
@@ -70,11 +71,10 @@ def main() -> None:
             print(lines[-1], round(float(roc_auc_score(case.changed, score)), 4), flush=True)
     for name, score in simple(case).items():
         lines.append(row(name, score, case.changed) + f" {precision(score, case.changed):.3f} |")
-    for count in (1, 2, 3, 5, 9, 16) if len(case.series) >= 9 else ():
-        if count <= len(case.series):
-            for name, score in along(case, count).items():
-                score_row = row(f"{name}, {count} checkpoints", score, case.changed)
-                lines.append(score_row + f" {precision(score, case.changed):.3f} |")
+    for count in args.checkpoints:
+        for name, score in along(case, count).items():
+            line = row(f"{name}, {count} checkpoints", score, case.changed)
+            lines.append(line + f" {precision(score, case.changed):.3f} |")
     publish(
         TABLE.format(
             case=args.case,

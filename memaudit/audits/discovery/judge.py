@@ -15,8 +15,6 @@ from memaudit.findings.ranking import Standing
 
 # Least probability of a class, so that one kind of evidence alone never rules it out.
 FLOOR = 1e-3
-# What the neighbours' votes count beside the relearned layers.
-NEIGHBOURS = WEIGHTS["neighbours"]
 # Memorized ones are called as long as at most this share of them is expected to have a fitting label.
 FALSE_DISCOVERIES = 0.05
 # A label that is not predicted is called probably wrong from this probability on.
@@ -58,21 +56,25 @@ def teachers(shares: Tensor, labels: Tensor) -> Tensor:
     return own >= shares.max(1).values - 1e-6
 
 
-def judge(logits: Tensor, labels: Tensor, answers: Mapping[str, Tensor], shares: Tensor) -> Judged:
+def judge(
+    logits: Tensor, labels: Tensor, answers: Mapping[str, Tensor], shares: Tensor, views: Tensor | None = None
+) -> Judged:
     """The result of all evidence.
 
-    Neighbours see features that may hold the label, so they help to put the examples in order and no more: how many
-    labels are wrong, and which, rests on the relearned layers alone.
+    Neighbours and views see features that may hold the label, so they help to put the examples in order and no more:
+    how many labels are wrong, and which, rests on the relearned layers alone.
 
     Args:
         logits: `(N, classes)` of the model as it is.
         answers: by name `(N, classes)` probabilities of each class, from layers that never saw the example.
         shares: `(N, classes)` of the neighbours' votes.
+        views: `(N, classes)` probabilities of each class for changed copies; None: they were not asked.
     """
     noise = fit_noise(joined(list(answers.values())), labels)
     own = confidence(logits, labels)
-    support, votes = (said.double().gather(1, labels[:, None]).squeeze(1) for said in (noise.support, shares))
-    gap = own - (support + NEIGHBOURS * votes) / (1 + NEIGHBOURS)
+    kinds = {"relearned": noise.support, "neighbours": shares, **({} if views is None else {"views": views})}
+    weight = sum(WEIGHTS[name] for name in kinds)
+    gap = own - sum(WEIGHTS[name] / weight * _of(labels, said) for name, said in kinds.items())
     wrong = noise.replaced(labels)
     fitted = predicted(margin(logits, labels))
     suggested = noise.support.argmax(1)
@@ -87,6 +89,11 @@ def judge(logits: Tensor, labels: Tensor, answers: Mapping[str, Tensor], shares:
         _standings(fitted, suggested == labels, wrong),
         _order(gap.clamp(0, 1), wrong),
     )
+
+
+def _of(labels: Tensor, said: Tensor) -> Tensor:
+    """`(N,)` float64: the probability of each label, of `said` `(N, classes)`."""
+    return said.double().gather(1, labels[:, None]).squeeze(1)
 
 
 def joined(answers: list[Tensor]) -> Tensor:
