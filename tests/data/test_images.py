@@ -277,6 +277,7 @@ def test_flipped_bytes_never_escape_as_other_errors() -> None:
                 continue
 
 
+@pytest.mark.processes
 def test_a_host_program_that_loads_truncated_images_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

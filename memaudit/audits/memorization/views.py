@@ -115,6 +115,7 @@ def seen(evaluator: Evaluator, panels: Sequence[Panel], labels: Tensor, known: T
     for view in VIEWS:
         first = asked(evaluator, panels[-1].at(tried), view)
         if float((first.argmax(1) == labels[tried]).float().mean()) < KEPT:
+            evaluator.advance(sum(map(len, panels)) - len(tried))
             continue
         rest = asked(evaluator, panels[-1].at(order[len(tried) :]), view)
         clean = torch.cat([first, rest.reshape(-1, first.shape[1])])[order.argsort()]
