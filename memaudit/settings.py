@@ -108,7 +108,7 @@ class Settings:
 
     Attributes:
         dtype: precision of the search's gradients; everything that is reported is measured in float32 all the same.
-        threads: of the processor; None: the fewest that a short measurement finds about as fast as more.
+        threads: cores of the processor, each of which runs a copy of the network; None: all.
         audits: of `AUDITS`; None: localize, and the learning order where there are earlier checkpoints.
         group_depth: parts of a layer group's path; None: as fine as one table holds.
     """

@@ -63,14 +63,15 @@ class Copies(Pieces):
     Args:
         evaluator: the original.
         adapters: its copies, none of which anybody else uses.
+        threads: of PyTorch's, for each.
     """
 
-    def __init__(self, evaluator: Evaluator, adapters: Iterable[Adapter]) -> None:
+    def __init__(self, evaluator: Evaluator, adapters: Iterable[Adapter], threads: int = 1) -> None:
         self._free: SimpleQueue[_Copy] = SimpleQueue()
         for adapter in adapters:
             self._free.put(_Copy(adapter, evaluator))
-        self.workers = self._free.qsize()
-        self._pool = ThreadPoolExecutor(self.workers, "memaudit-copy", torch.set_num_threads, (1,))
+        self.workers, self.threads = self._free.qsize(), threads
+        self._pool = ThreadPoolExecutor(self.workers, "memaudit-copy", torch.set_num_threads, (threads,))
         self._flight: dict[Future[Answer], Task] = {}
         self._number = 0
 
@@ -109,7 +110,7 @@ class Copies(Pieces):
 
 
 def copies_of(evaluator: Evaluator, examples: ExampleSet, wanted: int) -> Copies | None:
-    """Up to `wanted` copies, as many as memory has room for, that answer bit for bit as the network does.
+    """Copies for `wanted` cores, as many as memory has room for, that answer bit for bit as the network does.
 
     Returns:
         None where that are fewer than two, or the network cannot be copied.
@@ -123,7 +124,8 @@ def copies_of(evaluator: Evaluator, examples: ExampleSet, wanted: int) -> Copies
         said = [probed(one) for one in (adapter, *adapters)]
     except Exception:  # whatever a user's module does when it is copied: it runs as it is
         return None
-    return Copies(evaluator, adapters) if all(torch.equal(said[0], one) for one in said[1:]) else None
+    same = all(torch.equal(said[0], one) for one in said[1:])
+    return Copies(evaluator, adapters, wanted // number) if same else None
 
 
 def _room(evaluator: Evaluator, examples: ExampleSet) -> int:

@@ -54,7 +54,8 @@ def settle_threads(evaluator: Evaluator, examples: ExampleSet, wanted: int | Non
     if copies is None:
         return said
     evaluator.engine = copies
-    return f"{count(copies.workers, 'copy', 'copies')} of the network, a thread each; {said} for the rest"
+    each = count(copies.threads, "thread")
+    return f"{count(copies.workers, 'copy', 'copies')} of the network, {each} each; {said} for the rest"
 
 
 def _fewest(evaluator: Evaluator, examples: ExampleSet, most: int) -> int:

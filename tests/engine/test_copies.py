@@ -187,3 +187,4 @@ def test_no_more_copies_than_memory_has_room_for(trained: Trained, monkeypatch: 
         monkeypatch.setattr(copies, "available", lambda room=room: int(room * size / copies.SHARE))
         found = copies_of(evaluator, trained.flagged, 8)
         assert (found.workers if isinstance(found, Copies) else None) == made
+        assert found is None or found.threads == 4
