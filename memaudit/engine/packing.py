@@ -1,14 +1,13 @@
-"""Work as bytes for another process: the network stays here, large tensors travel by themselves."""
+"""Work as bytes for another network: its own stays here, and what is large or shared travels by itself."""
 
 from __future__ import annotations
 
 import io
 import pickle
-import warnings
 from collections.abc import Callable
 from typing import Any
 
-import torch
+import cloudpickle
 from torch import Tensor
 
 from memaudit.engine.evaluator import Evaluator
@@ -17,43 +16,41 @@ from memaudit.engine.evaluator import Evaluator
 SHARED = 1 << 20
 
 
-def packed(work: object, evaluator: Evaluator) -> tuple[bytes, dict[str, Tensor]]:
-    """`work` as bytes, and the large tensors they name; for the evaluator the other side puts its own."""
-    from ray import cloudpickle  # passes hold functions of functions, which plain pickle does not take
+def large(thing: object) -> bool:
+    """Whether `thing` is a tensor that is better sent once."""
+    return isinstance(thing, Tensor) and thing.device.type == "cpu" and thing.nbytes >= SHARED
 
-    tensors: dict[str, Tensor] = {}
 
-    class Packer(cloudpickle.Pickler):  # type: ignore[misc]
+def packed(work: object, evaluator: Evaluator, apart: Callable[[object], bool] = large) -> tuple[bytes, dict[str, Any]]:
+    """`work` as bytes, and by name what of it is `apart`; for the evaluator the other side puts its own."""
+    left: dict[str, Any] = {}
+
+    class Packer(cloudpickle.Pickler):  # type: ignore[misc] # passes hold functions of functions
         def persistent_id(self, thing: object) -> str | None:
             if thing is evaluator or thing is evaluator.adapter:
                 return "evaluator" if thing is evaluator else "adapter"
-            if isinstance(thing, Tensor) and thing.device.type == "cpu" and thing.nbytes >= SHARED:
-                tensors[str(id(thing))] = thing
+            if apart(thing):
+                left[str(id(thing))] = thing
                 return str(id(thing))
             return None
 
     file = io.BytesIO()
     Packer(file).dump(work)
-    return file.getvalue(), tensors
+    return file.getvalue(), left
 
 
-def unpacked(content: bytes, evaluator: Evaluator, shared: Callable[[str], Any]) -> Any:
+def unpacked(content: bytes, evaluator: Evaluator, apart: Callable[[str], Any]) -> Any:
     """The work that was `packed`, about this evaluator.
 
     Args:
-        shared: from a tensor's name to its values; nobody may write to them.
+        apart: what was left out, by its name; asked once for each; nobody may write to it.
     """
-
-    found: dict[str, Tensor] = {}
+    found: dict[str, Any] = {"evaluator": evaluator, "adapter": evaluator.adapter}
 
     class Unpacker(pickle.Unpickler):
         def persistent_load(self, name: str) -> object:
-            if name in ("evaluator", "adapter"):
-                return evaluator if name == "evaluator" else evaluator.adapter
             if name not in found:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # that they are read-only
-                    found[name] = torch.from_numpy(shared(name))
+                found[name] = apart(name)
             return found[name]
 
     return Unpacker(io.BytesIO(content)).load()

@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 import signal
 import time
+import warnings
 import weakref
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+import torch
 from torch import Tensor
 
 from memaudit.engine.evaluator import Evaluator
@@ -226,9 +228,13 @@ class _Actor(Remote):
 
     def do_shared(self, piece: Piece, content: bytes, tensors: Mapping[str, Any]) -> Answer:
         """As `Worker.do`; the large tensors of a work are those of this node's memory."""
-        return self.do(
-            piece, lambda evaluator: unpacked(content, evaluator, lambda name: imported().get(tensors[name]))
-        )
+
+        def apart(name: str) -> Tensor:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that they are read-only
+                return torch.from_numpy(imported().get(tensors[name]))
+
+        return self.do(piece, lambda evaluator: unpacked(content, evaluator, apart))
 
 
 def imported() -> Any:

@@ -221,7 +221,7 @@ def test_work_travels_without_the_network_and_large_tensors_by_themselves(traine
     assert len(content) < 10_000
     assert list(tensors.values()) == [large]
     other = trained.evaluator()
-    found = unpacked(content, other, lambda name: tensors[name].numpy())
+    found = unpacked(content, other, tensors.__getitem__)
     assert found[:2] == [other, other.adapter]
     assert torch.equal(found[2], large)
     assert torch.equal(found[3], small)
