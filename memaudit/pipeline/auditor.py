@@ -100,7 +100,7 @@ class Auditor(Proceeding):
                 states=self.states,
                 journal=self.journal,
                 progress=self.progress,
-                deadline=self.started + (self.settings.time_limit or float("inf")),
+                deadline=self.deadline,
             )
             context = self.observed.context
             context = replace(context, found=self.found)

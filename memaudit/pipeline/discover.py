@@ -185,23 +185,27 @@ class Discovery(Proceeding):
         learned = groups_in_order(self.adapter.module, self.adapter.forward, examples.batch([0], self.evaluator.device))
         groups = spans(learned, [(depth, 1.0) for depth in budget.depths])
         parts = folds(copies.clusters(), examples.labels, budget.folds, generator_for(self.settings.seed, "folds", ""))
-        deadline = self.started + (self.settings.time_limit or float("inf"))
         with stage(self.evaluator, self.progress, "relearn", len(groups) * effort(parts, teachers, budget.rows)):
             mirror = mirrored(self.evaluator, Panel(examples, teachers.nonzero().flatten().tolist()))
-            work = Unseen(examples, groups, parts, teachers, budget.rows, self.settings.seed, deadline, mirror)
+            work = Unseen(examples, groups, parts, teachers, budget.rows, self.settings.seed, self.deadline, mirror)
             said = unseen(self.evaluator, work)
         names = [f"relearned from {group.layer.split(' to ')[0]}" for group in groups]
         answers = dict(zip(names, said, strict=False))
         self.late = len(said) < len(groups)
         if not answers:
             raise Incomplete(
-                f"time limit of {self.settings.time_limit:g} s: no layer was learned again, so nothing is decided",
+                f"{self._limit}: no layer was learned again, so nothing is decided",
                 hint="Run the same command again: it goes on from there.",
             )
         if len(answers) < len(groups):
-            limit = f"time limit of {self.settings.time_limit:g} s"
-            self.incomplete.append(f"{limit}: {len(answers)} of {len(groups)} groups of layers were learned again")
+            self.incomplete.append(
+                f"{self._limit}: {len(answers)} of {len(groups)} groups of layers were learned again"
+            )
         return answers
+
+    @property
+    def _limit(self) -> str:
+        return f"time limit of {self.settings.time_limit:g} s"
 
     def _viewed(self, known: Tensor) -> Tensor | None:
         """`(N, classes)` probabilities for changed copies; None where they are no images, or time ran out.
@@ -209,12 +213,11 @@ class Discovery(Proceeding):
         Args:
             known: `(N,)` bool: labels that others support and the network predicts.
         """
-        limit = self.settings.time_limit
         if not self.budget.views or not bool(known.any()) or self.late:
             return None
-        if limit is not None and time.time() > self.started + limit:
+        if time.time() > self.deadline:
             self.late = True
-            self.incomplete.append(f"time limit of {limit:g} s: changed copies of the images were not asked")
+            self.incomplete.append(f"{self._limit}: changed copies of the images were not asked")
             return None
         everybody = Panel(self.examples, range(len(self.examples)))
         with stage(self.evaluator, self.progress, "views", len(VIEWS) * len(everybody), intact=True):

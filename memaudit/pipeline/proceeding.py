@@ -52,6 +52,11 @@ class Proceeding:
         self.started = time.time()
         self.evaluator: Evaluator
 
+    @property
+    def deadline(self) -> float:
+        """Seconds since the epoch at which the time limit is reached; infinite without one."""
+        return self.started + (self.settings.time_limit or float("inf"))
+
     def sets(self) -> Mapping[str, ExampleSet | None]:
         """The sets that the run depends on, by name."""
         raise NotImplementedError
