@@ -21,7 +21,7 @@ FLAGS = {
 }
 FIELDS = tuple(FLAGS)
 # Who leaves no doubt; a value from anybody else (an architecture's published weights, a default) is a guess.
-SAID = frozenset({"flags", "tensors", "checkpoint", "arrays", "config.json", "given"})
+SAID = frozenset({"flags", "tensors", "checkpoint", "arrays", "config.json", "given", "examples"})
 
 
 def resolve(

@@ -87,9 +87,8 @@ def load(
     options = replace(network.options(), arrays=_arrays(sources))
     checkpoint = checkpoints.read(model, weights=network.weights)  # type: ignore[arg-type]
 
-    from memaudit.pipeline.load import (
-        settle,  # not before: a pickle's child imports torch at the same time as this process
-    )
+    # Not before: a pickle's child imports torch at the same time as this process.
+    from memaudit.pipeline.load import candidates, settle
 
     names, order = sources.class_names(checkpoint)
     same = sources.flagged == sources.reference  # a whole training set stands for both
@@ -111,11 +110,14 @@ def load(
 
     from memaudit.pipeline import pixels
     from memaudit.pipeline.geometry import settle_geometry
+    from memaudit.pipeline.sizes import settle_size
 
-    settled = settle(checkpoint, options, network.adapter, read_reference, device)
+    found = candidates(checkpoint, options, network.adapter)
+    sized = settle_size(found, read_reference, device, options.arrays.shape if options.arrays else ())
+    settled = settle(checkpoint, found, read_reference, device)
+    settled = replace(settled, warnings=(*sized, *settled.warnings))
     settled = pixels.settle_files(settled, options, read_reference, device, flagged=read_flagged)
     settled = pixels.check_normalisation(settled, options, names, device, flagged=some_flagged)
-    pixels.check_size(settled, options, read_reference, device)
     settled = settle_geometry(settled, read_reference, some_flagged, device)
     flagged = settled.reference if same else read_flagged(settled.adapter)
     test = None if sources.test is None else read("test", sources.test, settled.adapter)

@@ -15,9 +15,10 @@ from memaudit.data import ExampleSet, Preprocess
 from memaudit.engine.answers import loss, margin, predicted
 from memaudit.engine.device import automatic_batch_size, exact_arithmetic, resolve_device
 from memaudit.engine.evaluator import Evaluator
-from memaudit.errors import UsageError
+from memaudit.errors import PremiseBroken, UsageError
 from memaudit.findings import ReportWarning
 from memaudit.intervals import mcnemar
+from memaudit.pipeline.premises import AT_CHANCE, near_chance
 from memaudit.text import clean
 
 # Reference images by which twins are distinguished.
@@ -39,40 +40,56 @@ class Settled:
     warnings: tuple[ReportWarning, ...] = ()
 
 
-def settle(
-    checkpoint: Checkpoint,
-    options: ModelOptions,
-    name: str | None,
-    read_reference: Callable[[Adapter, int | None], ExampleSet],
-    device: str = "auto",
-) -> Settled:
-    """Load `checkpoint`; of several architectures that fit its tensors, take the one that clearly fits the reference.
+def candidates(checkpoint: Checkpoint, options: ModelOptions, name: str | None) -> list[Adapter]:
+    """`checkpoint` as each of the architectures that its tensors fit, loaded; one where there is no doubt.
 
     Args:
         options: what the user said; with an `arch` there is nothing to settle.
         name: the adapter's, or None.
+    """
+    first = choose(checkpoint, options, name)
+    if len(first.alternatives) < 2:
+        return [first]
+    return [choose(checkpoint, replace(options, arch=architecture), name) for architecture in first.alternatives]
+
+
+def settle(
+    checkpoint: Checkpoint,
+    found: Sequence[Adapter],
+    read_reference: Callable[[Adapter, int | None], ExampleSet],
+    device: str = "auto",
+) -> Settled:
+    """Of several architectures that fit the tensors of `checkpoint`, take the one that clearly fits the reference.
+
+    Args:
+        found: its `candidates`.
         read_reference: the reference set for an adapter's preprocessing, or at most so many of it.
 
     Raises:
         UsageError: no candidate is decisively better; the message lists them with their accuracies.
+        PremiseBroken: all of them do near chance.
     """
-    first = choose(checkpoint, options, name)
-    if len(first.alternatives) < 2:
-        warnings = settle_presets(first, read_reference, device)
-        return Settled(first, read_reference(first, None), warnings)
+    if len(found) == 1:
+        warnings = settle_presets(found[0], read_reference, device)
+        return Settled(found[0], read_reference(found[0], None), warnings)
     sets: dict[Preprocess, ExampleSet] = {}
     tried: list[tuple[str, Adapter, ExampleSet, Tensor]] = []
-    for architecture in first.alternatives:
-        adapter = choose(checkpoint, replace(options, arch=architecture), name)
+    for adapter in found:
         geometry = replace(adapter.preprocess, mean=(), std=(), origin="")
         if geometry not in sets:
-            sets[geometry] = read_reference(adapter, None)
+            sets[geometry] = read_reference(adapter, TWIN_IMAGES)
         reference = sets[geometry]
-        tried.append((architecture, adapter, reference, right(adapter, reference, device)))
+        tried.append((adapter.architecture, adapter, reference, right(adapter, reference, device)))
     tried.sort(key=lambda t: -float(t[3].float().mean()))
     shown = [f"{clean(a)}: reference accuracy {float(r.float().mean()):.3f}" for a, _, _, r in tried]
     best = tried[0]
     rivals = [t for t in tried[1:] if not better(best[3], t[3])]
+    if near_chance(best[3], best[2].labels, best[1].num_classes):
+        raise PremiseBroken(
+            f"{clean(checkpoint.path.name)} fits {len(tried)} architectures, and each does near chance (reference)",
+            hint=AT_CHANCE,
+            details=shown,
+        )
     if rivals:
         raise UsageError(
             f"{clean(checkpoint.path.name)} fits {len(tried)} architectures that compute differently, "
@@ -81,10 +98,9 @@ def settle(
             details=shown,
         )
     message = f"taken as {best[0]} because it fits the reference best ({'; '.join(shown)})"
-    best[1].alternatives = first.alternatives
+    best[1].alternatives = tuple(adapter.architecture for adapter in found)
     prepared = settle_presets(best[1], read_reference, device)
-    reference = read_reference(best[1], None) if prepared else best[2]
-    return Settled(best[1], reference, (ReportWarning(code="MEM901", message=message), *prepared))
+    return Settled(best[1], read_reference(best[1], None), (ReportWarning(code="MEM901", message=message), *prepared))
 
 
 def settle_presets(

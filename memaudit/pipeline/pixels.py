@@ -13,9 +13,8 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from memaudit.adapters.base import Adapter, ModelOptions
-from memaudit.adapters.preprocessing import guessed
 from memaudit.data import ExampleSet, Preprocess
-from memaudit.errors import MemauditError, UsageError
+from memaudit.errors import UsageError
 from memaudit.findings import ReportWarning
 from memaudit.pipeline.class_order import other_order
 from memaudit.pipeline.load import Settled, better, right
@@ -23,9 +22,6 @@ from memaudit.pipeline.trials import Tried, attempt, check_alike, other_way, rai
 
 # Reference images that a usual normalisation is tried on.
 TRIED_IMAGES = 200
-# And another size; with fewer wrong ones than this, no other size can be decisively better.
-SIZE_IMAGES, FEWEST_WRONG = 128, 7
-SIDES = (224, 64, 32)
 # Mean and std that training scripts use, by name, of images in [0, 1].
 RECIPES: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "no normalisation": ((), ()),
@@ -187,40 +183,6 @@ def check_normalisation(
     return settled
 
 
-def check_size(settled: Settled, options: ModelOptions, read: ReadReference, device: str) -> None:
-    """Raise where another usual size of images fits the reference decisively better than one that nobody said.
-
-    Raises:
-        PremiseBroken: with the accuracies, and the option that gives the better one.
-    """
-    adapter, base = settled.adapter, settled.adapter.preprocess
-    if "input_size" not in guessed(base) or adapter.multi_label:
-        return
-
-    def seen(way: Preprocess) -> Tried:
-        adapter.preprocess = way
-        try:
-            return attempt(adapter, [read(adapter, SIZE_IMAGES)], device, SIZE_IMAGES)
-        finally:
-            adapter.preprocess = base
-
-    before = seen(base)
-    if int((~before.right).sum()) < FEWEST_WRONG:
-        return
-    own = options.arrays.shape[-1:] if options.arrays and len(options.arrays.shape) == 3 else ()
-    tested = adapter.test_size[-1:] if adapter.test_size else ()
-    tried = []
-    for side in dict.fromkeys((*tested, *own, *SIDES)):
-        way = replace(base, input_size=(base.input_size[0], side, side))
-        if way.input_size == base.input_size:
-            continue
-        try:
-            tried.append((f"images of {side} x {side}", seen(way)))
-        except MemauditError:  # not a size for this network
-            continue
-    raise_best(None, other_way(before, tried, FLAGS.pixels))
-
-
 def _ways(base: Preprocess) -> Iterator[tuple[str, Preprocess]]:
     for name, (mean, std) in RECIPES.items():
         if mean != base.mean:
@@ -229,8 +191,6 @@ def _ways(base: Preprocess) -> Iterator[tuple[str, Preprocess]]:
 
 
 def _flags(way: Preprocess, base: Preprocess) -> str:
-    if way.input_size != base.input_size:
-        return f"--input-size {','.join(map(str, way.input_size))}"
     if way.bgr != base.bgr:
         return f"--channel-order {'bgr' if way.bgr else 'rgb'}"
     if not way.mean:

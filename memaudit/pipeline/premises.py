@@ -24,6 +24,8 @@ LEVEL = 0.25
 SPARE_SHARE = 0.005
 # Kernels may sum in another order for another batch size: relative to the largest logit, float32.
 BATCH_TOLERANCE = 1e-3
+# What to look at where a network does no better than chance.
+AT_CHANCE = "Check the class order (--class-order), preprocessing (--mean, --std, --input-size) and model."
 
 
 def uncuttable(architecture: str) -> PremiseBroken:
@@ -116,14 +118,13 @@ def check_accuracy(
     """
     check_class_order(class_names, logits.argmax(1), labels)
     warnings = check_spare(class_names, logits.argmax(1), logits.shape[1])
-    right, count, classes = int(predicted(margin(logits, labels)).sum()), len(labels), logits.shape[1]
-    by_class = labels.bincount()
-    common = int(by_class.max()) / count if int((by_class > 0).sum()) > 1 else 0.0
+    given_right, classes = predicted(margin(logits, labels)), logits.shape[1]
+    right, count = int(given_right.sum()), len(labels)
     low, high = wilson(right, count)
-    if high < 1 / classes + ABOVE_CHANCE * (1 - 1 / classes) and low <= max(1 / classes, common) * 1.5:
+    if near_chance(given_right, labels, classes):
         raise PremiseBroken(
             f"reference accuracy is {right / count:.3f}, near chance ({1 / classes:.3f} for {classes} classes)",
-            hint="Check the class order (--class-order), preprocessing (--mean, --std, --input-size) and model.",
+            hint=AT_CHANCE,
         )
     level = 1 / classes + LEVEL * (1 - 1 / classes)
     given = 0.0 if fitted is None else wilson(int(fitted.sum()), len(fitted))[0]
@@ -139,6 +140,19 @@ def check_accuracy(
         return warnings
     said = f"reference accuracy is only {right / count:.3f}: check class order and preprocessing"
     return [*warnings, ReportWarning(code="MEM104", message=said)]
+
+
+def near_chance(right: Tensor, labels: Tensor, classes: int) -> bool:
+    """Whether a network does on the reference what one would that learned nothing, or is fed with nonsense.
+
+    Args:
+        right: `(n,)` bool: which labels it gives.
+        labels: of these images, or of all that they were drawn from.
+    """
+    by_class = labels.bincount()
+    common = int(by_class.max()) / len(labels) if int((by_class > 0).sum()) > 1 else 0.0
+    low, high = wilson(int(right.sum()), len(right))
+    return high < 1 / classes + ABOVE_CHANCE * (1 - 1 / classes) and low <= max(1 / classes, common) * 1.5
 
 
 def check_spare(class_names: tuple[str, ...], predictions: Tensor, classes: int) -> list[ReportWarning]:

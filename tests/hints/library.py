@@ -24,9 +24,11 @@ from memaudit.network.layer_groups import layer_groups
 from memaudit.network.tied_dropout import add_tied_dropout, example_ids, strip_tied_dropout
 from memaudit.network.tied_dropout.layer import ExampleTiedDropout
 from memaudit.network.tied_dropout.rules import restore, split_rules
+from memaudit.pipeline.sizes import settle_size
 from memaudit.testing import check_adapter, check_installed
 from tests import test_testing as promises
 from tests.hints.follow import InCode
+from tests.pipeline.test_sizes import network, reader
 from tests.real_inputs.pictures import Net, fit, pictures
 
 FAST = {"profile": "fast", "max_units": 2, "device": "cpu"}
@@ -189,6 +191,9 @@ WORDS = {
     "leaves hooks": "sites and forward must undo whatever they change, hooks included, also when they raise",
     "raises": "forward and sites must work on images of shape {}",
 }
+# Who said the size of images.
+SAID = (("input_size", "flags"),)
+
 FOLLOWED = [
     *(InCode(hint, broken(kind), kept) for kind, hint in WORDS.items()),
     InCode(
@@ -226,6 +231,11 @@ FOLLOWED = [
     ),
     InCode("Give tensors (N, ...), one row an example.", audited(lambda x, y: (y.float(), y)), audited(plain)),
     InCode("Name at least one with --flagged.", none_flagged(0), none_flagged(2)),
+    InCode(
+        "if that is how it was trained: --input-size {}",
+        lambda: settle_size([network(32)], reader(40), "cpu"),
+        lambda: settle_size([network(32, Preprocess((3, 32, 32), origins=SAID))], reader(40), "cpu"),
+    ),
     InCode(
         "let the dataset's transform end in one size, or give PIL images",
         lambda: sized(1, "arrays"),

@@ -15,12 +15,9 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import to_tensor
 
 import memaudit
-from memaudit.adapters.base import ModelOptions
-from memaudit.data import ExampleSet, Preprocess, from_tensors
+from memaudit.data import Preprocess
 from memaudit.errors import PremiseBroken, UsageError
 from memaudit.pipeline.library import wrap
-from memaudit.pipeline.load import Settled
-from memaudit.pipeline.pixels import check_size
 from memaudit.report.document import Report
 from tests.real_inputs.pictures import Fresh, fit, pictures
 
@@ -131,39 +128,3 @@ def test_an_adapter_keeps_the_preprocessing_it_came_with() -> None:
     adapter = wrap(network, Preprocess((3, 16, 16)))
     assert fitted(memaudit.audit(adapter, flagged, reference, **FAST)) == FLAGGED
     assert adapter.preprocess == Preprocess((3, 16, 16))
-
-
-class BySize(nn.Module):
-    """Sure of the brightest channel where images have 32 rows, and of nothing else."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 3, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        means = x.mean((2, 3)) + 0 * self.conv(x).mean((2, 3))
-        return means if x.shape[2] == 32 else means.flip(1)
-
-
-@pytest.mark.parametrize("said", [True, False])
-def test_a_size_that_nobody_said_is_tried_on_the_reference(said: bool) -> None:
-    images = torch.rand(120, 3, 40, 40, generator=torch.Generator().manual_seed(0))
-    labels = images.mean((2, 3)).argmax(1)
-    origin = (("input_size", "flags" if said else "timm's training values"),)
-    adapter = wrap(BySize(), Preprocess((3, 16, 16), origins=origin))
-
-    def read(used: Any, most: int | None) -> ExampleSet:
-        size = used.preprocess.input_size[1:]
-        shown = images + 0.5 * nn.functional.one_hot(labels, 3)[..., None, None]
-        small = nn.functional.interpolate(shown / 2, size=size)[:most]
-        shape = Preprocess(used.preprocess.input_size)
-        return from_tensors(small, labels[:most], preprocess=shape, num_classes=3)
-
-    settled = Settled(adapter, read(adapter, None))
-    if said:
-        check_size(settled, ModelOptions(), read, "cpu")
-        return
-    with pytest.raises(PremiseBroken, match=r"MEM909.* with images of 32 x 32") as refused:
-        check_size(settled, ModelOptions(), read, "cpu")
-    assert refused.value.hint.endswith("--input-size 3,32,32")
-    assert adapter.preprocess.input_size == (3, 16, 16)
