@@ -182,7 +182,7 @@ def _reader(
     ) -> ExampleSet:
         if limit is None and what in known and _geometry(adapter) == shape:
             return known[what]
-        progress.stage(f"read {what}")
+        progress.stage(f"read {what}" if limit is None else f"try ways to prepare images ({what})")
         found = data.read(
             source,
             preprocess=adapter.preprocess,

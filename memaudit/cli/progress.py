@@ -23,6 +23,7 @@ class Stages:
         self.live = not quiet and sys.stderr.isatty() and not os.environ.get("CI")
         self._bar: Progress | None = None
         self._task: TaskID | None = None
+        self._line = ""
 
     def __enter__(self) -> Stages:
         if self.live:
@@ -52,8 +53,11 @@ class Stages:
             if self._task is not None:
                 self._bar.remove_task(self._task)
             self._task = self._bar.add_task(name, total=total)
-        elif not self.quiet:
-            print(f"memaudit: {name}" + (f" ({total})" if total else ""), file=sys.stderr, flush=True)  # noqa: T201
+            return
+        line = f"memaudit: {name}" + (f" ({total})" if total else "")
+        if not self.quiet and line != self._line:  # what is tried in several ways is one stage
+            print(line, file=sys.stderr, flush=True)  # noqa: T201
+        self._line = line
 
     def advance(self, steps: int = 1) -> None:
         """So many more steps of the stage are done."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from memaudit.adapters.base import Adapter
@@ -20,8 +19,10 @@ from memaudit.findings import ReportWarning
 from memaudit.pipeline.load import better
 from memaudit.pipeline.trials import attempt
 
-# Reference images that a size is tried on; with fewer wrong ones than this, no other size can be decisively better.
-SIZE_IMAGES, FEWEST_WRONG = 128, 7
+# Reference images that every size is tried on, and those that are not decisively worse on these.
+FEW, MORE = 32, 128
+# With fewer wrong ones than this, no other size can be decisively better.
+FEWEST_WRONG = 7
 # Sizes of well-known data sets and recipes.
 SIDES = (224, 128, 96, 64, 32, 28)
 Size = tuple[int, ...]
@@ -50,47 +51,28 @@ def settle_size(
     unsaid = [a for a in found if "input_size" in guessed(a.preprocess) and not a.multi_label]
     if not unsaid:
         return ()
-    own = [adapter.preprocess for adapter in unsaid]
-    sets: dict[Preprocess, ExampleSet] = {}
-
-    def at(size: Size | None) -> Tensor:
-        """`(n,)` bool: which images the network gives that gives most of them at this size; None: at its own."""
-        best = torch.zeros(0, dtype=torch.bool)
-        for adapter, guess in zip(unsaid, own, strict=True):
-            way = guess if size is None else replace(guess, input_size=size)
-            seen = replace(way, mean=(), std=(), origin="")
-            adapter.preprocess = way
-            try:
-                if seen not in sets:
-                    sets[seen] = read(adapter, SIZE_IMAGES)
-                given = attempt(adapter, [sets[seen]], device, SIZE_IMAGES).right
-            finally:
-                adapter.preprocess = guess
-            best = given if int(given.sum()) >= int(best.sum()) else best
-        return best
-
-    before = at(None)
-    if int((~before).sum()) < FEWEST_WRONG:
+    trial = _Trial(unsaid, read, device)
+    guess = unsaid[0].preprocess.input_size
+    few = {guess: trial.at(guess, FEW)}
+    if bool(few[guess].all()):
         return ()
-    tried: dict[Size, Tensor] = {}
-    for size in _sizes(unsaid, shape):
-        try:
-            tried[size] = at(size)
-        except MemauditError:  # not a size for this network
-            continue
-    fitting = {s: r for s, r in tried.items() if len(r) == len(before) and better(r, before)}
-    if not fitting:
+    few |= trial.each(_sizes(unsaid, shape), FEW)
+    top = max(few.values(), key=_share)
+    left = [size for size, given in few.items() if not better(top, given)]
+    if left == [guess]:
         return ()
-    best = max(fitting, key=lambda s: int(fitting[s].sum()))
-    native = {way.input_size for way, examples in sets.items() if not examples.seen.get("resized")}
-    taken = next((s for s in fitting if s in native and not better(fitting[best], fitting[s])), None)
-    first = own[0].input_size
-    shown = "; ".join(f"{_side(s)} {float(r.float().mean()):.3f}" for s, r in {first: before, **tried}.items())
+    more = trial.each(left, MORE)
+    own = more.get(guess, few[guess])
+    fitting = {s: r for s, r in more.items() if guess not in more or (len(r) == len(own) and better(r, own))}
+    if not fitting or (guess in more and int((~own).sum()) < FEWEST_WRONG):
+        return ()
+    best = max(fitting, key=lambda size: _share(fitting[size]))
+    taken = next((s for s in fitting if s in trial.native and not better(fitting[best], fitting[s])), None)
+    shown = "; ".join(f"{_side(size)} {_share(more.get(size, given)):.3f}" for size, given in few.items())
     if taken is None:
         raise PremiseBroken(
-            f"images are not prepared as the network was trained (MEM909): reference accuracy is "
-            f"{float(before.float().mean()):.3f}, and {float(fitting[best].float().mean()):.3f} with images of "
-            f"{_side(best)}",
+            f"images are not prepared as the network was trained (MEM909): reference accuracy is {_share(own):.3f}, "
+            f"and {_share(fitting[best]):.3f} with images of {_side(best)}",
             hint=f"if that is how it was trained: --input-size {','.join(map(str, best))}",
             details=[shown],
         )
@@ -98,17 +80,65 @@ def settle_size(
         adapter.preprocess = _sized(adapter.preprocess, taken)
         adapter.presets = tuple(dict.fromkeys(_sized(preset, taken) for preset in adapter.presets))
         adapter.test_size = None
-    message = f"images are taken at {_side(taken)}, their own size, because it fits the reference best"
-    return (ReportWarning(code="MEM907", message=f"{message} (accuracy at {shown}); --input-size says it"),)
+    said = f"images are taken at {_side(taken)}, their own size, because it fits the reference best"
+    said = f"{said} (accuracy on {FEW} to {MORE} images: {shown}); --input-size says it"
+    return (ReportWarning(code="MEM907", message=said),)
+
+
+class _Trial:
+    """Networks on the reference at one size after another.
+
+    Attributes:
+        native: the sizes that no image had to be resized for.
+    """
+
+    def __init__(
+        self, found: Sequence[Adapter], read: Callable[[Adapter, int | None], ExampleSet], device: str
+    ) -> None:
+        self._found, self._read, self._device = found, read, device
+        self._sets: dict[tuple[Preprocess, int], ExampleSet] = {}
+        self.native: set[Size] = set()
+
+    def each(self, sizes: Sequence[Size], most: int) -> dict[Size, Tensor]:
+        """`at` of each, without those that the networks cannot take."""
+        given = {}
+        for size in sizes:
+            try:
+                given[size] = self.at(size, most)
+            except MemauditError:
+                continue
+        return given
+
+    def at(self, size: Size, most: int) -> Tensor:
+        """`(n,)` bool: which of at most `most` images are given their label, by the network that gives most of them."""
+        return max((self._given(adapter, size, most) for adapter in self._found), key=_share)
+
+    def _given(self, adapter: Adapter, size: Size, most: int) -> Tensor:
+        guess = adapter.preprocess
+        adapter.preprocess = replace(guess, input_size=size)
+        try:
+            seen = replace(adapter.preprocess, mean=(), std=(), origin=""), most
+            if seen not in self._sets:
+                self._sets[seen] = self._read(adapter, most)
+            if not self._sets[seen].seen.get("resized"):
+                self.native.add(size)
+            return attempt(adapter, [self._sets[seen]], self._device, most).right
+        finally:
+            adapter.preprocess = guess
+
+
+def _share(given: Tensor) -> float:
+    return float(given.float().mean())
 
 
 def _sizes(found: Sequence[Adapter], shape: Sequence[int]) -> list[Size]:
     """What to try beside each network's own guess."""
-    channels, guess = found[0].preprocess.input_size[0], {a.preprocess.input_size for a in found}
+    guess = found[0].preprocess.input_size
     tested = [a.test_size[-1] for a in found if a.test_size]
     own = shape[-1:] if len(shape) == 3 else ()
-    sizes = dict.fromkeys((channels, side, side) for side in (*tested, *own, *SIDES))
-    return [size for size in sizes if guess != {size}]
+    others = [a.preprocess.input_size for a in found]
+    usual = [(guess[0], side, side) for side in (*tested, *own, *SIDES)]
+    return [size for size in dict.fromkeys((*others, *usual)) if size != guess]
 
 
 def _sized(way: Preprocess, size: Size) -> Preprocess:

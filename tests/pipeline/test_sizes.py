@@ -67,7 +67,7 @@ def test_the_size_that_images_have_is_taken_where_it_fits() -> None:
 
 def test_a_size_that_images_do_not_have_is_asked() -> None:
     adapter = network(32)
-    with pytest.raises(PremiseBroken, match=r"MEM909.* 0.333, and 1.000 with images of 32 x 32") as refused:
+    with pytest.raises(PremiseBroken, match=r"MEM909.* 0.344, and 1.000 with images of 32 x 32") as refused:
         settle_size([adapter], reader(40), "cpu")
     assert refused.value.hint.endswith("--input-size 3,32,32")
     assert adapter.preprocess == GUESS
