@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from memaudit.adapters.base import Adapter
 from memaudit.data import ExampleSet, Preprocess, from_tensors
+from memaudit.data.images.workers import end_shared
 from memaudit.engine.evaluator import Evaluator
 from memaudit.network.units import UnitSpace, select
 from tests.networks import DigitsNet
@@ -55,10 +56,12 @@ def one_thread() -> None:
 
 
 @pytest.fixture(autouse=True)
-def quick_processes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def quick_processes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What opens pickles and images is forked, but where the process itself is tested (mark `processes`)."""
     if request.node.get_closest_marker("processes") is None:
         monkeypatch.setattr("memaudit.system.isolated.Popen", forked)
+    yield
+    end_shared()  # the next test's processes are forked from what it has changed here
 
 
 @dataclass(frozen=True)

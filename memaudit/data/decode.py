@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import weakref
+import math
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,78 +14,89 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from memaudit.data.compact import Row
 from memaudit.data.examples import content_id
 from memaudit.data.images import RowError, Unreadable
 from memaudit.data.images.decoding import Odd
 from memaudit.data.images.geometry import check_preprocess
 from memaudit.data.images.preprocess import Preprocess
-from memaudit.data.images.workers import Workers
+from memaudit.data.images.workers import shared
 from memaudit.data.ondemand import THREADS
-from memaudit.data.paths import open_regular
+from memaudit.data.paths import read_regular
 from memaudit.errors import DataRejected, UsageError
 from memaudit.text import clean
 
 T = TypeVar("T")
+# Values, content id and what is odd about a file; or why it has none.
+Outcome = tuple[np.ndarray, str, Odd] | Unreadable | RowError
 Progress = Callable[[int, int], None]
 
 # 40 megapixels of 16-bit RGB, uncompressed, and room for metadata.
 MAX_BYTES = 256 * 2**20
-# Images that may be decoded before the next one is taken: enough that no thread waits for a slow file.
-WINDOW = 64
+# What a process is handed at a time, and answers: enough that what a pair of messages costs is little beside it.
+PART, CONTENTS, ANSWERS = 32, 2**20, 4 * 2**20
+# Parts that may be decoded, for each thread, before the next one is taken: enough that none waits for a slow file.
+AHEAD = 3
 # The arrays of one file: they stay in memory, and the model needs room beside them.
 MEMORY_BUDGET = 8 * 2**30
 
 
 class Decoder:
-    """Decodes files for a network, in processes that end with it or by `close`.
+    """Decodes files for a network, in processes that it shares with others of its kind.
 
     Args:
         files: resolved and regular.
-        suffixes: what the files' names end in, where they are links to files that are called otherwise.
+        rows: whose files these are, by their index; links may be called otherwise than what they lead to.
 
     Attributes:
         dtype: of the values: uint8, or float32 with a stated bit depth.
+        part: files that a process is handed at a time.
 
     Raises:
         UsageError: no image can have the network's input shape.
     """
 
-    def __init__(self, files: Sequence[Path], preprocess: Preprocess, suffixes: Sequence[str]) -> None:
+    def __init__(self, files: Sequence[Path], rows: Sequence[Row], preprocess: Preprocess) -> None:
         check_preprocess(preprocess)
         if preprocess.input_size[0] not in (1, 3):
             channels = preprocess.input_size[0]
             raise UsageError(f"the network takes {channels} channels, image files have 1 or 3; give arrays (.npz)")
-        self.files, self.suffixes, self.preprocess = files, suffixes, preprocess
+        self.files, self.rows, self.preprocess = files, rows, preprocess
         self.dtype = torch.uint8 if preprocess.bit_depth is None else torch.float32
-        self._workers = Workers(preprocess)
-        self.close = weakref.finalize(self, self._workers.close)  # ends the processes; once is enough
+        self.part = max(1, min(PART, ANSWERS // (math.prod(preprocess.input_size) * self.dtype.itemsize)))
+        self._workers = shared(preprocess)
 
     def __reduce__(self) -> tuple[object, ...]:
         """Another process that sees the same files decodes them by itself."""
-        return Decoder, (self.files, self.preprocess, self.suffixes)
+        return Decoder, (self.files, self.rows, self.preprocess)
 
-    def decode(self, index: int) -> tuple[np.ndarray, str, Odd]:
-        """Values `(C, H, W)` of file `index`, its content id, and what is odd about it.
+    def outcomes(self, places: Sequence[int]) -> list[Outcome]:
+        """Of the file of each row: values `(C, H, W)`, content id and oddities; or the reason why there are none."""
+        found: dict[int, Outcome] = {}
+        asked: list[tuple[int, bytes, str]] = []
+        for number, place in enumerate(places):
+            row = self.rows[place]
+            try:
+                asked.append((number, _read(self.files[row.index]), os.path.splitext(row.name)[1]))
+            except (Unreadable, RowError) as reason:
+                found[number] = reason.with_traceback(None)  # which would hold the frames, and they the contents
+            if sum(len(content) for _, content, _ in asked) > CONTENTS:
+                found |= self._decoded(asked)
+                asked.clear()
+        found |= self._decoded(asked)
+        return [found[number] for number in range(len(places))]
 
-        Raises:
-            Unreadable, RowError: it has none.
-        """
-        content = _read(self.files[index])
-        values, odd = self._workers.decode(content, self.suffixes[index])
-        return values, content_id(content), odd
-
-    def outcome(self, index: int) -> tuple[np.ndarray, str, Odd] | Unreadable | RowError:
-        """As `decode`, but the reason why there is none is returned."""
-        try:
-            return self.decode(index)
-        except (Unreadable, RowError) as reason:
-            return reason.with_traceback(None)  # which would hold the thread's frames, and they what it returned
+    def _decoded(self, asked: Sequence[tuple[int, bytes, str]]) -> dict[int, Outcome]:
+        said = self._workers.decode_all([(content, suffix) for _, content, suffix in asked])
+        return {
+            number: one if isinstance(one, Exception) else (one[0], content_id(content), one[1])
+            for (number, content, _), one in zip(asked, said, strict=True)
+        }
 
 
 def _read(path: Path) -> bytes:
     try:
-        with open_regular(path) as file:
-            content = file.read(MAX_BYTES + 1)
+        content = read_regular(path, MAX_BYTES + 1)
     except OSError as error:
         raise Unreadable(f"cannot be opened ({clean(error.strerror or error)})") from None
     if len(content) > MAX_BYTES:
@@ -92,17 +104,25 @@ def _read(path: Path) -> bytes:
     return content
 
 
-def in_threads(work: Callable[[int], T], count: int, progress: Progress | None) -> Iterator[T]:
-    """`work(0) ... work(count - 1)`, in order, on a few threads; `progress(done, count)` is called on this one."""
+def in_parts(
+    work: Callable[[Sequence[int]], Sequence[T]], count: int, part: int, progress: Progress | None
+) -> Iterator[T]:
+    """What `work` makes of each of `range(count)`, in order; it is asked for `part` of them at a time.
+
+    It runs on a few threads; `progress(done, count)` is called on this one.
+    """
     pool = ThreadPoolExecutor(THREADS)
     try:
-        rest = iter(range(count))
-        ahead: deque[Future[T]] = deque(pool.submit(work, index) for index in islice(rest, WINDOW))
-        for done in range(1, count + 1):
-            yield ahead.popleft().result()
-            ahead.extend(pool.submit(work, index) for index in islice(rest, 1))
-            if progress:
-                progress(done, count)
+        rest = (range(start, min(start + part, count)) for start in range(0, count, part))
+        ahead: deque[Future[Sequence[T]]] = deque(pool.submit(work, few) for few in islice(rest, AHEAD * THREADS))
+        done = 0
+        while ahead:
+            for one in ahead.popleft().result():
+                yield one
+                done += 1
+                if progress:
+                    progress(done, count)
+            ahead.extend(pool.submit(work, few) for few in islice(rest, 1))
     finally:
         pool.shutdown(cancel_futures=True)  # an interrupt waits for the images that are being decoded
 

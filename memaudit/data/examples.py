@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from memaudit.data.compact import Examples, taken
 from memaudit.data.ondemand import OnDemand
 from memaudit.findings import Example
 from memaudit.system.memory import to_device
 
 # Share of a GPU's free memory that a set's pixels may take there.
 RESIDENT = 1 / 8
+# Rows that are moved there at a time.
+MOVED = 1024
 # A declared id that example-tied dropout can draw masks by.
 _NUMBER = re.compile(r"-?[0-9]{1,40}")
 
@@ -44,7 +49,7 @@ class ExampleSet:
         seen: how many files had what pipelines treat in their own ways, by the names of `Odd`, and `linked`.
     """
 
-    examples: tuple[Example, ...]
+    examples: Sequence[Example]
     pixels: Tensor | OnDemand
     source: str
     class_names: tuple[str, ...] = ()
@@ -66,13 +71,15 @@ class ExampleSet:
     @cached_property
     def numbers(self) -> tuple[int, ...] | None:
         """The ids a manifest or an array declared, if every example has one and all are integers."""
+        if not len(self) or self.examples[0].declared_id is None:
+            return () if not len(self) else None
         declared = [e.declared_id for e in self.examples]
         numbers = [int(d) for d in declared if d is not None and _NUMBER.fullmatch(d)]
         return tuple(numbers) if len(numbers) == len(declared) else None
 
     def unnumbered(self) -> ExampleSet:
         """The same images, whose ids nobody knows."""
-        return replace(self, examples=tuple(e.model_copy(update={"declared_id": None}) for e in self.examples))
+        return replace(self, examples=_changed(self.examples, {"declared_id": None}))
 
     def redacted(self) -> ExampleSet:
         """The same examples without names, notes and words of theirs: row, line and id stand for each."""
@@ -80,13 +87,15 @@ class ExampleSet:
         hidden = ("not named (--redact)",)
         return replace(
             self,
-            examples=tuple(e.model_copy(update=bare) for e in self.examples),
+            examples=_changed(self.examples, bare),
             unreadable=hidden * len(self.unreadable),
             duplicates=hidden * len(self.duplicates),
         )
 
     def labelled(self, labels: Sequence[int]) -> ExampleSet:
         """The same images, each asked for another of `labels`."""
+        if isinstance(self.examples, Examples):
+            return replace(self, examples=replace(self.examples, labels=np.array(labels, np.int64)))
         pairs = zip(self.examples, labels, strict=True)
         return replace(self, examples=tuple(e.model_copy(update={"label": label}) for e, label in pairs))
 
@@ -106,12 +115,24 @@ class ExampleSet:
     @cached_property
     def labels(self) -> Tensor:
         """`(N,)` int64."""
+        if isinstance(self.examples, Examples):
+            return torch.from_numpy(self.examples.labels)
         return torch.tensor([e.label for e in self.examples], dtype=torch.int64)
+
+    def ids(self) -> Iterator[str]:
+        """The content id of each example, in order."""
+        if isinstance(self.examples, Examples):
+            return map(self.examples.id, range(len(self)))
+        return (e.id for e in self.examples)
 
     @cached_property
     def sha256(self) -> str:
         """Hash of ids and labels in order: equal for equal content, whatever the files are called."""
-        return hashlib.sha256("\n".join(f"{e.id} {e.label}" for e in self.examples).encode()).hexdigest()
+        digest, between = hashlib.sha256(), ""
+        for identity, label in zip(self.ids(), self.labels.tolist(), strict=True):
+            digest.update(f"{between}{identity} {label}".encode())
+            between = "\n"
+        return digest.hexdigest()
 
     def batch(self, indices: Sequence[int] | Tensor, device: torch.device | str = "cpu") -> Tensor:
         """Examples `(len(indices), *input_size)`, float32 on `device`; uint8 becomes [0, 1], token ids stay int64."""
@@ -124,12 +145,20 @@ class ExampleSet:
 
     def _on(self, device: torch.device) -> Tensor | None:
         """All pixels on a GPU, moved once, unless they would take more of its free memory than `RESIDENT`."""
-        if device.type != "cuda" or isinstance(self.pixels, OnDemand):
+        if device.type != "cuda":
             return None
         if device not in self._resident:
-            room = RESIDENT * torch.cuda.mem_get_info(device)[0]
-            self._resident[device] = self.pixels.to(device) if self.pixels.nbytes <= room else None
+            size = math.prod(self.pixels.shape) * self.pixels.dtype.itemsize
+            fits = size <= RESIDENT * torch.cuda.mem_get_info(device)[0]
+            self._resident[device] = self._moved(device) if fits else None
         return self._resident[device]
+
+    def _moved(self, device: torch.device) -> Tensor:
+        """All pixels on `device`, a part at a time."""
+        whole = torch.empty(self.pixels.shape, dtype=self.pixels.dtype, device=device)
+        for start in range(0, len(self), MOVED):
+            whole[start : start + MOVED] = to_device(self.pixels[start : start + MOVED], device)
+        return whole
 
     @cached_property
     def _resident(self) -> dict[torch.device, Tensor | None]:
@@ -144,7 +173,7 @@ class ExampleSet:
         """The examples `indices`, in that order."""
         index = torch.as_tensor(indices, dtype=torch.int64)
         pixels = self.pixels.pick(index) if isinstance(self.pixels, OnDemand) else self.pixels[index]
-        return replace(self, examples=tuple(self.examples[i] for i in index.tolist()), pixels=pixels)
+        return replace(self, examples=taken(self.examples, index.numpy()), pixels=pixels)
 
 
 def joined(first: ExampleSet, second: ExampleSet) -> ExampleSet:
@@ -160,24 +189,27 @@ def finding_id(example_id: str, label: int) -> str:
     return hashlib.sha256(f"{example_id}:{label}".encode()).hexdigest()[:16]
 
 
-def distinct(examples: Sequence[Example], paired: bool = False) -> tuple[list[int], tuple[str, ...]]:
+def distinct(examples: Sequence[Example], paired: bool = False) -> tuple[np.ndarray, tuple[str, ...]]:
     """Positions of the first example of each (content, label), and `ExampleSet.duplicates` for the others.
 
     Args:
         paired: labels are two a question; a row for each question repeats nothing.
     """
-    first: dict[tuple[str, int], Example] = {}
-    seen: set[tuple[str, int]] = set()
-    keep, duplicates = [], []
-    for position, example in enumerate(examples):
-        earlier = first.setdefault((example.id, example.label // 2 if paired else 0), example)
-        new = (example.id, example.label) not in seen
-        if new:
-            seen.add((example.id, example.label))
-            keep.append(position)
-        if earlier is not example:
-            fate = f"kept: label {example.label}, not {earlier.label}" if new else "left out"
-            duplicates.append(f"{_row(example)}: same content as {_row(earlier)}, {fate}")
+    if isinstance(examples, Examples):
+        contents, labels = examples.identities, examples.labels
+    else:
+        contents = np.array([e.id for e in examples], np.str_)
+        labels = np.array([e.label for e in examples], np.int64)
+    content = np.unique(contents, return_inverse=True)[1]
+    same = content * (labels.max(initial=0) + 1)  # below this and the next lie the labels of one content
+    keep = np.sort(np.unique(same + labels, return_index=True)[1])
+    _, first, group = np.unique(same + labels // 2 if paired else content, return_index=True, return_inverse=True)
+    kept, duplicates = np.zeros(len(labels), np.bool_), []
+    kept[keep] = True
+    for position in np.flatnonzero(first[group] != np.arange(len(labels))).tolist():
+        example, earlier = examples[position], examples[int(first[group[position]])]
+        fate = f"kept: label {example.label}, not {earlier.label}" if kept[position] else "left out"
+        duplicates.append(f"{_row(example)}: same content as {_row(earlier)}, {fate}")
     return keep, tuple(duplicates)
 
 
@@ -188,3 +220,9 @@ def _row(example: Example) -> str:
 def content_id(content: bytes) -> str:
     """The id of an example: hash of its undecoded bytes (a file), or of its dtype, shape and values (an array row)."""
     return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _changed(examples: Sequence[Example], fields: Mapping[str, object]) -> Sequence[Example]:
+    if isinstance(examples, Examples):
+        return replace(examples, changed={**examples.changed, **fields})
+    return tuple(e.model_copy(update=fields) for e in examples)

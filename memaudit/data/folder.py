@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator, Sequence, Set
 from pathlib import Path
 
+import numpy as np
+
 from memaudit.data.classes import Classes, in_order
+from memaudit.data.compact import Files, Rows, Texts
 from memaudit.data.images import RowError
 from memaudit.data.images.decoding import SUFFIXES
-from memaudit.data.listing import FileListing, Row
-from memaudit.data.numbering import natural_key, numbered
+from memaudit.data.listing import FileListing
+from memaudit.data.numbering import in_turn, natural_key, numbered
 from memaudit.data.paths import display, regular
 from memaudit.data.rejections import Rejections
 from memaudit.errors import DataRejected
@@ -95,47 +99,77 @@ def list_folder(root: Path, classes: Classes, class_order: str, row_order: str |
     if not classes.names:
         classes = Classes.of(class_names(root, class_order, row_order), classes.count)
     rejections = Rejections(display(root), "entries")
-    labelled: list[tuple[int, str]] = []
+    unusual: set[str] = set()
+    groups: list[tuple[int, list[str]]] = []
     for folder in folders:
-        names = _listed(root, folder, row_order, rejections)
-        empty = () if row_order == "timm" else (folder,)  # which is a class to all others
-        for owner in dict.fromkeys(_class_of(name, row_order) for name in names) or empty:
+        found = _listed(root, folder, row_order, rejections, unusual)
+        for owner, names in _by_class(folder, found, row_order):
             try:
-                label = classes.named(owner)
-                labelled += [(label, name) for name in names if _class_of(name, row_order) == owner]
+                groups.append((classes.named(owner), names))
             except RowError as reason:
                 rejections.add(clean(owner), reason)
     unknown = "name the model's classes, one per line in label order: --class-order FILE"
     rejections.check(max(len(folders), len(rejections.reasons)), hint=NESTED if _nested(rejections) else unknown)
-    labelled.sort(key=lambda found: found[0])
-    if row_order is not None:
-        labelled = [labelled[i] for i in numbered([name for _, name in labelled], row_order)]
-    real_root = Path(os.path.realpath(root))
-    rows: list[Row] = []
-    files: list[Path] = []
-    homes: dict[str, Path] = {}  # resolved: for each of a million files it took two thirds of the time
-    for label, name in labelled:
-        folder, _, file = name.rpartition("/")
-        if folder not in homes:
-            homes[folder] = Path(os.path.realpath(root / folder))
-        try:
-            files.append(regular(real_root, homes[folder] / file, name, linked=True, resolved=True))
-            rows.append(Row(name, label, len(rows)))
-        except RowError as reason:
-            rejections.add(clean(name), reason)
-    rejections.check(max(len(labelled), len(rejections.reasons)))
+    rows = _rows(sorted(groups, key=lambda group: group[0]) if row_order is None else in_turn(groups, row_order))
+    del groups
+    paths = Texts(_paths(root, rows.names, unusual, rejections))
+    rejections.check(max(len(rows), len(rejections.reasons)))
     if not rows:
         suffixes = ", ".join(SUFFIXES)
         raise DataRejected(
             f"{display(root)} holds no image in its {len(folders)} class folders", hint=f"known: {suffixes}"
         )
-    return FileListing(display(root), tuple(rows), classes.names, tuple(files), row_order, root=root)
+    files = Files(Path(os.path.realpath(root)), rows.names if paths.same(rows.names) else paths)
+    return FileListing(display(root), rows, classes.names, files, row_order, root=root)
 
 
-def _listed(root: Path, folder: str, row_order: str | None, rejections: Rejections) -> list[str]:
-    """Names of the images in `folder` that the loader lists; without one, of all."""
-    names = _images(root, folder, row_order, rejections)
-    return names if row_order is None else [names[i] for i in numbered(names, row_order)]
+def _rows(groups: Sequence[tuple[int, list[str]]]) -> Rows:
+    """The rows of names under their labels."""
+    labels = np.repeat(np.array([label for label, _ in groups], np.int32), [len(own) for _, own in groups])
+    return Rows.named(Texts(name for _, own in groups for name in own), labels)
+
+
+def _by_class(folder: str, names: list[str], row_order: str | None) -> Iterator[tuple[str, list[str]]]:
+    """The class folders at and below `folder`, and which of `names` are theirs; an empty one is a class but to timm."""
+    if row_order != "timm":
+        yield folder, names
+        return
+    owners: dict[str, list[str]] = {}
+    for name in names:
+        owners.setdefault(_class_of(name, row_order), []).append(name)
+    yield from owners.items()
+
+
+def _paths(root: Path, names: Iterable[str], unusual: Set[str], rejections: Rejections) -> Iterator[str]:
+    """Where the files are, below the resolved `root`, or elsewhere."""
+    home = Path(os.path.realpath(root))
+    folders: dict[str, str] = {}  # resolved: for each of a million files it took two thirds of the time
+    for name in names:
+        folder, _, file = name.rpartition("/")
+        if folder not in folders:
+            folders[folder] = os.path.relpath(os.path.realpath(root / folder), home)
+        path = f"{folders[folder]}/{file}"
+        try:
+            if name in unusual or not os.access(f"{home}/{path}", os.R_OK):
+                real = regular(home, home / path, name, linked=True, resolved=True)
+                path = str(real.relative_to(home) if real.is_relative_to(home) else real)
+            yield path
+        except RowError as reason:
+            rejections.add(clean(name), reason)
+
+
+def _listed(
+    root: Path, folder: str, row_order: str | None, rejections: Rejections, unusual: set[str] | None = None
+) -> list[str]:
+    """Names of the images in `folder` that the loader lists, as it orders them; without one, of all, naturally sorted.
+
+    Args:
+        unusual: takes the names of entries that are no plain files.
+    """
+    names = _images(root, folder, row_order, rejections, set() if unusual is None else unusual)
+    if row_order is None:
+        return sorted(names, key=lambda name: natural_key(name[len(folder) :]))
+    return [names[i] for i in numbered(names, row_order)]
 
 
 def _class_of(name: str, row_order: str | None) -> str:
@@ -148,15 +182,16 @@ def _nested(rejections: Rejections) -> bool:
     return any("nested folder" in reason for reason in rejections.reasons)
 
 
-def _images(root: Path, folder: str, row_order: str | None, rejections: Rejections) -> list[str]:
-    """Names of the images in `folder`, sorted, of the arrays where there is no image.
+def _images(root: Path, folder: str, row_order: str | None, rejections: Rejections, unusual: set[str]) -> list[str]:
+    """Names of the images in `folder`, of the arrays where there is no image.
 
     Nested ones too where `row_order` says whose class they are; else they are ambiguous, so they are rejected.
     """
     names, arrays = [], []
     for entry in _entries(root / folder):
         where = f"{folder}/{entry.name}"
-        if os.path.isdir(entry.path):  # not entry.is_dir(), which raises for a link to itself
+        plain = entry.is_file(follow_symlinks=False)
+        if not plain and os.path.isdir(entry.path):  # not entry.is_dir(), which raises for a link to itself
             linked_back = entry.is_symlink()  # to a folder of its own, counted there; one that leaves is caught below
             inside = Path(os.path.realpath(entry.path)).is_relative_to(os.path.realpath(root))
             if not inside:
@@ -166,14 +201,19 @@ def _images(root: Path, folder: str, row_order: str | None, rejections: Rejectio
             elif linked_back:
                 continue
             elif row_order is not None:
-                names += _images(root, where, row_order, rejections)
+                names += _images(root, where, row_order, rejections, unusual)
             elif _holds_images(Path(entry.path)):
                 rejections.add(clean(where), "images in a nested folder: is the inner name the class, or the outer?")
-        elif _is_image(entry.name):
+            continue
+        if _is_image(entry.name):
             names.append(where)
         elif entry.name.lower().endswith(".npy"):
             arrays.append(where)
-    return sorted(names or arrays, key=natural_key)  # arrays beside images are somebody's notes about them
+        else:
+            continue
+        if not plain:
+            unusual.add(where)
+    return names or arrays  # arrays beside images are somebody's notes about them
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

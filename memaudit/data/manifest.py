@@ -8,8 +8,9 @@ from pathlib import Path
 
 from memaudit.data.classes import Classes, printable
 from memaudit.data.columns import further, refuse_misspelt
+from memaudit.data.compact import Files, Row, Rows, Texts
 from memaudit.data.images import RowError
-from memaudit.data.listing import FileListing, Row
+from memaudit.data.listing import FileListing
 from memaudit.data.paths import display, inside, spellings
 from memaudit.data.rejections import Rejections
 from memaudit.data.tables import canonical, csv_records, delimiter_of, json_records, read_text
@@ -34,29 +35,33 @@ def list_manifest(path: Path, classes: Classes) -> FileListing:
     """
     name = display(path)
     root = Path(os.path.realpath(path)).parent
-    rejections, files, ids = Rejections(name), [], dict[str, int]()
-    rows: list[Row] = []
+    rejections, files, ids = Rejections(name), list[str](), dict[str, int]()
     total = 0
     text = read_text(path)
     json = path.suffix.lower() == ".jsonl"
     records = json_records(text) if json else _csv_rows(text, path, name)
     by_text = classes.name_or_label if json else classes.label
-    for line, cells in records:
-        total += 1
-        try:
-            if isinstance(cells, str):
-                raise RowError(cells)
-            row = _row(cells, line, len(rows), lambda value: _label(value, classes, by_text))
-            if row.id is not None and ids.setdefault(row.id, line) != line:
-                raise RowError(f"id '{clean(row.id)}' is already the id of line {ids[row.id]}")
-            files.append(inside(root, row.name))
-            rows.append(row)
-        except RowError as reason:
-            rejections.add(f"line {line}", reason)
+
+    def listed() -> Iterator[Row]:
+        nonlocal total
+        for line, cells in records:
+            total += 1
+            try:
+                if isinstance(cells, str):
+                    raise RowError(cells)
+                row = _row(cells, line, len(files), lambda value: _label(value, classes, by_text))
+                if row.id is not None and ids.setdefault(row.id, line) != line:
+                    raise RowError(f"id '{clean(row.id)}' is already the id of line {ids[row.id]}")
+                files.append(os.path.relpath(inside(root, row.name), root))
+                yield row
+            except RowError as reason:
+                rejections.add(f"line {line}", reason)
+
+    rows = Rows.of(listed())
     rejections.check(total)
     if not rows:
         raise DataRejected(f"{name} has no rows; nothing to audit", hint="one line per image: path,label")
-    return FileListing(name, tuple(rows), classes.names, tuple(files))
+    return FileListing(name, rows, classes.names, Files(root, Texts(files)))
 
 
 def names_in(path: Path) -> tuple[str, ...]:

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from memaudit.data.classes import Classes
+from memaudit.data.compact import Row
 from memaudit.data.images import RowError
-from memaudit.data.listing import Row
 from memaudit.data.manifest import PANDAS_INDEX, PATH_NAMES
 from memaudit.data.npz import read_npy
 from memaudit.data.rejections import Rejections

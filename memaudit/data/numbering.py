@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 ORDERS = ("torchvision", "timm")
@@ -29,6 +30,23 @@ def numbered(names: Sequence[str], order: str) -> list[int]:
     key = _torchvision_key if order == "torchvision" else _timm_key
     found = [i for i, name in enumerate(names) if _is_listed(name, order)]
     return sorted(found, key=lambda i: (key(names[i]), names[i]))
+
+
+def in_turn(groups: Sequence[tuple[int, list[str]]], order: str) -> list[tuple[int, list[str]]]:
+    """Names of the files that the loader lists, each group under its label, in the order it numbers them from 0.
+
+    Args:
+        groups: each in the loader's order. Few have to be taken apart: a loader goes through folder by folder.
+    """
+    key = _torchvision_key if order == "torchvision" else _timm_key
+    ends = sorted(
+        (((key(names[0]), names[0]), (key(names[-1]), names[-1]), n) for n, (_, names) in enumerate(groups) if names)
+    )
+    if all(one[1] < other[0] for one, other in pairwise(ends)):
+        return [groups[number] for *_, number in ends]
+    names = [name for _, own in groups for name in own]
+    labels = [label for label, own in groups for _ in own]
+    return [(labels[place], [names[place]]) for place in numbered(names, order)]
 
 
 def undecided(names: Sequence[str], order: str) -> frozenset[str]:

@@ -14,8 +14,9 @@ from pathlib import Path, PurePath, PureWindowsPath
 from typing import Generic, TypeVar
 
 from memaudit.data.classes import Classes
+from memaudit.data.compact import Row
 from memaudit.data.images import RowError
-from memaudit.data.listing import FileListing, Listing, Row
+from memaudit.data.listing import FileListing, Listing
 from memaudit.data.namings import INDEX, Naming, disagrees, namings, other_label
 from memaudit.data.numbering import ORDERS, undecided
 from memaudit.data.paths import display

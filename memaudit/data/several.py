@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from memaudit.data.listing import Row
+from memaudit.data.compact import Row
 from memaudit.errors import DataRejected
 
 # In place of 0 or 1: nobody asks, or knows.

@@ -105,8 +105,8 @@ def names_used(source: str | Path, class_order: str) -> tuple[str, ...]:
 
 def remove_overlap(reference: ExampleSet, flagged: ExampleSet) -> tuple[ExampleSet, int]:
     """`reference` without the images that are flagged (same content, whatever the label), and how many those were."""
-    ids = {example.id for example in flagged.examples}
-    keep = [i for i, example in enumerate(reference.examples) if example.id not in ids]
+    ids = set(flagged.ids())
+    keep = [i for i, identity in enumerate(reference.ids()) if identity not in ids]
     overlap = len(reference) - len(keep)
     return (reference.subset(keep) if overlap else reference), overlap
 

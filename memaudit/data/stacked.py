@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from memaudit.data.compact import Rows, names_of
 from memaudit.data.decode import Progress
 from memaudit.data.examples import ExampleSet
 from memaudit.data.images.preprocess import Preprocess
@@ -33,12 +34,12 @@ class StackedListing(FileListing):
         Raises:
             DataRejected: some are arrays and some are images.
         """
-        arrays = [f for f in listing.files if f.suffix.lower() == SUFFIX]
+        arrays = sum(name.lower().endswith(SUFFIX) for name in names_of(listing.rows))
         if not arrays:
             return listing
-        if len(arrays) < len(listing.files):
+        if arrays < len(listing.rows):
             raise DataRejected(
-                f"{listing.source}: {len(arrays)} .npy files among {len(listing.files)}",
+                f"{listing.source}: {arrays} .npy files among {len(listing.rows)}",
                 hint="a set holds images or arrays, not both",
             )
         own = {f.name: getattr(listing, f.name) for f in fields(listing)}
@@ -57,7 +58,7 @@ class StackedListing(FileListing):
             if progress:
                 progress(len(arrays), len(rows))
         rejections.check(len(rows), hint="bring all examples to one shape and type, as the network takes them")
-        placed = tuple(replace(row, index=place) for place, row in enumerate(rows))
+        placed = Rows.of(replace(row, index=place) for place, row in enumerate(rows))
         x = np.stack(arrays)
         layout = "NHWC" if x.dtype in (np.uint8, np.uint16) else "NCHW"
         stacked = TensorListing(

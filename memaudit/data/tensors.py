@@ -11,13 +11,14 @@ from PIL import Image
 from torch import Tensor
 
 from memaudit.data.classes import Classes
-from memaudit.data.decode import Progress, check_memory, in_threads
+from memaudit.data.compact import Examples, Row, Rows, indices_of, labels_of, taken
+from memaudit.data.decode import PART, Progress, check_memory, in_parts
 from memaudit.data.examples import ExampleSet, content_id, distinct
 from memaudit.data.images import RowError
 from memaudit.data.images.geometry import at_size, check_preprocess
 from memaudit.data.images.preprocess import Preprocess
 from memaudit.data.images.worker import as_array
-from memaudit.data.listing import Listing, Row
+from memaudit.data.listing import Listing
 from memaudit.data.ondemand import OnDemand, Store
 from memaudit.data.rejections import Rejections
 from memaudit.data.several import expanded, label_matrix
@@ -60,21 +61,20 @@ class TensorListing(Listing):
             check_preprocess(preprocess)
         rows = asked = self.chosen(limit)
         if self.several is not None:
-            rows = list(expanded(asked, *self.several))
+            rows = Rows.of(expanded(asked, *self.several))
             each = -(-len(rows) // max(1, len(asked)))
             check_memory(len(asked), each * self.x[0].numel() * self.x.element_size(), self.source)
-        everything = len(rows) == len(self.x) and all(r.index == i for i, r in enumerate(rows))
-        x = self.x if everything else self.x[[r.index for r in rows]]
-        examples = [
-            row.example(self.identities[row.index] if self.identities else tensor_id(image))
-            for row, image in zip(rows, x, strict=True)
-        ]
+        indices = indices_of(rows)
+        x = self.x if indices == list(range(len(self.x))) else self.x[indices]
+        found = (self.identities[i] for i in indices) if self.identities else map(tensor_id, x)
+        identities = np.fromiter((int(one, 16) for one in found), np.uint64, len(rows))
+        examples = Examples(rows, np.arange(len(rows)), identities, labels_of(rows))
         keep, duplicates = distinct(examples, self.paired)
         if len(keep) < len(examples):
-            x = x[keep]
+            x, rows, examples = x[keep], taken(rows, keep), examples.take(keep)
         return ExampleSet(
-            tuple(examples[i] for i in keep),
-            self._values(x, preprocess, [rows[i] for i in keep], progress),
+            examples,
+            self._values(x, preprocess, rows, progress),
             self.source,
             self.class_names,
             duplicates=duplicates,
@@ -196,7 +196,9 @@ def list_tensors(
         except RowError as reason:
             rejections.add(f"row {i}", reason)
     rejections.check(count)
-    return TensorListing(source, tuple(rows), classes.names, images, layout, unit_range, several=several, paired=paired)
+    return TensorListing(
+        source, Rows.of(rows), classes.names, images, layout, unit_range, several=several, paired=paired
+    )
 
 
 def _several(
@@ -278,9 +280,12 @@ def _fitted(x: Tensor, preprocess: Preprocess, source: str, progress: Progress |
         values = x[index].permute(1, 2, 0).contiguous().numpy()
         return as_array(at_size(Image.fromarray(values if channels == 3 else values[..., 0]), preprocess))
 
-    store = Store(fit_one, len(x), preprocess.input_size, torch.uint8)
+    def fit(places: Sequence[int]) -> list[np.ndarray]:
+        return [fit_one(place) for place in places]
+
+    store = Store(fit, len(x), preprocess.input_size, torch.uint8)
     try:
-        for index, values in enumerate(in_threads(fit_one, len(store.kept), progress)):
+        for index, values in enumerate(in_parts(fit, len(store.kept), PART, progress)):
             store.keep(index, values)
     except RowError as reason:  # all rows have one shape, so it is about all of them
         raise DataRejected(f"{source}: {reason}") from None

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from memaudit.data.classes import Classes
 from memaudit.data.columns import further, refuse_misspelt
+from memaudit.data.compact import Row, Rows
 from memaudit.data.decode import Progress
 from memaudit.data.examples import ExampleSet, content_id, distinct
 from memaudit.data.images import RowError
 from memaudit.data.images.preprocess import Preprocess
-from memaudit.data.listing import Listing, Row
+from memaudit.data.listing import Listing
 from memaudit.data.paths import display
 from memaudit.data.rejections import Rejections
 from memaudit.data.tables import csv_records, delimiter_of, json_records, read_text
@@ -41,7 +42,9 @@ class TextListing(Listing):
     def load(self, preprocess: Preprocess, limit: int | None = None, progress: Progress | None = None) -> ExampleSet:
         """Encode the texts. An example's identity is its text, whatever the tokenizer makes of it."""
         rows = self.chosen(limit)
-        examples = [row.example(content_id(self.texts[row.index].encode("utf-8", "surrogatepass"))) for row in rows]
+        examples = tuple(
+            row.example(content_id(self.texts[row.index].encode("utf-8", "surrogatepass"))) for row in rows
+        )
         keep, duplicates = distinct(examples)
         return ExampleSet(
             tuple(examples[i] for i in keep),
@@ -75,7 +78,7 @@ def list_texts(path: Path, classes: Classes, encode: Encode) -> TextListing:
     rejections.check(total)
     if not rows:
         raise DataRejected(f"{name} has no rows; nothing to audit", hint="one line per example: text,label")
-    return TextListing(name, tuple(rows), classes.names, tuple(texts), encode)
+    return TextListing(name, Rows.of(rows), classes.names, tuple(texts), encode)
 
 
 def _records(path: Path, name: str) -> Iterator[tuple[int, Mapping[str, object] | str]]:

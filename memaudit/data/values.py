@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from memaudit.data.compact import Row
 from memaudit.data.images.preprocess import Preprocess
-from memaudit.data.listing import Row
 from memaudit.data.rejections import Rejections
 from memaudit.errors import DataRejected
 

@@ -21,7 +21,7 @@ from filelock import FileLock
 from safetensors.torch import save_file
 
 from memaudit.__main__ import run
-from memaudit.data import ondemand
+from memaudit.data import ondemand, spill
 from memaudit.errors import ExitCode
 from memaudit.findings import Outcome
 from memaudit.report import formats
@@ -102,8 +102,9 @@ def test_sets_that_do_not_stay_in_memory_give_the_same_report(
     cli: Command, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = []
-    for room in (ondemand.KEPT, 5 * 64):  # all of both sets, and five images of each
+    for room, disk in ((ondemand.KEPT, 0), (5 * 64, 9 * 64)):  # all of both sets; of each, five images and nine on disk
         monkeypatch.setattr(ondemand, "KEPT", room)
+        monkeypatch.setattr(spill, "SPILLED", disk)
         assert cli("scan", *MODEL, *FORMS["class folders"], *FAST, "--out", "again", "--exit-zero", "--fresh").code == 0
         found.append(json.loads((work / "again/report.json").read_text("utf-8")) | {"volatile": None})
     assert found[0] == found[1]

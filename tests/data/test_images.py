@@ -14,6 +14,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from memaudit.data import Preprocess, read
+from memaudit.data.compact import Row
 from memaudit.data.decode import Decoder
 from memaudit.data.images import RowError, Unreadable
 from memaudit.data.images.decoding import Odd, decode, decoded
@@ -291,8 +292,12 @@ def test_a_host_program_that_loads_truncated_images_changes_nothing(
 def test_a_fifo_is_refused_without_waiting(tmp_path: Path) -> None:
     write(tmp_path / "set/a/good.png")
     os.mkfifo(tmp_path / "set/a/pipe.png")
-    outcome = Decoder([tmp_path / "set/a/pipe.png"], SMALL, [".png"]).outcome(0)
-    assert "not a regular file" in str(outcome)
+    decoder = Decoder(
+        [tmp_path / "set/a/pipe.png", tmp_path / "set/a/good.png"], [Row("x", 0, 0), Row("y", 0, 1)], SMALL
+    )
+    refused, read_ = decoder.outcomes([0, 1])
+    assert "not a regular file" in str(refused)
+    assert not isinstance(read_, Exception)
     with pytest.raises(DataRejected, match=r"'a/pipe\.png' is not a regular file"):
         read(tmp_path / "set", preprocess=SMALL, num_classes=1)
 

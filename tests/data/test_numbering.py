@@ -17,7 +17,7 @@ from timm.data import create_dataset
 from torchvision.datasets import ImageFolder
 
 from memaudit.data import read
-from memaudit.data.numbering import ORDERS, numbered, undecided
+from memaudit.data.numbering import ORDERS, in_turn, numbered, undecided
 from memaudit.errors import DataRejected, UsageError
 from tests.data.test_read import SMALL, write
 
@@ -55,6 +55,8 @@ def test_rows_are_numbered_as_the_loader_does(order: str, folders: dict[str, lis
             (root / name).touch()
         listed = sorted(names)
         ours = [listed[i] for i in numbered(listed, order)]
+        apart = [[name for name in ours if name.startswith(f"{folder}/")] for folder in folders]
+        assert [name for _, names in in_turn(list(enumerate(apart)), order) for name in names] == ours
         loose = undecided(listed, order)
         expected = theirs(root, order)
         assert sorted(ours) == sorted(expected)

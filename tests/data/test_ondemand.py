@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from memaudit.data import ExampleSet, Preprocess, from_arrays, ondemand, read
+from memaudit.data import ExampleSet, Preprocess, from_arrays, ondemand, read, spill
 from memaudit.data.ondemand import OnDemand, Store
+from memaudit.data.spill import Spill
 from memaudit.errors import DataRejected
 from tests.data.test_read import SMALL, write
 
@@ -28,11 +31,14 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "set"
 
 
-@pytest.fixture
-def both(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[ExampleSet, ExampleSet]:
-    """The folder in memory, and with room for three images."""
+@pytest.fixture(params=[0, 4 * EACH, 2**20], ids=["no disk", "some disk", "disk"])
+def both(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> tuple[ExampleSet, ExampleSet]:
+    """The folder in memory, and with room for three images there and for none, four or all on disk."""
     whole = read(folder, preprocess=SMALL, num_classes=2)
     monkeypatch.setattr(ondemand, "KEPT", 3 * EACH + 1)
+    monkeypatch.setattr(spill, "SPILLED", request.param)
     return whole, read(folder, preprocess=SMALL, num_classes=2)
 
 
@@ -69,9 +75,42 @@ def test_no_more_is_kept_than_there_is_room_for(both: tuple[ExampleSet, ExampleS
     for start in range(0, 9, 2):
         both[1].batch(range(start, min(start + 2, 9)))
     assert len(pixels.store.kept) == pixels.store.used == 3
+    assert pixels.store.disk.used == min(7, spill.SPILLED // EACH)
     assert not pixels.store._coming
 
 
+@pytest.mark.parametrize("both", [2**20], indirect=True)
+def test_a_disk_that_gives_nothing_back_costs_time_and_no_values(
+    both: tuple[ExampleSet, ExampleSet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, large = both
+
+    def broken(*_: object) -> int:
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(spill.os, "preadv", broken)
+    monkeypatch.setattr(spill.os, "pwrite", broken)
+    for _ in range(2):
+        assert torch.equal(large.batch(range(9)), whole.batch(range(9)))
+
+
+def test_a_disk_without_room_is_left_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "missing"))
+    assert not Spill(8).append(np.zeros(8, np.uint8))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    values = Spill(8)
+    assert values.append(np.arange(8, dtype=np.uint8))
+    monkeypatch.setattr(spill.os, "pwrite", lambda *_: 5)  # as on a disk that is full
+    assert not values.append(np.ones(8, np.uint8))
+    assert not values.append(np.ones(8, np.uint8))
+    assert values.used == 1
+    found = np.empty(8, np.uint8)
+    assert values.read(0, found)
+    assert found.tolist() == list(range(8))
+    assert not list(tmp_path.iterdir()), "a file without a name"
+
+
+@pytest.mark.parametrize("both", [0], indirect=True)
 def test_a_file_that_changes_during_the_audit_is_never_taken_for_the_one_that_was_listed(
     both: tuple[ExampleSet, ExampleSet], folder: Path
 ) -> None:
@@ -95,15 +134,16 @@ def test_arrays_that_must_be_resized_are_resized_when_they_are_asked_for(monkeyp
     assert torch.equal(large.batch(range(7)), whole.batch(range(7)))
 
 
-def test_what_comes_next_is_made_before_it_is_asked_for() -> None:
+def test_what_comes_next_is_made_before_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     made, ready = Counter[int](), threading.Event()
 
-    def make(place: int) -> np.ndarray:
-        made[place] += 1
-        if place == 4:
+    def make(places: Sequence[int]) -> list[np.ndarray]:
+        made.update(places)
+        if 4 in places:
             ready.set()
-        return np.full((1,), place, np.float32)
+        return [np.full((1,), place, np.float32) for place in places]
 
+    monkeypatch.setattr(spill, "SPILLED", 0)
     store = Store(make, 6, (1,), torch.float32)
     store.kept = store.kept[:2]
     assert store.rows(torch.tensor([0, 1, 2, 2])).flatten().tolist() == [0, 1, 2, 2]

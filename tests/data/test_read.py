@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from memaudit.data import Preprocess, class_names_of, read, remove_overlap
-from memaudit.data.listing import Listing, Row
+from memaudit.data.compact import Row
+from memaudit.data.listing import Listing
 from memaudit.errors import DataRejected, ExitCode, UsageError
 from memaudit.text import clean
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,8 @@ from memaudit.data.images import RowError, Unreadable
 from memaudit.data.images.decoding import MAX_SCANS, decode
 from memaudit.data.images.geometry import at_size
 from memaudit.data.images.worker import as_array
-from memaudit.data.images.workers import Workers
+from memaudit.data.images.workers import Workers, end_shared
+from memaudit.data.ondemand import THREADS
 from tests.data.test_images import encoded, png_header
 from tests.data.test_read import SMALL, picture, write
 
@@ -76,7 +78,9 @@ def test_reasons_come_through_as_what_they_are() -> None:
             workers.decode(b"GIF89a", ".jpg\udcff\u202e")
         with pytest.raises(RowError, match="100 megapixels"):
             workers.decode(png_header(10_000, 10_000), ".png")
-        workers.decode(GOOD, ".png")
+        found = workers.decode_all([(b"", ".png"), (GOOD, ".png"), (png_header(10_000, 10_000), ".png"), (b"BM", "")])
+        assert [type(one) for one in found] == [Unreadable, tuple, RowError, Unreadable]
+        assert workers.decode_all([]) == []
 
 
 def test_a_file_that_swells_is_unreadable_and_nothing_else() -> None:
@@ -96,7 +100,11 @@ def test_a_file_that_takes_for_ever_is_unreadable_and_nothing_else() -> None:
         workers.decode(GOOD, ".png")
         with pytest.raises(Unreadable, match=r"more than 0 s of processor time"):
             workers.decode(slow, ".jpg")
-        workers.decode(GOOD, ".png")
+        first, second, third = workers.decode_all([(GOOD, ".png"), (slow, ".jpg"), (GOOD, ".png")])
+    assert "more than 0 s of processor time" in str(second), "one file costs no other that it was sent with"
+    assert not isinstance(first, Exception)
+    assert not isinstance(third, Exception)
+    assert np.array_equal(first[0], third[0])
 
 
 @pytest.mark.parametrize(("number", "reason"), [(signal.SIGSEGV, "signal 11"), (signal.SIGKILL, "signal 9")])
@@ -128,7 +136,14 @@ def test_a_set_goes_on_without_the_images_that_brought_a_process_down(tmp_path: 
     (tmp_path / "set/a/05.png").write_bytes(b"\x89PNG\r\n\x1a\nnot really")
     found = read(tmp_path / "set", preprocess=SMALL, num_classes=1)
     assert (len(found), len(found.unreadable)) == (29, 1)
+    first = set(children())
+    assert 1 <= len(first) <= THREADS
+    read(tmp_path / "set", preprocess=replace(SMALL, std=(0.5,) * CHANNELS), num_classes=1)
+    assert len(children()) <= THREADS, "those of one set decode the next"
+    assert first <= set(children())
+    end_shared()
     assert not children()
+    assert len(read(tmp_path / "set", preprocess=SMALL, num_classes=1)) == 29
 
 
 def test_torch_is_not_loaded_there() -> None:

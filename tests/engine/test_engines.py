@@ -6,7 +6,7 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -240,10 +240,10 @@ def test_a_set_is_sent_without_its_copy_on_a_gpu_and_values_on_demand_are_made_a
     assert values[:].tolist() == [[3, 3], [1, 1]]
 
 
-def _made(place: int) -> Any:
+def _made(places: Sequence[int]) -> Any:
     import numpy as np
 
-    return np.full(2, place)
+    return [np.full(2, place) for place in places]
 
 
 def test_this_process_runs_a_changed_network_itself(started: Any, trained: Trained) -> None:

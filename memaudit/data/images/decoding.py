@@ -118,9 +118,10 @@ def oddities(image: Image.Image) -> Odd:
     return odd
 
 
-def counted(odd: Sequence[Odd], **more: int) -> dict[str, int]:
+def counted(odd: Sequence[Odd] | np.ndarray, **more: int) -> dict[str, int]:
     """How many have each oddity, by its name in small letters, and `more`; those that none has are left out."""
-    counts = {str(kind.name).lower(): sum(bool(o & kind) for o in odd) for kind in Odd} | more
+    found = np.array(odd, np.uint8)
+    counts = {str(kind.name).lower(): int(np.count_nonzero(found & kind)) for kind in Odd} | more
     return {name: count for name, count in counts.items() if count}
 
 

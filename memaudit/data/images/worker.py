@@ -11,6 +11,7 @@ import signal
 import struct
 import sys
 import warnings
+from functools import cache
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -22,26 +23,40 @@ from memaudit.data.images.geometry import at_size
 from memaudit.data.images.preprocess import Preprocess
 from memaudit.system import isolated
 
-# Bytes of the file name's suffix and of the content; what the answer is, what is odd about the file, and its bytes.
-REQUEST, ANSWER = struct.Struct("<IQ"), struct.Struct("<BBQ")
+# A message: bytes of the geometry and how many files; for each the bytes of its name's suffix and of its content; then
+# these. The answer: for each file what it is, what is odd about the file, and its bytes; then these.
+MESSAGE, REQUEST, ANSWER = struct.Struct("<II"), struct.Struct("<IQ"), struct.Struct("<BBQ")
+# What the geometry of an image depends on.
+GEOMETRY = ("input_size", "crop_pct", "interpolation", "crop_mode", "mean", "exif", "bit_depth", "exact")
 PIXELS, UNREADABLE, ROW_ERROR = range(3)
 
 
 def main() -> None:
-    """Entry point; the one argument is JSON: `preprocess` (what geometry depends on), `memory` (bytes), `seconds`."""
+    """Entry point; the one argument is JSON: `memory` (bytes) and `seconds` that an image may take."""
     request = json.loads(sys.argv[1])
-    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in request["preprocess"].items()}
-    preprocess = Preprocess(**fields)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt ends
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever prints must not end up in the answers
     warnings.simplefilter("ignore")
     isolated.limit(request["memory"], output=0)
-    while head := requests.read(REQUEST.size):
-        suffix, size = REQUEST.unpack(head)
-        isolated.limit_time(request["seconds"])
-        kind, odd, body = _answer(requests.read(suffix).decode(), requests.read(size), preprocess)
-        _send(answers, kind, odd, body)
+    while head := requests.read(MESSAGE.size):
+        length, count = MESSAGE.unpack(head)
+        preprocess = preprocessing(requests.read(length))
+        sizes = list(REQUEST.iter_unpack(requests.read(count * REQUEST.size)))
+        files = [(requests.read(suffix).decode(), requests.read(size)) for suffix, size in sizes]
+        _send(answers, [_timed(suffix, content, preprocess, request["seconds"]) for suffix, content in files])
+
+
+def geometry(preprocess: Preprocess) -> bytes:
+    """What images depend on, as `preprocessing` reads it."""
+    return json.dumps({name: getattr(preprocess, name) for name in GEOMETRY}).encode()
+
+
+@cache
+def preprocessing(described: bytes) -> Preprocess:
+    """The geometry that a message names."""
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(described).items()}
+    return Preprocess(**fields)
 
 
 def as_array(image: Image.Image) -> np.ndarray:
@@ -66,6 +81,11 @@ def arrayed(image: Image.Image, preprocess: Preprocess) -> np.ndarray:
     return array
 
 
+def _timed(suffix: str, content: bytes, preprocess: Preprocess, seconds: float) -> tuple[int, int, bytes]:
+    isolated.limit_time(seconds)
+    return _answer(suffix, content, preprocess)
+
+
 def _answer(suffix: str, content: bytes, preprocess: Preprocess) -> tuple[int, int, bytes]:
     try:
         pixels, odd = prepared(content, suffix, preprocess)
@@ -76,7 +96,7 @@ def _answer(suffix: str, content: bytes, preprocess: Preprocess) -> tuple[int, i
     return PIXELS, int(odd), pixels.tobytes()
 
 
-def _send(answers: BinaryIO, kind: int, odd: int, body: bytes) -> None:
-    answers.write(ANSWER.pack(kind, odd, len(body)))
-    answers.write(body)
+def _send(answers: BinaryIO, said: list[tuple[int, int, bytes]]) -> None:
+    answers.write(b"".join(ANSWER.pack(kind, odd, len(body)) for kind, odd, body in said))
+    answers.write(b"".join(body for _, _, body in said))
     answers.flush()
