@@ -90,7 +90,7 @@ def test_examples_are_those_of_their_rows_whatever_is_changed(tmp_path: Path) ->
 @pytest.mark.parametrize("paired", [False, True])
 def test_what_is_distinct_is_what_a_plain_loop_finds(paired: bool) -> None:
     rng = np.random.default_rng(0)
-    ids, labels = rng.integers(2**63, 2**63 + 6, 60).astype(np.uint64), rng.integers(0, 4, 60)
+    ids, labels = rng.integers(0, 6, 60).astype(np.uint64) + np.uint64(2**63), rng.integers(0, 4, 60)
     rows = [Row(f"{n}", int(label), n) for n, label in enumerate(labels)]
     compact = Examples(Rows.of(rows), np.arange(60), ids, labels)
     seen: dict[tuple[str, int], int] = {}
