@@ -103,6 +103,8 @@ def how_sure(report: Report) -> str:
         f"{count(found.reached, 'example')} with a p-value of at most {percent(found.level)}, which "
         f"{number(round(found.expected, 1))} of a clean list would reach."
     )
+    if more := _further(report, found.level):
+        beyond = f"{beyond} {more}"
     alarms = (
         f"False alarms: {percent(found.false_alarms)} of clean examples "
         f"({interval(found.false_alarms_low, found.false_alarms_high)}; {percent(found.false_alarms_hard)} where those "
@@ -117,6 +119,20 @@ def how_sure(report: Report) -> str:
         "true label is known."
     )
     return " ".join([beyond, alarms, power, *([known] if found.true_label_known else []), SCOPE])
+
+
+def _further(report: Report, level: float) -> str:
+    """Why some are called whose p-value alone would not do: in a list that is memorized nearly whole."""
+    judged = [f.estimate for f in report.findings if f.memorized and f.estimate is not None]
+    more = [e for e in judged if e.p_value > level]
+    if not more:
+        return ""
+    clean = percent(max(e.q_value or 0.0 for e in more))
+    are = "is" if len(more) == 1 else "are"
+    largest = percent(max(e.p_value for e in more))
+    return (
+        f"{len(more):,} more {are} called, with up to {largest}: {clean} at most of all as low are clean in this list."
+    )
 
 
 def _where(report: Report) -> str:

@@ -12,12 +12,14 @@ from memaudit.findings import (
     ErasedExample,
     Erasure,
     ErasureScores,
+    Estimate,
     Gate,
     Groups,
     MatchedControls,
+    Memorization,
     Prediction,
 )
-from memaudit.report import glossary, opening, words
+from memaudit.report import glossary, opening, story, words
 from memaudit.report.document import Report
 from tests import report_samples as samples
 
@@ -156,3 +158,22 @@ def test_examples_stand_worst_first() -> None:
     places = [page.index(f'<tr id="ex-{f.id}"') for f in samples.settled().findings]
     a, b, c, d = places
     assert max(a, c) < b < d  # memorized, fitted, not fitted
+
+
+def test_called_examples_above_the_usual_level_are_accounted_for() -> None:
+    sample = samples.small()
+    said = Memorization(
+        called=4, reached=3, expected=0.2, beyond=2.9, beyond_low=2, beyond_high=3, chance=1e-4, calibration=400,
+        power=0.9, power_low=0.8, power_high=0.95, false_alarms=0.05, false_alarms_low=0.04, false_alarms_high=0.06,
+        false_alarms_hard=0.07, parts=["neighbours"],
+    )  # fmt: skip
+    values = {0: (0.01, 0.001), 1: (0.02, 0.001), 2: (0.05, 0.002), 3: (0.083, 0.007)}
+    findings = [
+        f.model_copy(update={"memorized": True, "estimate": Estimate(score=0.9, p_value=p, q_value=q, parts=[])})
+        for f, (p, q) in zip(sample.findings, values.values(), strict=False)
+    ]
+    summary = sample.summary.model_copy(update={"memorization": said})
+    sure = story.how_sure(samples.small(findings=findings, summary=summary))
+    assert "3 examples with a p-value of at most 5.0%" in sure
+    assert "1 more is called, with up to 8.3%: 0.7% at most of all as low are clean in this list." in sure
+    assert "more" not in story.how_sure(samples.small(findings=findings[:3], summary=summary))
