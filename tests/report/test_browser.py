@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from memaudit import report
+from memaudit.findings import UnitRef
 from memaudit.report.document import Report
 from tests import report_samples as samples
 
@@ -396,11 +397,16 @@ def test_print_hides_the_controls(open_page: Open) -> None:
     assert page.locator(ROWS).count() == 4
 
 
-A4 = {"width": 718, "height": 1046}  # of paper less its margins, in CSS pixels
+A4 = {"width": 725, "height": 1039}  # of paper less its margins, in CSS pixels
 
 
 def test_two_hundred_findings_fit_twelve_pages(open_page: Open) -> None:
+    """With names as long as they are in a ResNet and a folder of images."""
     sample = samples.whole(200)
+    units = [UnitRef(layer=f"layer{n % 4}.0.downsample.2", index=100 + n, kind="channel") for n in range(10)]
+    for number, finding in enumerate(sample.findings):
+        long = finding.example.model_copy(update={"source": f"data/train/automobile/{number:05}.png"})
+        sample.findings[number] = finding.model_copy(update={"example": long, "units": units})
     pictures = {f.example.id: samples.PICTURE for f in sample.findings}
     page = open_page(report.render(sample, ".html", pictures))
     printed = page.pdf(format="A4", print_background=True)
