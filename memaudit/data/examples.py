@@ -119,6 +119,11 @@ class ExampleSet:
             return torch.from_numpy(self.examples.labels)
         return torch.tensor([e.label for e in self.examples], dtype=torch.int64)
 
+    @cached_property
+    def truths(self) -> Tensor:
+        """`(N,)` int64: the true label of each example, -1 where nobody says."""
+        return torch.tensor([-1 if t is None else t for t in (e.true_label for e in self.examples)], dtype=torch.int64)
+
     def ids(self) -> Iterator[str]:
         """The content id of each example, in order."""
         if isinstance(self.examples, Examples):
@@ -169,7 +174,7 @@ class ExampleSet:
         if isinstance(self.pixels, OnDemand):
             self.pixels.ahead(torch.as_tensor(indices, dtype=torch.int64))
 
-    def subset(self, indices: Sequence[int]) -> ExampleSet:
+    def subset(self, indices: Sequence[int] | Tensor) -> ExampleSet:
         """The examples `indices`, in that order."""
         index = torch.as_tensor(indices, dtype=torch.int64)
         pixels = self.pixels.pick(index) if isinstance(self.pixels, OnDemand) else self.pixels[index]

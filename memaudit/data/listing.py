@@ -60,18 +60,8 @@ class Listing:
         """
         if len(self.rows) <= size:
             return self
-        labels = labels_of(self.rows)
-        labelled = {label: np.flatnonzero(labels == label) for label in np.unique(labels).tolist()}
-        generator = np.random.default_rng(len(self.rows))
-        shares = {label: size * len(places) / len(self.rows) for label, places in labelled.items()}
-        counts = {label: max(int(share), int(len(shares) <= size)) for label, share in shares.items()}
-        by_remainder = sorted(shares, key=lambda label: (counts[label] - shares[label], label))
-        while sum(counts.values()) < size:
-            counts[by_remainder.pop(0)] += 1
-        while sum(counts.values()) > size:  # small labels were rounded up: the largest give way
-            counts[max(counts, key=lambda label: (counts[label], label))] -= 1
-        drawn = [generator.choice(labelled[label], counts[label], replace=False) for label in sorted(labelled)]
-        return replace(self, rows=taken(self.rows, np.sort(np.concatenate(drawn))))
+        drawn = stratified(labels_of(self.rows), size, np.random.default_rng(len(self.rows)))
+        return replace(self, rows=taken(self.rows, drawn))
 
     def chosen(self, limit: int | None) -> Sequence[Row]:
         """At most `limit` rows, evenly spaced so that sorted classes all stay represented."""
@@ -79,6 +69,22 @@ class Listing:
         if limit is None or limit >= count:
             return self.rows
         return taken(self.rows, [i * count // limit for i in range(limit)])
+
+
+def stratified(labels: np.ndarray, size: int, generator: np.random.Generator) -> np.ndarray:
+    """At most `size` places in `labels` `(N,)`, each label's in proportion and drawn by chance, in order."""
+    if len(labels) <= size:
+        return np.arange(len(labels))
+    labelled = {label: np.flatnonzero(labels == label) for label in np.unique(labels).tolist()}
+    shares = {label: size * len(places) / len(labels) for label, places in labelled.items()}
+    counts = {label: max(int(share), int(len(shares) <= size)) for label, share in shares.items()}
+    by_remainder = sorted(shares, key=lambda label: (counts[label] - shares[label], label))
+    while sum(counts.values()) < size:
+        counts[by_remainder.pop(0)] += 1
+    while sum(counts.values()) > size:  # small labels were rounded up: the largest give way
+        counts[max(counts, key=lambda label: (counts[label], label))] -= 1
+    drawn = [generator.choice(labelled[label], counts[label], replace=False) for label in sorted(labelled)]
+    return np.sort(np.concatenate(drawn))
 
 
 @dataclass(frozen=True)

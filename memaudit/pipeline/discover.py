@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,11 +16,12 @@ from memaudit.adapters.base import Adapter
 from memaudit.audits.context import stage
 from memaudit.audits.discovery import judge
 from memaudit.audits.discovery.copies import Copies, folds, near_copies
-from memaudit.audits.discovery.neighbours import Votes, features, vote
+from memaudit.audits.discovery.neighbours import VOTERS, Voters, Votes, features, joined, vote
 from memaudit.audits.discovery.unseen import Unseen, effort, unseen
 from memaudit.audits.memorization.relearned import spans
 from memaudit.audits.memorization.views import VIEWS, mirrored, seen
 from memaudit.data import ExampleSet, Preprocess
+from memaudit.data.listing import stratified
 from memaudit.engine.answers import margin, predicted
 from memaudit.engine.device import exact_arithmetic
 from memaudit.engine.draws import generator_for
@@ -27,7 +30,7 @@ from memaudit.engine.threads import settle_threads, threads_kept
 from memaudit.errors import DataRejected, Incomplete, PremiseBroken, UsageError
 from memaudit.network.replay import groups_in_order
 from memaudit.network.scoped import as_found
-from memaudit.network.units import select
+from memaudit.network.units import UnitSpace, select
 from memaudit.numbers import count, percent
 from memaudit.pipeline.library import as_given, examples_of, settings_for, wrap
 from memaudit.pipeline.premises import check_accuracy, check_network
@@ -40,6 +43,8 @@ from memaudit.system.memory import keeping_freed
 
 # Fewer examples than this say nothing of each other.
 FEWEST = 20
+# Examples whose features are held at a time where a sample votes.
+TOGETHER = 4096
 # A set of which the model predicts less was probably not what it was trained on.
 FITTED = 0.5
 
@@ -85,10 +90,11 @@ class Discovery(Proceeding):
                 f"{count(len(examples), 'example')} cannot be ranked: they are judged by each other",
                 hint=f"Give the training set, {FEWEST} examples at least; or audit them: memaudit scan --flagged",
             )
-        wrong = [e for e in examples.examples if e.label >= self.adapter.num_classes]
+        wrong = (examples.labels >= self.adapter.num_classes).nonzero().flatten().tolist()
         if wrong:
+            first = examples.examples[wrong[0]]
             raise DataRejected(
-                f"{count(len(wrong), 'label')} out of range: {wrong[0].source} has label {wrong[0].label}, "
+                f"{count(len(wrong), 'label')} out of range: {first.source} has label {first.label}, "
                 f"the model has {self.adapter.num_classes} classes",
                 hint="Check --num-classes and the class order.",
             )
@@ -131,7 +137,7 @@ class Discovery(Proceeding):
             raise PremiseBroken(f"no layer of {self.adapter.architecture} can be followed, so nothing has neighbours")
         self.evaluator.resume(self.journal)
         with stage(self.evaluator, self.progress, "observe", len(self.examples), intact=True):
-            logits, layers = features(self.evaluator, self.examples, space)
+            logits, layers = self._seen(space)
         finite = torch.isfinite(logits).all(1)
         if not bool(finite.all()):
             logits, layers = self._drop(finite, logits, layers)
@@ -141,7 +147,7 @@ class Discovery(Proceeding):
         if fitted < FITTED:
             said = f"the model predicts {percent(fitted)} of these labels: is this what it was trained on?"
             self.warn("MEM120", said)
-        copies, votes = self._neighbours(layers, classes)
+        copies, votes = self._neighbours(layers, classes, space)
         teachers = judge.teachers(votes.shares, labels)
         answers = self._relearned(copies, teachers)
         return Seen(
@@ -157,6 +163,12 @@ class Discovery(Proceeding):
             self._viewed(teachers & predicted(margin(logits, labels))),
         )
 
+    def _seen(self, space: UnitSpace) -> tuple[Tensor, list[Tensor]]:
+        """Logits, and the features of all examples, unless these are more than can ask each other."""
+        if len(self.examples) > VOTERS:
+            return self.evaluator.logits(self.examples), []
+        return features(self.evaluator, self.examples, space)
+
     def _drop(self, finite: Tensor, logits: Tensor, layers: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Leave out examples whose logits are not finite: the ranking is incomplete."""
         lost = int((~finite).sum())
@@ -166,9 +178,11 @@ class Discovery(Proceeding):
         self.examples = self.examples.subset(finite.nonzero().flatten().tolist())
         return logits[finite], [layer[finite] for layer in layers]
 
-    def _neighbours(self, layers: Sequence[Tensor], classes: int) -> tuple[Copies, Votes]:
+    def _neighbours(self, layers: Sequence[Tensor], classes: int, space: UnitSpace) -> tuple[Copies, Votes]:
         """Near-duplicates and votes, recorded as a whole: no network runs for them."""
         examples = self.examples
+        if not layers:
+            return self._sampled(classes, space)
         with stage(self.evaluator, self.progress, "neighbours", len(examples)):
 
             def compute() -> list[Tensor]:
@@ -178,6 +192,30 @@ class Discovery(Proceeding):
 
             found = self.evaluator.once("neighbours", compute)
         return Copies(found[0], found[1]), Votes(found[2], found[3], found[4])
+
+    def _sampled(self, classes: int, space: UnitSpace) -> tuple[Copies, Votes]:
+        """As `_neighbours`, where a sample of the examples votes; the features of the others are not kept."""
+        examples, evaluator = self.examples, self.evaluator
+        generator = np.random.default_rng(generator_for(self.settings.seed, "voters", "").initial_seed())
+        rows = torch.from_numpy(stratified(examples.labels.numpy(), VOTERS, generator))
+        self.warn("MEM121", f"neighbours are {len(rows):,} of the {len(examples):,} examples, drawn by label")
+        with stage(evaluator, self.progress, "neighbours", len(rows) + len(examples), intact=True):
+
+            def near() -> list[Tensor]:
+                copies = near_copies(examples)
+                return [copies.rows, copies.distances]
+
+            copies = Copies(*evaluator.once("copies", near))
+            voters = Voters.of(rows, examples.labels[rows], features(evaluator, examples.subset(rows), space)[1])
+
+            def asked(part: Tensor) -> list[Tensor]:
+                seen = features(evaluator, examples.subset(part), space, len(rows))[1]
+                votes = voters.asked(part, seen, classes, copies)
+                return [votes.shares, votes.nearest, votes.similarity]
+
+            parts = torch.split(torch.arange(len(examples)), TOGETHER)
+            said = [evaluator.once(f"votes from {int(part[0])}", partial(asked, part)) for part in parts]
+        return copies, joined([Votes(*votes) for votes in said])
 
     def _relearned(self, copies: Copies, teachers: Tensor) -> dict[str, Tensor]:
         """By name, class probabilities `(N, classes)` from layers that were learned again without the example."""

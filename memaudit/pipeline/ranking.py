@@ -15,6 +15,7 @@ from memaudit.audits.discovery.copies import Copies
 from memaudit.audits.discovery.judge import Judged, judge
 from memaudit.audits.discovery.neighbours import Votes
 from memaudit.data import ExampleSet, finding_id
+from memaudit.data.compact import Compact
 from memaudit.engine.answers import margin, predicted, prediction
 from memaudit.engine.evaluator import Evaluator
 from memaudit.engine.loop import BACKWARD
@@ -34,7 +35,7 @@ from memaudit.numbers import tidy
 from memaudit.pipeline.about import config_of, environment, model_info, volatile
 from memaudit.pipeline.assemble import auroc
 from memaudit.report.ranked import Ranking
-from memaudit.report.table import Table
+from memaudit.report.table import Cell, Table
 from memaudit.settings import Provenance, Settings
 from memaudit.version import __version__
 
@@ -182,9 +183,9 @@ def _ranked(seen: Seen, judged: Judged, parts: Mapping[str, Tensor], rank: int, 
 
 
 def _shares(seen: Seen, judged: Judged, seed: int) -> Shares:
-    examples, labels = seen.examples.examples, seen.examples.labels
+    labels = seen.examples.labels
     low, high = bootstrap(judged.gap.tolist(), seed)
-    truth = torch.tensor([-1 if e.true_label is None else e.true_label for e in examples])
+    truth = seen.examples.truths
     known = truth >= 0
     mislabelled = known & (truth != labels)
     learned = mislabelled & (judged.suggested == labels)
@@ -195,7 +196,7 @@ def _shares(seen: Seen, judged: Judged, seed: int) -> Shares:
         return tidy(min(1.0, max(0.0, value)))
 
     return Shares(
-        examples=len(examples),
+        examples=len(labels),
         fitted=tidy(float(predicted(margin(seen.logits, labels)).double().mean())),
         unseen=tidy(float((judged.suggested == labels).double().mean())),
         memorized=rate(float(judged.gap.mean())),
@@ -218,7 +219,7 @@ def _auroc(judged: Judged, wrong: Tensor, right: Tensor) -> float:
 
 def _cut_offs(seen: Seen, judged: Judged) -> list[CutOff]:
     labels, order = seen.examples.labels, judged.order
-    truth = torch.tensor([-1 if e.true_label is None else e.true_label for e in seen.examples.examples])
+    truth = seen.examples.truths
     noise = judged.noise
     odds = {share: noise.replaced(labels, share)[order].cumsum(0) for share in {noise.low, noise.wrong, noise.high}}
     called = sum(standing is Standing.MEMORIZED for standing in judged.standings)
@@ -283,20 +284,32 @@ def _table(seen: Seen, judged: Judged, parts: Mapping[str, Tensor]) -> Table:
         *("estimate", "p_value", "wrong", "suggested_label", "support"),
         *(name.replace(" ", "_").replace(".", "_") for name in parts),
     )
-    rows = []
-    for row in judged.order.tolist():
+    return Table(columns, Lines(seen, judged, parts))
+
+
+@dataclass(frozen=True, eq=False)
+class Lines(Compact[tuple[Cell, ...]]):
+    """The lines of the table, each made when it is written."""
+
+    seen: Seen
+    judged: Judged
+    parts: Mapping[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(self.judged.order)
+
+    def at(self, place: int) -> tuple[Cell, ...]:
+        """As `Compact.at`."""
+        seen, judged, row = self.seen, self.judged, int(self.judged.order[place])
         example, suggested = seen.examples.examples[row], int(judged.suggested[row])
         said = prediction(seen.logits[row], example.label)
-        rows.append(
-            (
-                *(example.index, example.id, example.declared_id, example.source, example.label, example.true_label),
-                *(said.prediction, int(said.prediction == example.label), judged.standings[row].value),
-                *(tidy(float(values[row])) for values in (judged.estimate, judged.p_value, judged.wrong)),
-                *(suggested, tidy(float(judged.noise.support[row, suggested]))),
-                *(tidy(float(values[row])) for values in parts.values()),
-            )
+        return (
+            *(example.index, example.id, example.declared_id, example.source, example.label, example.true_label),
+            *(said.prediction, int(said.prediction == example.label), judged.standings[row].value),
+            *(tidy(float(values[row])) for values in (judged.estimate, judged.p_value, judged.wrong)),
+            *(suggested, tidy(float(judged.noise.support[row, suggested]))),
+            *(tidy(float(values[row])) for values in self.parts.values()),
         )
-    return Table(columns, rows)
 
 
 def _source(examples: ExampleSet, logits: Tensor) -> DataSource:

@@ -11,10 +11,10 @@ import memaudit
 from memaudit.audits.discovery import copies as copying
 from memaudit.audits.discovery import judge
 from memaudit.audits.discovery.copies import Copies, folds, near_copies
-from memaudit.audits.discovery.neighbours import vote
+from memaudit.audits.discovery.neighbours import Voters, vote
 from memaudit.audits.discovery.noise import fit_noise
 from memaudit.audits.discovery.unseen import Unseen, teachers_of, unseen
-from memaudit.data import Preprocess, from_tensors
+from memaudit.data import Preprocess, from_tensors, joined
 from memaudit.engine.draws import generator_for
 from memaudit.findings.ranking import Standing
 from memaudit.network.layer_groups import LayerGroup, tensors_of
@@ -41,14 +41,23 @@ def test_a_copy_with_a_little_noise_is_found_and_nothing_else() -> None:
     assert copies.clusters()[[3, 7, 30, 8]].tolist() == [3, 3, 3, 8]
 
 
-def test_copies_found_part_by_part_are_those_of_a_plain_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("bright", [0.0, 2.0], ids=["alike", "of different brightness"])
+@pytest.mark.parametrize(("cells", "most"), [(2**23, 20_000), (40, 20_000), (40, 10)], ids=["few", "parts", "many"])
+def test_copies_found_part_by_part_are_those_of_a_plain_comparison(
+    bright: float, cells: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pixels = torch.rand(30, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    pixels = (pixels + bright * torch.rand(30, 1, 1, 1, generator=torch.Generator().manual_seed(1))) / (1 + bright)
     for row in (7, 11, 29):
         pixels[row] = (pixels[3] + 0.01 * randoms(1, 8, 8, seed=row)).clamp(0, 1)
+    pixels = (255 * pixels).round().byte()
+    monkeypatch.setattr(copying, "CELLS", cells)
+    monkeypatch.setattr(copying, "ALL", most)
+    monkeypatch.setattr(copying, "ASKED", 30)
     examples = from_tensors(pixels, torch.arange(30) % 3, preprocess=Preprocess((1, 8, 8)), num_classes=3)
     monkeypatch.setattr(copying, "PART", 7)
     found = near_copies(examples)
-    images = list(pixels)
+    images = list(pixels / 255)
     apart = [[9.0 if a is b else float((a - b).square().mean().sqrt()) for b in images] for a in images]
     limit = 0.13 * sorted(min(row) for row in apart)[(len(apart) - 1) // 2]
     for row, near in enumerate(apart):
@@ -95,6 +104,45 @@ def test_votes_are_those_of_a_plain_count() -> None:
     assert torch.allclose(found.shares.sum(1), torch.ones(40))
     assert 9 not in found.nearest[5].tolist()
     assert all(row not in found.nearest[row].tolist() for row in range(40))
+
+
+def test_a_sample_votes_as_a_plain_count_of_its_labels() -> None:
+    layers, labels = [randoms(40, 12).half(), randoms(40, 6, seed=1).half()], torch.arange(40) % 3
+    copies = Copies(NONE.rows.clone(), NONE.distances)
+    copies.rows[5, 0], copies.rows[9, 0] = 9, 5
+    rows = torch.tensor([1, 2, 3, 5, 8, 9, 13, 20, 21, 22, 30, 37])
+    voters = Voters.of(rows, labels[rows], [layer[rows] for layer in layers])
+    asked = torch.tensor([0, 39, 5, 9, 17])
+    found = voters.asked(asked, [layer[asked] for layer in layers], 3, copies)
+    for number, row in enumerate(asked.tolist()):
+        expected = torch.zeros(3)
+        for layer in layers:
+            centred = layer.float() - layer[rows].float().mean(0)
+            near = F.normalize(centred, dim=1) @ F.normalize(centred[row], dim=0)
+            allowed = [o for o in rows.tolist() if o != row and o not in copies.rows[row].tolist()]
+            for other in sorted(allowed, key=lambda o: -float(near[o]))[:2]:
+                expected[labels[other]] += 1 / 2 / len(layers)
+        assert torch.allclose(found.shares[number], expected)
+        nearest = found.nearest[number][found.similarity[number] > -torch.inf].tolist()
+        assert set(nearest) <= {o for o in rows.tolist() if o != row and o not in copies.rows[row].tolist()}
+        assert len(nearest) >= len(rows) - 3
+
+
+def test_a_set_of_which_a_sample_votes_is_ranked_alike_and_says_so(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The changed labels of the flagged examples are found among the others, whoever votes."""
+    both = joined(trained.flagged, trained.reference)
+    whole = memaudit.discover(trained.adapter, both, profile="fast")
+    monkeypatch.setattr("memaudit.pipeline.discover.VOTERS", 200)
+    monkeypatch.setattr("memaudit.pipeline.discover.TOGETHER", 64)
+    some = memaudit.discover(trained.adapter, both, profile="fast")
+    (said,) = (w.message for w in some.warnings if w.code == "MEM121")
+    assert said == "neighbours are 200 of the 350 examples, drawn by label"
+    assert not [w for w in whole.warnings if w.code == "MEM121"]
+    first = [{one.id for one in found.ranked[:50]} for found in (whole, some)]
+    assert len(first[0] & first[1]) >= 40
+    assert some.twins_in_all == whole.twins_in_all
 
 
 def test_a_label_has_no_say_in_its_own_support() -> None:

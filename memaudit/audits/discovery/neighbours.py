@@ -7,7 +7,7 @@ within a budget of memory whatever the number of examples.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -26,6 +26,9 @@ FEATURES = 256 * 2**20
 NARROWEST = 64
 # The most similar ones that are remembered: a few are shown, once it is known whose labels can be trusted.
 REMEMBERED = 12
+# Whose votes are asked for: of more examples so many, drawn by label. Each example asks all of them, so that time and
+# memory grow with the number of examples and no faster.
+VOTERS = 20_000
 # Examples whose neighbours are sought at a time.
 PART = 512
 
@@ -45,16 +48,68 @@ class Votes:
     similarity: Tensor
 
 
-def features(evaluator: Evaluator, examples: ExampleSet, space: UnitSpace) -> tuple[Tensor, list[Tensor]]:
-    """Logits `(N, classes)`, and per voting layer `(N, F)` in half precision, in one pass."""
+def features(
+    evaluator: Evaluator, examples: ExampleSet, space: UnitSpace, count: int | None = None
+) -> tuple[Tensor, list[Tensor]]:
+    """Logits `(N, classes)`, and per voting layer `(N, F)` in half precision, in one pass.
+
+    Args:
+        count: of the examples that features are held of at once, where it is another.
+    """
     voting = voting_sites(space)
-    width = max(NARROWEST, min(FEATURE_WIDTH, FEATURES // (2 * len(voting) * len(examples))))
+    width = max(NARROWEST, min(FEATURE_WIDTH, FEATURES // (2 * len(voting) * (count or len(examples)))))
 
     def reduce(number: int, tensor: Tensor) -> Seen:
         return (_half(pooled(tensor, number, examples.image, width)),) if number in voting else ()
 
     logits, seen = evaluator.observe(examples, space, reduce)
     return logits, [torch.cat([batch[0] for batch in seen[number]]) for number in voting]
+
+
+@dataclass(frozen=True)
+class Voters:
+    """Whose labels are asked for.
+
+    Attributes:
+        rows: `(V,)`: of the set.
+        labels: `(V,)`.
+        centres: per layer `(F,)`: their mean.
+        keys: per layer `(V, F)` directions from it, in half precision.
+    """
+
+    rows: Tensor
+    labels: Tensor
+    centres: Sequence[Tensor]
+    keys: Sequence[Tensor]
+
+    @classmethod
+    def of(cls, rows: Tensor, labels: Tensor, layers: Sequence[Tensor]) -> Voters:
+        """Those at `rows`, whose features are `layers`, `(V, F)` each."""
+        centres = [_mean(layer) for layer in layers]
+        return cls(
+            rows, labels, centres, [_keyed(layer, centre) for layer, centre in zip(layers, centres, strict=True)]
+        )
+
+    def asked(self, rows: Tensor, layers: Sequence[Tensor], classes: int, copies: Copies) -> Votes:
+        """What the nearest of them say of the examples at `rows`, whose features are `layers`; see `vote`."""
+        k = max(1, min(NEIGHBOURS, len(self.rows) // (2 * classes)))
+        place = torch.full((len(copies.rows) + 1,), -1)  # and one more, where -1 leads to
+        place[self.rows] = torch.arange(len(self.rows))
+        found = []
+        for part in torch.split(torch.arange(len(rows)), PART):
+            same = place[torch.cat([rows[part, None], copies.rows[rows[part]]], 1)]
+            at, which = (same >= 0).nonzero(as_tuple=True)
+            shares = torch.zeros(len(part), classes)
+            total = torch.zeros(len(part), len(self.rows))
+            for layer, centre, key in zip(layers, self.centres, self.keys, strict=True):
+                similarity = _keyed(layer[part], centre).float() @ key.float().T
+                similarity[at, same[at, which]] = -torch.inf
+                chosen = self.labels[similarity.topk(k, dim=1).indices]
+                shares += F.one_hot(chosen, classes).float().mean(1) / len(layers)
+                total += similarity.div_(len(layers))
+            best = total.topk(min(REMEMBERED, len(self.rows) - 1), dim=1)
+            found.append((shares, self.rows[best.indices], best.values))
+        return Votes(*map(torch.cat, zip(*found, strict=True)))
 
 
 # Fast path; its slow twin: tests/twins.py.
@@ -68,28 +123,17 @@ def vote(
         labels: `(N,)`.
         tick: called with the number of examples after each part.
     """
-    count = len(labels)
-    k = max(1, min(NEIGHBOURS, count // (2 * classes)))
-    centres = [_mean(layer) for layer in layers]
-    keys = [_unit(layer, centre).half() for layer, centre in zip(layers, centres, strict=True)]
-    shares = torch.zeros(count, classes)
-    nearest, similar = [], []
-    for start in range(0, count, PART):
-        rows = torch.arange(start, min(start + PART, count))
-        same = torch.cat([rows[:, None], copies.rows[rows]], 1)
-        at, which = (same >= 0).nonzero(as_tuple=True)
-        total = torch.zeros(len(rows), count)
-        for key in keys:
-            similarity = key[rows].float() @ key.float().T
-            similarity[at, same[at, which]] = -torch.inf
-            found = labels[similarity.topk(k, dim=1).indices]
-            shares[rows] += F.one_hot(found, classes).float().mean(1) / len(layers)
-            total += similarity / len(layers)
-        best = total.topk(min(REMEMBERED, count - 1), dim=1)
-        nearest.append(best.indices)
-        similar.append(best.values)
+    everybody = torch.arange(len(labels))
+    voters, found = Voters.of(everybody, labels, layers), []
+    for rows in torch.split(everybody, PART):
+        found.append(voters.asked(rows, [layer[rows] for layer in layers], classes, copies))
         tick(len(rows))
-    return Votes(shares, torch.cat(nearest), torch.cat(similar))
+    return joined(found)
+
+
+def joined(parts: Sequence[Votes]) -> Votes:
+    """What is said of the examples of all parts."""
+    return Votes(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Votes)))
 
 
 def _half(values: Tensor) -> Tensor:
@@ -101,5 +145,5 @@ def _mean(layer: Tensor) -> Tensor:
     return torch.stack([part.float().sum(0) for part in torch.split(layer, PART)]).sum(0) / len(layer)
 
 
-def _unit(values: Tensor, centre: Tensor) -> Tensor:
-    return F.normalize(values.float() - centre, dim=1)
+def _keyed(values: Tensor, centre: Tensor) -> Tensor:
+    return F.normalize(values.float() - centre, dim=1).half()

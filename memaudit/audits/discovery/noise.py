@@ -8,7 +8,7 @@ No clean example is needed: what a clean label would score follows from the prob
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,8 @@ TEMPERATURES = torch.logspace(-2, 2, 41, base=2.0, dtype=torch.float64)
 # Half the 95 % quantile of chi-squared with one degree of freedom: where a profile likelihood ends an interval.
 DROP = 1.920729
 STEPS = 40
+# Examples that are computed with at a time.
+PART = 65_536
 # Pairs of example and class that clean scores are taken from.
 CALIBRATION = 2_000_000
 
@@ -77,7 +79,7 @@ def fit_noise(answers: Tensor, labels: Tensor) -> Noise:
 
 def _own(answers: Tensor, labels: Tensor, temperature: float) -> Tensor:
     """`(N,)` probability of each label at a temperature, in parts."""
-    parts = zip(torch.split(answers, 65_536), torch.split(labels, 65_536), strict=True)
+    parts = zip(torch.split(answers, PART), torch.split(labels, PART), strict=True)
     return torch.cat([(a.double() / temperature).softmax(1).gather(1, y[:, None]).squeeze(1) for a, y in parts])
 
 
@@ -89,18 +91,30 @@ def _posterior(own: Tensor, share: Tensor | float, classes: int) -> Tensor:
 def _likelihood(own: Tensor, share: Tensor, classes: int) -> Tensor:
     """`(temperatures,)` log-likelihood at `share`, one or one per temperature."""
     wide = share.double().reshape(-1, 1)
-    return ((1 - wide) * own + wide * (1 - own) / max(1, classes - 1)).clamp_min(1e-300).log().sum(1)
+    parts = (
+        ((1 - wide) * p + wide * (1 - p) / max(1, classes - 1)).clamp_min(1e-300).log().sum(1) for p in _parts(own)
+    )
+    return torch.stack(list(parts)).sum(0)
 
 
 def _shares(own: Tensor, classes: int) -> Tensor:
     """The best share at each temperature, by bisection of the derivative: the likelihood is concave in it."""
-    other = (1 - own) / max(1, classes - 1)
     low, high = torch.zeros(len(own), 1, dtype=torch.float64), torch.ones(len(own), 1, dtype=torch.float64)
     for _ in range(STEPS):
         middle = (low + high) / 2
-        slope = ((other - own) / ((1 - middle) * own + middle * other).clamp_min(1e-300)).sum(1, keepdim=True)
+        slope = torch.stack([_slope(p, middle, classes) for p in _parts(own)]).sum(0)
         low, high = torch.where(slope > 0, middle, low), torch.where(slope > 0, high, middle)
     return low.squeeze(1)
+
+
+def _slope(own: Tensor, share: Tensor, classes: int) -> Tensor:
+    other = (1 - own) / max(1, classes - 1)
+    return ((other - own) / ((1 - share) * own + share * other).clamp_min(1e-300)).sum(1, keepdim=True)
+
+
+def _parts(own: Tensor) -> Sequence[Tensor]:
+    """`own` `(temperatures, N)` in parts of the examples: a sum over all at once took as much again several times."""
+    return torch.split(own, PART, dim=1)
 
 
 def _edge(best: Callable[[float], float], floor: float, inside: float, outside: float) -> float:
