@@ -14,6 +14,7 @@ from memaudit.cli.recorded import restored
 from memaudit.cli.values import choice
 from memaudit.erase import METHODS, Choice
 from memaudit.errors import ExitCode, ModelRejected, UsageError
+from memaudit.findings import LayerVerdict
 from memaudit.text import clean
 
 if TYPE_CHECKING:
@@ -40,13 +41,14 @@ class Edit:
     method: Annotated[str, typer.Option(help=" ".join(f"{m.name}: {m.hint}." for m in METHODS.values()))] = "units"
     max_test_drop: Annotated[
         float | None,
-        typer.Option(
-            min=0, max=100, help="Points of accuracy that the edit may cost; default: 1 for curvature, 5 for units."
-        ),
+        typer.Option(min=0, max=100, help="Points of accuracy that the edit may cost; default: 5 for units, else 1."),
     ] = None
     clean_steps: Annotated[
-        int, typer.Option(min=0, help="Training steps on the reference after a curvature edit; 0: none.")
+        int, typer.Option(min=0, help="Training steps on the reference that an edit of a group may take; 0: none.")
     ] = 150
+    target: Annotated[
+        float, typer.Option(min=0, max=100, help="Percent of the flagged labels left at which --method auto stops.")
+    ] = 5.0
 
     def __post_init__(self) -> None:
         choice(self.method, tuple(METHODS), "--method")
@@ -56,6 +58,8 @@ class Edit:
                 f"--examples goes with --method {single}",
                 hint=f"{self.method.capitalize()} erases a group; name it with --flagged.",
             )
+        if self.method == "relearn" and not self.clean_steps:
+            raise UsageError("--method relearn trains, and --clean-steps is 0", hint="Give --clean-steps 150 or more.")
         if METHODS[self.method].singles and bool(self.named) == self.all_:
             raise UsageError(
                 "--examples and --all exclude each other" if self.all_ else "which findings are to be erased?",
@@ -101,7 +105,8 @@ def erase(
 
     targets = _targets(output, model)
     audited = reports.read(report)
-    wanted = Choice(audited.findings, edit.named, edit.allowed, edit.clean_steps)
+    critical = [one.layer for one in audited.layers if one.verdict == LayerVerdict.CRITICAL]
+    wanted = Choice(audited.findings, edit.named, edit.allowed, edit.clean_steps, edit.target / 100, critical)
     if METHODS[edit.method].singles:
         wanted.chosen()
     with Stages(quiet) as progress:

@@ -31,12 +31,16 @@ class Choice:
         named: those that were named, by id or source; empty: nobody named any.
         max_test_drop: share of accuracy that an edit may cost.
         clean_steps: steps of training on clean examples that may follow it.
+        target: share of the flagged labels at which *auto* is content.
+        critical: layer groups that the audit calls critical for the flagged labels.
     """
 
     findings: Sequence[Finding] = ()
     named: Sequence[str] = ()
     max_test_drop: float = 0.01
     clean_steps: int = 150
+    target: float = 0.05
+    critical: Sequence[str] = ()
 
     def chosen(self) -> list[Finding]:
         """The findings whose id begins with, or whose example is called, each that was named; else all localized.
@@ -114,12 +118,48 @@ METHODS: Mapping[str, Method] = {
         ),
         Method(
             "curvature",
-            hint="for groups",
+            hint="for groups, cuts what few examples support",
             singles=False,
             budget=0.01,
             used="flagged label, used for choosing",
             cheaper="Allow less with --max-test-drop.",
-            target="memaudit.erase.group:run",
+            target="memaudit.erase.components:run",
+        ),
+        Method(
+            "head",
+            hint="for groups, rebuilds the classifier and trains nothing",
+            singles=False,
+            budget=0.01,
+            used="flagged label, used for choosing",
+            cheaper="Allow less with --max-test-drop.",
+            target="memaudit.erase.head:run",
+        ),
+        Method(
+            "curvature-head",
+            hint="for groups, both of these without training",
+            singles=False,
+            budget=0.01,
+            used="flagged label, used for choosing",
+            cheaper="Allow less with --max-test-drop.",
+            target="memaudit.erase.components:run_with_head",
+        ),
+        Method(
+            "relearn",
+            hint="for groups, puts layers back to random weights and trains them on the reference",
+            singles=False,
+            budget=0.01,
+            used="flagged label, used for choosing",
+            cheaper="Allow less with --max-test-drop.",
+            target="memaudit.erase.relearn:run",
+        ),
+        Method(
+            "auto",
+            hint="for groups, the cheapest of these that meets --target",
+            singles=False,
+            budget=0.01,
+            used="flagged label, used for choosing",
+            cheaper="Allow less with --max-test-drop.",
+            target="memaudit.erase.auto:run",
         ),
     )
 }

@@ -1,13 +1,14 @@
-"""Suppress a whole group of memorized labels: layers keep their high-curvature components, then clean steps follow.
+"""Take a whole group of memorized labels out: what every method for groups chooses with, controls and proof.
 
-The choice of layers and of the share of curvature that they keep is made on a validation split; what the choice is
-worth is measured on a split, and on flagged examples, that chose nothing.
+Which edit it is is decided on a validation split; what the choice is worth is measured on a split, and on flagged
+examples, that chose nothing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass
 
 import torch
 
@@ -15,20 +16,20 @@ from memaudit.data import ExampleSet, remove_overlap
 from memaudit.engine.answers import margin, predicted
 from memaudit.engine.device import exact_arithmetic
 from memaudit.engine.draws import generator_for
-from memaudit.engine.evaluator import Panel
+from memaudit.engine.evaluator import Evaluator, Panel
 from memaudit.erase import Choice
-from memaudit.erase.curvature import Spectrum, spectra
 from memaudit.erase.finetune import BATCH
+from memaudit.erase.ground import Edit, Ground, Trial, first_uses
 from memaudit.erase.probes import random_edits
-from memaudit.erase.proof import measured
+from memaudit.erase.proof import measured, steps_alone
 from memaudit.erase.request import Request, Sets, check_editable, sets_of
-from memaudit.erase.search import EditSearch, Trial, editable_layers
-from memaudit.errors import DataRejected
-from memaudit.findings import EditedLayer, Erasure, RandomEdit, TriedEdit
+from memaudit.errors import DataRejected, ModelRejected
+from memaudit.findings import EditedLayer, Erasure, TriedEdit
 from memaudit.network.scoped import holding
 from memaudit.numbers import count, tidy
+from memaudit.settings import Progress
 
-# Shares of the held-out examples: for the factors, for choosing, and the rest for the final figures; and most of each.
+# Shares of the held-out examples: for making edits, for choosing, and the rest for the final figures; most of each.
 FACTORS, VALIDATION = 0.35, 0.25
 MOST_FACTORS, MOST_VALIDATION = 1500, 2000
 # Share of the fitted flagged examples that the choice is made with, and most of them.
@@ -38,89 +39,148 @@ DRAWS = 3
 # Fewest examples that a choice can rest on.
 FEWEST = 20
 
+NO_TEST = "Without --test, reference examples were split in its place: a model trained on them looks better than it is."
+TRAINED = (
+    "{steps} steps of {batch} examples on {clean:,} reference examples, none of them flagged, are part of the edit. "
+    "Reference accuracy is largely that of examples trained on."
+)
 
-def run(request: Request, choice: Choice) -> Erasure:
-    """The method, for the flagged set as a whole."""
-    return by_curvature(request, choice.max_test_drop, choice.clean_steps)
+
+@dataclass(frozen=True)
+class Task:
+    """What a method for groups gets.
+
+    Attributes:
+        held_out: examples that the network was not trained on, to make edits from; none of them judges one.
+    """
+
+    ground: Ground
+    held_out: Panel
+    choice: Choice
+    progress: Progress
 
 
-def by_curvature(request: Request, max_test_drop: float, clean_steps: int) -> Erasure:
-    """Cut low-curvature components so that flagged labels go, within `max_test_drop` of validation accuracy.
+@dataclass(frozen=True)
+class Control:
+    """Random edits of the same size.
 
-    Args:
-        clean_steps: steps of training on clean reference examples that follow the cut.
+    Attributes:
+        kind: what is drawn; `parts` of these.
+        edit: the tensors of one draw, by name.
+    """
+
+    kind: str
+    parts: int
+    edit: Callable[[torch.Generator], Edit]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The edit that a method chose.
+
+    Attributes:
+        edit: its tensors, by name, made anew: a call takes as long as the edit.
+        done: what is done, in words.
+        layers: what is left of the layers' curvature.
+    """
+
+    method: str
+    best: Trial
+    trials: Sequence[Trial]
+    edit: Callable[[], Edit]
+    done: str
+    control: Control
+    layers: Sequence[EditedLayer] = ()
+
+
+Choose = Callable[[Task], Chosen]
+
+
+def by_group(request: Request, choice: Choice, *methods: Choose) -> Erasure:
+    """Try `methods` until one leaves at most `choice.target` of the labels, and write and measure the best edit.
 
     Raises:
         ModelRejected: the model cannot be edited, or no edit keeps within the budget.
         DataRejected: there are too few examples to choose with and to measure on.
     """
-    module = request.adapter.module
+    module, progress = request.adapter.module, request.progress
     check_editable(module)
     with exact_arithmetic():
         before = request.evaluator()
-        reference, _ = remove_overlap(request.reference, request.flagged)
-        pool = reference if request.test is None else request.test
-        factors, validation, final = split(len(pool), request.seed)
-        fitted = predicted(margin(before.logits(request.flagged), request.flagged.labels)).nonzero().flatten().tolist()
-        order = torch.randperm(len(fitted), generator=generator_for(request.seed, "erase", "flagged")).tolist()
-        used = sorted(fitted[i] for i in order[: max(1, min(MOST_USED, round(USED * len(fitted))))])
-        if not fitted:
-            raise DataRejected("the model predicts none of the flagged labels: there is nothing to suppress")
-        sets = sets_of(request, before, used, pool, final)
-        shown = apart_from(sets.reference, Panel(pool, [*validation, *final]), request.seed)
-        layers, use = editable_layers(before, sets.reference)
-        request.progress.stage("curvature", len(factors))
-        found = {
-            s.layer: s
-            for s in spectra(before, Panel(pool, factors), layers, generator_for(request.seed, "erase", "labels"))
-        }
-        flagged, chosen_by = Panel(sets.flagged, used), Panel(pool, validation)
-        search = EditSearch(before, found, shown, flagged, chosen_by, use, clean_steps, request.seed)
-        request.progress.stage("choose", search.most())
-        best, trials = search.run(max_test_drop)
-        request.progress.stage("clean steps" if best.steps else "edit", search.cost(best.steps))
-        edit = search.edit(best.kept, best.steps)
+        sets, task = _prepared(request, before, choice)
+        ground = task.ground
+        found = _found(task, methods)
+        best = ground.safest([one.best for one in found])
+        chosen = next(one for one in found if one.best is best)
+        progress.stage("edit", ground.cost(best.steps))
+        edit = chosen.edit()
         state = {n: t.detach().clone() for n, t in module.state_dict().items()}
         request.adapter.write(state | {n: t for n, t in edit.items() if n in state}, request.output)
         notes = [] if request.test is not None else [NO_TEST]
+        if len(methods) > 1:
+            notes.append(f"Tried, the cheapest first: {', '.join(one.method for one in found)}.")
         if best.steps:
-            notes.append(TRAINED.format(steps=best.steps, batch=BATCH, clean=len(shown)))
-        done = f"the low-curvature components of {count(len(best.kept), 'layer')} taken out"
-        if best.steps:
-            done += f", then {count(best.steps, 'training step')} on clean examples"
+            notes.append(TRAINED.format(steps=best.steps, batch=BATCH, clean=len(ground.clean)))
         proof = measured(request, before, sets)
-        one = search.cost(best.steps) + len(sets.used) + len(sets.reference)
-        request.progress.stage("control", DRAWS * one)
+        steps, judged = best.steps or choice.clean_steps, len(sets.used) + len(sets.reference)
+        progress.stage("control", DRAWS * (ground.cost(best.steps) + judged) + ground.cost(steps))
+        control, generator = chosen.control, generator_for(request.seed, "erase", f"random {chosen.control.kind}")
+
+        def random(_: int) -> AbstractContextManager[None]:
+            return holding(module, control.edit(generator))
+
         return proof.erasure(
-            "curvature",
-            done=done,
-            layers=[_edited(found[path], share) for path, share in best.kept.items()],
+            chosen.method,
+            done=chosen.done + (f", {count(best.steps, 'training step')} on clean examples" if best.steps else ""),
+            layers=list(chosen.layers),
             clean_steps=best.steps,
-            candidates=[_candidate(t, t is best) for t in trials],
-            max_test_drop=tidy(max_test_drop),
-            random=random_components(search, best, sets),
+            candidates=[_candidate(t, t is best) for one in found for t in one.trials],
+            max_test_drop=tidy(choice.max_test_drop),
+            random=random_edits(before, sets, random, DRAWS, control.kind, control.parts),
+            steps_alone=steps_alone(ground, sets, steps),
             notes=notes,
         )
 
 
-def random_components(search: EditSearch, best: Trial, sets: Sets) -> RandomEdit | None:
-    """The control: as many random components of the same layers taken out, with the same steps after it."""
-    generator = generator_for(search.seed, "erase", "random components")
-    found = {path: search.found[path] for path in best.kept}
+def _prepared(request: Request, before: Evaluator, choice: Choice) -> tuple[Sets, Task]:
+    """Who chooses the edit, who it is made with and who judges it, none of them twice."""
+    reference, _ = remove_overlap(request.reference, request.flagged)
+    pool = reference if request.test is None else request.test
+    factors, validation, final = split(len(pool), request.seed)
+    fitted = predicted(margin(before.logits(request.flagged), request.flagged.labels)).nonzero().flatten().tolist()
+    order = torch.randperm(len(fitted), generator=generator_for(request.seed, "erase", "flagged")).tolist()
+    used = sorted(fitted[i] for i in order[: max(1, min(MOST_USED, round(USED * len(fitted))))])
+    if not fitted:
+        raise DataRejected("the model predicts none of the flagged labels: there is nothing to suppress")
+    sets = sets_of(request, before, used, pool, final)
+    ground = Ground(
+        before,
+        clean=apart_from(sets.reference, Panel(pool, [*validation, *final]), request.seed),
+        flagged=Panel(sets.flagged, used),
+        validation=Panel(pool, validation),
+        use=first_uses(before, sets.reference),
+        seed=request.seed,
+    )
+    return sets, Task(ground, Panel(pool, factors), choice, request.progress)
 
-    def edit(_: int) -> AbstractContextManager[None]:
-        other = replace(search, found={path: one.shuffled(generator) for path, one in found.items()})
-        return holding(search.evaluator.adapter.module, other.edit(best.kept, best.steps))
 
-    parts = sum(one.cut(best.kept[path]) for path, one in found.items())
-    return random_edits(search.evaluator, sets, edit, DRAWS, "component", parts)
+def _found(task: Task, methods: Sequence[Choose]) -> list[Chosen]:
+    """What the methods chose, one after the other, until one leaves few enough labels.
 
-
-NO_TEST = "Without --test, reference examples were split in its place: a model trained on them looks better than it is."
-TRAINED = (
-    "{steps} steps of {batch} examples on {clean:,} reference examples, none of them flagged, followed the cut. "
-    "Reference accuracy is largely that of examples trained on."
-)
+    Raises:
+        ModelRejected: no method has an edit of this model within the budget.
+    """
+    found: list[Chosen] = []
+    for number, method in enumerate(methods, 1):
+        try:
+            found.append(method(task))
+        except ModelRejected:
+            if number == len(methods) and not found:
+                raise
+            continue
+        if found[-1].best.flagged <= task.choice.target:
+            break
+    return found
 
 
 def split(count: int, seed: int) -> tuple[list[int], list[int], tuple[int, ...]]:
@@ -161,13 +221,10 @@ def apart_from(reference: ExampleSet, judging: Panel, seed: int) -> Panel:
 def _candidate(trial: Trial, chosen: bool) -> TriedEdit:
     return TriedEdit(
         layers=list(trial.kept),
-        curvature=tidy(sum(trial.kept.values()) / len(trial.kept)),
+        curvature=None if trial.how else tidy(sum(trial.kept.values()) / len(trial.kept)),
+        how=trial.how,
         clean_steps=trial.steps,
         flagged=tidy(trial.flagged),
         validation=tidy(trial.validation),
         chosen=chosen,
     )
-
-
-def _edited(spectrum: Spectrum, share: float) -> EditedLayer:
-    return EditedLayer(layer=spectrum.layer, curvature=tidy(share), components=tidy(spectrum.components(share)))

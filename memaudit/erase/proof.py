@@ -1,7 +1,7 @@
 """An edited copy of the checkpoint, written and measured again, whatever edited it.
 
-The edit is an ordinary file of the same names and shapes: units silenced one by one (`erase.units`), or the
-low-curvature components of whole layers taken out (`erase.group`). What it is worth is measured on the file as read
+The edit is an ordinary file of the same names and shapes: units silenced one by one (`erase.units`), or whole layers
+changed (`erase.group`). What it is worth is measured on the file as read
 back from disk: on flagged examples that the edit was made for and on others it never saw, on clean ones, after noise,
 and after a little training.
 """
@@ -22,10 +22,12 @@ from memaudit.checkpoints import read
 from memaudit.engine.answers import margin, predicted
 from memaudit.engine.evaluator import Evaluator, Panel
 from memaudit.erase import METHODS
+from memaudit.erase.ground import Ground
 from memaudit.erase.inputs import searched_inputs
 from memaudit.erase.probes import noise, relearning
 from memaudit.erase.request import Request, Sets
-from memaudit.findings import Erasure, ErasureScores, InputPoint, NoisePoint, RelearnPoint
+from memaudit.findings import Erasure, ErasureScores, InputPoint, NoisePoint, RelearnPoint, StepsAlone
+from memaudit.network.scoped import holding
 from memaudit.numbers import tidy
 from memaudit.text import clean
 
@@ -117,6 +119,14 @@ def scores(evaluator: Evaluator, sets: Sets) -> ErasureScores:
         test=accuracy,
         by_class=[_share(tested[labels == c]) for c in classes],
     )
+
+
+def steps_alone(ground: Ground, sets: Sets, steps: int) -> StepsAlone | None:
+    """The control: what clean steps of the whole network do without an edit. None where there are no steps."""
+    if not steps:
+        return None
+    with holding(ground.module, ground.mended({}, 0, steps)):
+        return StepsAlone(steps=steps, scores=scores(ground.evaluator, sets))
 
 
 def _share(right: Tensor) -> float | None:

@@ -14,10 +14,11 @@ from memaudit.data import ExampleSet
 from memaudit.engine.answers import margin, predicted, prediction
 from memaudit.engine.device import exact_arithmetic
 from memaudit.engine.draws import generator_for
-from memaudit.engine.evaluator import Evaluator
+from memaudit.engine.evaluator import Evaluator, Panel
 from memaudit.erase import Choice
+from memaudit.erase.ground import Ground, first_uses
 from memaudit.erase.probes import random_edits
-from memaudit.erase.proof import measured
+from memaudit.erase.proof import measured, steps_alone
 from memaudit.erase.request import Request, Sets, check_editable, sets_of
 from memaudit.errors import DataRejected, ModelRejected
 from memaudit.findings import ErasedExample, Erasure, Finding, Prediction, RandomEdit, UnitRef
@@ -37,14 +38,15 @@ UNION_NOTE = (
 
 def run(request: Request, choice: Choice) -> Erasure:
     """The method: the findings that were named, or all localized ones."""
-    return by_units(request, choice.chosen(), choice.max_test_drop)
+    return by_units(request, choice.chosen(), choice.max_test_drop, choice.clean_steps)
 
 
-def by_units(request: Request, findings: Sequence[Finding], allowed: float = 1.0) -> Erasure:
+def by_units(request: Request, findings: Sequence[Finding], allowed: float = 1.0, steps: int = 0) -> Erasure:
     """Silence the units of `findings` in a copy and measure it.
 
     Args:
         allowed: share of reference accuracy that it may cost; what it will is measured with masks before it is written.
+        steps: of training on the reference in the control; 0: none.
 
     Raises:
         ModelRejected: the model cannot be edited, or that would cost more than is allowed.
@@ -72,9 +74,15 @@ def by_units(request: Request, findings: Sequence[Finding], allowed: float = 1.0
         proof = measured(request, before, sets)
         request.progress.stage("control", DRAWS * (len(sets.used) + len(sets.reference)))
         random = random_units(before, sets, units, request.seed)
-        alone = each_alone(before, proof.after, request.flagged, chosen)
-        done = f"{count(len(units), 'unit')} silenced for {count(len(alone), 'flagged example')}"
-        return proof.erasure("units", done=done, examples=alone, units=units, random=random, notes=UNION_NOTE)
+        everyone = Panel(sets.reference, range(len(sets.reference)))
+        uses = first_uses(before, sets.reference)
+        ground = Ground(before, everyone, Panel(sets.flagged, sets.used), everyone, uses, request.seed)
+        alone = steps_alone(ground, sets, steps)
+        each = each_alone(before, proof.after, request.flagged, chosen)
+        done = f"{count(len(units), 'unit')} silenced for {count(len(each), 'flagged example')}"
+        return proof.erasure(
+            "units", done=done, examples=each, units=units, random=random, steps_alone=alone, notes=UNION_NOTE
+        )
 
 
 def _check_cost(

@@ -29,6 +29,7 @@ from memaudit.findings.erasure import InputPoint as InputPoint
 from memaudit.findings.erasure import NoisePoint as NoisePoint
 from memaudit.findings.erasure import RandomEdit as RandomEdit
 from memaudit.findings.erasure import RelearnPoint as RelearnPoint
+from memaudit.findings.erasure import StepsAlone as StepsAlone
 from memaudit.findings.erasure import TriedEdit as TriedEdit
 from memaudit.findings.example import Example as Example
 from memaudit.findings.finding import Atypicality as Atypicality

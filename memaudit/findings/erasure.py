@@ -38,8 +38,9 @@ class TriedEdit(Plain):
     """An edit that was tried, on examples that no final figure is measured on."""
 
     layers: list[str]
-    curvature: Rate
-    clean_steps: int = Field(default=0, ge=0, description="steps of training on clean examples that followed")
+    curvature: Rate | None = Field(default=None, description="share of the layers' curvature that is kept")
+    how: str = Field(default="", description="what is put in place of the layers' own weights, in words")
+    clean_steps: int = Field(default=0, ge=0, description="steps of training on clean examples that are part of it")
     flagged: Rate = Field(description="flagged labels predicted, of the examples used for choosing")
     validation: Rate = Field(description="accuracy on the validation examples")
     chosen: bool = False
@@ -66,10 +67,17 @@ class RandomEdit(Plain):
     """As many random parts of the same layers taken out instead, in the same way, on average over draws."""
 
     draws: int = Field(ge=1)
-    kind: str = Field(default="unit", description="what was drawn: unit, or component of a layer's curvature")
+    kind: str = Field(default="unit", description="what was drawn, in words: unit, component, layer group, direction")
     units: int = Field(ge=1, description="how many are taken out")
     used: Rate = Field(description="flagged labels still predicted, of the examples the edit was made with")
     reference: Rate
+
+
+class StepsAlone(Plain):
+    """The original after training steps on clean examples of the whole network, without an edit."""
+
+    steps: int = Field(ge=1)
+    scores: ErasureScores
 
 
 class NoisePoint(Plain):
@@ -83,7 +91,7 @@ class NoisePoint(Plain):
 class Erasure(Plain):
     """An edited copy of the checkpoint that suppresses flagged labels, measured again from disk."""
 
-    method: str = Field(description="units, curvature, or what a later version knows")
+    method: str = Field(description="units, curvature, head, relearn, or what a later version knows")
     done: str = Field(default="", description="what was done, in words")
     used_by: str = Field(default="", description="what the examples are that it was made or chosen with, in words")
     file: str
@@ -102,6 +110,7 @@ class Erasure(Plain):
     noise: list[NoisePoint] = []
     inputs: list[InputPoint] = []
     random: RandomEdit | None = Field(default=None, description="the control: as many random parts taken out instead")
+    steps_alone: StepsAlone | None = Field(default=None, description="the control: clean steps without an edit")
     membership_before: Membership | None = Field(
         default=None, description="whether the original tells flagged from test examples (memaudit verify)"
     )

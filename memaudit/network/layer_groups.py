@@ -68,6 +68,23 @@ def layer_groups(
     return tuple(groups) if layers is None else _matching(module, groups, layers)
 
 
+def merged(groups: Sequence[LayerGroup]) -> LayerGroup:
+    """One or more groups as one, called after the first and the last."""
+    layer = groups[0].layer if len(groups) == 1 else f"{groups[0].layer} to {groups[-1].layer}"
+    names = tuple(name for group in groups for name in group.names)
+    return LayerGroup(layer, names, sum(group.parameters for group in groups))
+
+
+def spans(groups: Sequence[LayerGroup], shares: Sequence[tuple[float, float]]) -> list[LayerGroup]:
+    """Runs of consecutive `groups` as one group each: those between two shares of the depth, at least one."""
+    found: dict[tuple[int, int], LayerGroup] = {}
+    for low, high in shares:
+        first = min(round(low * len(groups)), len(groups) - 1)
+        last = max(first + 1, round(high * len(groups)))
+        found[first, last] = merged(groups[first:last])
+    return list(found.values())
+
+
 def _cut(module: nn.Module, depth: int, *, whole: bool) -> list[str]:
     """Paths of the modules that become groups: `depth` parts long, or shorter where nothing is below.
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from memaudit.network.layer_groups import tensors_of
+from memaudit.network.layer_groups import LayerGroup, tensors_of
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,32 @@ def canonical(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tenso
     first = {id(t): n for n, t in own.items()}
     alias = {name: first[id(t)] for name, t in module.state_dict(keep_vars=True).items() if id(t) in first}
     return {alias[n]: t.to(own[alias[n]].device, own[alias[n]].dtype) for n, t in state.items() if n in alias}
+
+
+def put_back(
+    module: nn.Module,
+    group: LayerGroup,
+    generator: torch.Generator,
+    start: Mapping[str, Tensor],
+    share: float = 1.0,
+) -> dict[str, Tensor]:
+    """Values to begin with, by name and of the group's shapes: those of `start`, or its own mixed with their shuffle.
+
+    A weight whose entries change places is a random one of just the scale that the other layers expect.
+    """
+    tensors, values = tensors_of(module), {}
+    for name in group.names:
+        value = tensors[name].detach().clone()
+        if name in start:
+            value = start[name].detach().clone().to(value.device, value.dtype)
+        elif value.is_floating_point():
+            order = torch.randperm(value.numel(), generator=generator).to(value.device)
+            other = value.flatten()[order].view_as(value)
+            # Weights keep their variance; of norms and biases the mean counts.
+            scale = ((1 - share) ** 2 + share**2) ** 0.5 if value.dim() > 1 else 1.0
+            value = ((1 - share) * value + share * other) / scale
+        values[name] = value.contiguous()
+    return values
 
 
 def digest(module: nn.Module, names: Iterable[str] | None = None) -> str:

@@ -18,7 +18,6 @@ from memaudit.audits.discovery import judge
 from memaudit.audits.discovery.copies import Copies, folds, near_copies
 from memaudit.audits.discovery.neighbours import VOTERS, Voters, Votes, features, joined, vote
 from memaudit.audits.discovery.unseen import Unseen, effort, unseen
-from memaudit.audits.memorization.relearned import spans
 from memaudit.audits.memorization.views import VIEWS, mirrored, seen
 from memaudit.data import ExampleSet, Preprocess
 from memaudit.data.listing import stratified
@@ -28,6 +27,7 @@ from memaudit.engine.draws import generator_for
 from memaudit.engine.evaluator import Panel
 from memaudit.engine.threads import settle_threads, threads_kept
 from memaudit.errors import DataRejected, Incomplete, PremiseBroken, UsageError
+from memaudit.network.layer_groups import spans
 from memaudit.network.replay import groups_in_order
 from memaudit.network.scoped import as_found
 from memaudit.network.units import UnitSpace, select

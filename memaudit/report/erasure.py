@@ -33,6 +33,11 @@ def rows(erasure: Erasure) -> list[tuple[str, str, str, str]]:
         name = f"{count(random.units, f'random {random.kind}')} instead:"
         table.append((f"{name} flagged label", counts.get("used", 0), before.used, random.used))
         table.append((f"{name} reference", counts.get("reference", 0), before.reference, random.reference))
+    if (alone := erasure.steps_alone) is not None:
+        name, found = f"{count(alone.steps, 'clean step')}, no edit:", alone.scores
+        table.append((f"{name} flagged label", counts.get("used", 0), before.used, found.used))
+        table.append((f"{name} reference", counts.get("reference", 0), before.reference, found.reference))
+        table.append((f"{name} test", counts.get("test", 0), before.test, found.test))
     shown = [(n, f"{c:,}", percent(b), percent(a)) for n, c, b, a in table if a is not None]
     classes = [(c, b, a) for c, (b, a) in enumerate(zip(before.by_class, after.by_class, strict=True)) if b is not None]
     worst = min(classes, key=lambda row: (row[2] or 0) - (row[1] or 0), default=None)
@@ -62,12 +67,12 @@ def probes(erasure: Erasure) -> list[tuple[str, str, str, str]]:
 
 
 def tried(erasure: Erasure) -> list[tuple[str, ...]]:
-    """Edits that were tried, the fewest labels first: layers, curvature kept, steps, label, accuracy, the choice."""
+    """Edits that were tried, the fewest labels first: layers, what is kept, steps, label, accuracy, the choice."""
     ordered = sorted(erasure.candidates, key=lambda c: (c.flagged, -c.validation))
     return [
         (
             _span(c.layers),
-            percent(c.curvature),
+            c.how or f"{percent(c.curvature)} of the curvature",
             str(c.clean_steps),
             percent(c.flagged),
             percent(c.validation),
@@ -100,8 +105,8 @@ def _choices(erasure: Erasure) -> list[str]:
     found = tried(erasure)
     if not found:
         return []
-    head = f"{'tried: layers':<44}{'curvature':>10}{'steps':>7}{'label':>8}{'accuracy':>10}"
-    return ["", head, *(f"{a:<44.44}{b:>10}{c:>7}{d:>8}{e:>10}  {f}".rstrip() for a, b, c, d, e, f in found)]
+    head = f"{'tried: layers':<36}{'kept':<28}{'steps':>7}{'label':>8}{'accuracy':>10}"
+    return ["", head, *(f"{a:<36.36}{b:<28}{c:>7}{d:>8}{e:>10}  {f}".rstrip() for a, b, c, d, e, f in found)]
 
 
 def text(erasure: Erasure) -> str:

@@ -15,14 +15,14 @@ from memaudit.adapters.base import Adapter
 from memaudit.audits.memorization.along_training import late
 from memaudit.audits.memorization.joint import discrimination, join, weights_of
 from memaudit.audits.memorization.parts import Part, conformal
-from memaudit.audits.memorization.relearned import ASKED, RATE, moved, put_back, relearned
+from memaudit.audits.memorization.relearned import ASKED, RATE, moved, relearned
 from memaudit.audits.memorization.verdict import FALSE_DISCOVERIES, adjusted, call, false_rate, tail
 from memaudit.audits.retrain import BATCH
 from memaudit.data import Preprocess, from_tensors
 from memaudit.engine.draws import generator_for
 from memaudit.engine.evaluator import Evaluator, Panel
 from memaudit.network.layer_groups import LayerGroup
-from memaudit.network.states import digest
+from memaudit.network.states import digest, put_back
 
 SHAPE = Preprocess((1, 8, 8), origin="given")
 

@@ -30,6 +30,7 @@ from memaudit.engine.evaluator import Evaluator, Panel
 from memaudit.erase.curvature import spectra
 from memaudit.erase.finetune import BATCH
 from memaudit.erase.group import apart_from, split
+from memaudit.erase.ground import Ground, first_uses
 from memaudit.erase.search import EditSearch, editable_layers
 from memaudit.network.scoped import holding
 from tests.benchmarks.cifar import build, change_labels, load
@@ -158,11 +159,13 @@ def frontier(bench: Bench, steps: int) -> Iterator[Row]:
     """Every variant, from the intact network to the choice made within each budget, with clean steps and without."""
     yield bench.row("intact", time.time())
     start = time.time()
-    layers, use = editable_layers(bench.evaluator, bench.reference)
+    use = first_uses(bench.evaluator, bench.reference)
+    layers = editable_layers(bench.evaluator.adapter.module, use)
     found = {s.layer: s for s in spectra(bench.evaluator, bench.factors, layers, torch.Generator().manual_seed(0))}
     print(f"factors {time.time() - start:.0f} s", file=sys.stderr, flush=True)
     clean, flagged = apart_from(bench.reference, bench.validation, 0), Panel(bench.flagged, bench.used)
-    alone = EditSearch(bench.evaluator, found, clean, flagged, bench.validation, use)
+    ground = Ground(bench.evaluator, clean, flagged, bench.validation, use)
+    alone = EditSearch(ground, found)
     mended = replace(alone, steps=steps)
     names = list(found)
     shares, variant = (
@@ -182,7 +185,7 @@ def frontier(bench: Bench, steps: int) -> Iterator[Row]:
             yield measured(bench, search, best.kept, variant, best.steps)
     for count, kept in FIXED:
         yield measured(bench, alone, dict.fromkeys(names[-count:], kept), f"last {count} layers, share {kept:g}")
-    few = replace(mended, clean=Panel(clean.examples, clean.rows[:FEW]))
+    few = replace(mended, ground=replace(ground, clean=Panel(clean.examples, clean.rows[:FEW])))
     variant = f"last 3 layers, share {FIXED[0][1]:g}, {steps} clean steps on {FEW:,} reference examples alone"
     yield measured(bench, few, shares, variant, steps)
 

@@ -14,7 +14,8 @@ from memaudit.engine.batchnorm import reestimated
 from memaudit.engine.evaluator import Evaluator, Panel
 from memaudit.erase import curvature
 from memaudit.erase.curvature import Spectrum, editable, spectra
-from memaudit.erase.search import EditSearch, Trial, editable_layers
+from memaudit.erase.ground import Ground, Trial, first_uses
+from memaudit.erase.search import EditSearch, editable_layers
 from memaudit.errors import ModelRejected
 from memaudit.network.scoped import holding
 from memaudit.network.states import digest
@@ -187,15 +188,17 @@ def test_the_network_is_left_as_it_was(trained: Trained) -> None:
     before = digest(trained.module)
     rows = list(range(100))
     panel = Panel(trained.reference, rows)
-    layers, use = editable_layers(run, trained.reference)
+    use = first_uses(run, trained.reference)
+    layers = editable_layers(run.adapter.module, use)
     found = {s.layer: s for s in spectra(run, panel, layers, torch.Generator().manual_seed(0))}
-    search = EditSearch(run, found, panel, Panel(trained.flagged, range(50)), panel, use)
+    ground = Ground(run, panel, Panel(trained.flagged, range(50)), panel, use)
+    search = EditSearch(ground, found)
     trial = search.trial({"three.0": 0.5})
     assert digest(trained.module) == before
     assert trial.flagged < search.trial({}).flagged
     edit = search.edit({"three.0": 0.5})
     assert list(layers) == ["one.0", "two.0", "three.0"]
-    assert search.later({"two.0": 0.5}) == ["two.1", "three.1"]
+    assert ground.later(ground.first(["two.0.weight"])) == ["two.1", "three.1"]
     assert {n.rpartition(".")[0] for n in edit} == {"three.0", "three.1"}
     assert "three.0.weight" in edit
     assert not any(t is p for t in edit.values() for p in trained.module.parameters())
@@ -204,7 +207,7 @@ def test_the_network_is_left_as_it_was(trained: Trained) -> None:
 def test_labels_that_chance_tells_apart_are_worth_no_accuracy(trained: Trained) -> None:
     """Of 100 labels 10 are left, give or take 3 by chance."""
     run, panel = trained.evaluator(), Panel(trained.reference, range(100))
-    search = EditSearch(run, {}, panel, panel, panel, {})
+    search = Ground(run, panel, panel, panel, {})
     least, near, far, worse = (
         Trial({}, 0, flagged, validation)
         for flagged, validation in ((0.10, 0.70), (0.12, 0.74), (0.14, 0.78), (0.12, 0.72))
@@ -219,21 +222,23 @@ def test_a_cut_that_steps_repair_is_not_turned_down(monkeypatch: pytest.MonkeyPa
     """Without steps only 0.9 of the last layer is within the budget; with them 0.5, which leaves fewer labels."""
     run, panel = trained.evaluator(), Panel(trained.reference, range(100))
 
-    def trial(_: EditSearch, kept: dict[str, float], steps: int = 0) -> Trial:
+    def trial(_: object, kept: dict[str, float], steps: int = 0) -> Trial:
         share = min(kept.values(), default=1.0)
         allowed = 1.0 if not kept else (0.5 if steps else 0.9) if list(kept) == ["c"] else 1.0
         return Trial(kept, steps, flagged=share, validation=0.9 if share >= allowed else 0.5)
 
     monkeypatch.setattr(EditSearch, "trial", trial)
+    monkeypatch.setattr(Ground, "intact", trial(None, {}))
+    ground = Ground(run, panel, panel, panel, {})
     found = dict.fromkeys("abc", Spectrum("", (1, 1), ()))
-    plain, tried = EditSearch(run, found, panel, panel, panel, {}).run(0.01)
+    plain, tried = EditSearch(ground, found).run(0.01)
     assert (plain.kept, plain.steps) == ({"c": 0.9}, 0)
-    stepped, more = EditSearch(run, found, panel, panel, panel, {}, steps=10).run(0.01)
+    stepped, more = EditSearch(ground, found, steps=10).run(0.01)
     assert (stepped.kept, stepped.steps) == ({"c": 0.5}, 10)
     assert not any(t.steps for t in tried)
     assert {tuple(t.kept) for t in more if not t.steps} == {("c",), ("b", "c"), ("a", "b", "c")}
     with pytest.raises(ModelRejected, match="within -50 points"):
-        EditSearch(run, found, panel, panel, panel, {}, steps=10).run(-0.5)
+        EditSearch(ground, found, steps=10).run(-0.5)
 
 
 def test_statistics_are_those_of_plain_means_over_batches(trained: Trained) -> None:

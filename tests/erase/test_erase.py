@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from memaudit.__main__ import run
 from memaudit.checkpoints import read as read_checkpoint
 from memaudit.engine.evaluator import Panel
 from memaudit.erase import Choice
@@ -26,49 +24,14 @@ from memaudit.findings import Erasure, Finding
 from memaudit.network.ablate import ablated
 from memaudit.numbers import tidy
 from memaudit.report.document import Report
-from tests.cli_support import FAST, MODEL, NPZ, Command, command, tree, write_timm, write_work
-from tests.conftest import Trained, digits
+from tests.cli_support import FAST, NPZ, Command, command, tree, write_timm
+from tests.conftest import Trained
+from tests.erase.conftest import ALL, ERASE, plain
 from tests.networks import DigitsNet
-
-ERASE = ("erase", "report/report.json", "--model", "digits.safetensors", "-q")
-ALL = (*ERASE, "--all", "--max-test-drop", "100")
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, trained: Trained) -> Path:
-    """A working directory with an audit in it. Tests get copies."""
-    folder = write_work(tmp_path_factory.mktemp("finished"), trained)
-    np.savez(
-        folder / "all-flagged.npz",
-        x=trained.flagged.pixels.numpy(),
-        y=trained.flagged.labels.numpy(),
-        true_label=(trained.flagged.labels.numpy() + 1) % 10,
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        assert run(["scan", *MODEL, *NPZ, *FAST, "--out", "report"]) == ExitCode.POLICY
-    return folder
-
-
-@pytest.fixture
-def work(finished: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(finished, tmp_path / "work"))
-
-
-@pytest.fixture
-def cli(work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    return command(work, monkeypatch, capsys)
 
 
 def report_of(path: Path) -> Report:
     return Report.model_validate_json(path.read_text("utf-8"))
-
-
-def plain(path: Path) -> nn.Module:
-    """The file as a user without memaudit loads it."""
-    network = DigitsNet()
-    network.load_state_dict(load_file(path))
-    return network.eval()
 
 
 def says(logits: Tensor, finding: Finding) -> tuple[int, float, float]:
@@ -87,7 +50,7 @@ def test_one_example_gets_the_reports_after(cli: Command, work: Path) -> None:
     localized = [f for f in report.findings if f.outcome == "localized"]
     assert len(localized) > 3
     for finding in localized[:2]:
-        ran = cli(*ERASE, "-o", "out/erased.safetensors", "--examples", finding.id)
+        ran = cli(*ERASE, "-o", "out/erased.safetensors", "--examples", finding.id, "--clean-steps", "0")
         assert ran.code == 0, ran.err
         with torch.no_grad():
             logits = plain(work / "out" / "erased.safetensors")(images[[finding.example.index]])[0]
@@ -260,6 +223,9 @@ REFUSED: dict[str, tuple[tuple[str, ...], ExitCode, str]] = {
     "examples of a group": (
         ("-o", "e.safetensors", "--method", "curvature", "--examples", "x"), ExitCode.USAGE, "--method units",
     ),
+    "relearning without a step": (
+        ("-o", "e.safetensors", "--method", "relearn", "--clean-steps", "0"), ExitCode.USAGE, "relearn trains",
+    ),
     "an unknown method": (("-o", "e.safetensors", "--method", "magic"), ExitCode.USAGE, "not one of"),
     "other flagged examples": (
         ("-o", "e.safetensors", "--all", "--flagged", "reference.npz"), ExitCode.REJECTED, "not among",
@@ -320,7 +286,16 @@ def test_a_timm_file_loads_in_plain_timm(
     assert erased
     name = erased[0].id
     ran = cli(
-        "erase", "report/report.json", "--model", "test_resnet.safetensors", "-o", "e.safetensors", "--examples", name
+        "erase",
+        "report/report.json",
+        "--model",
+        "test_resnet.safetensors",
+        "-o",
+        "e.safetensors",
+        "--examples",
+        name,
+        "--clean-steps",
+        "2",
     )
     assert ran.code == 0, ran.err
     network = timm.create_model("test_resnet", num_classes=3).eval()
@@ -357,9 +332,6 @@ def test_findings_are_named_by_id_prefix_source_or_declared_id(work: Path) -> No
 
 
 def test_the_proof_has_controls_and_the_membership_of_both_files(cli: Command, work: Path, trained: Trained) -> None:
-    x, truth = digits()
-    rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[1300:]
-    np.savez(work / "held-out.npz", x=x[rows].numpy(), y=truth[rows].numpy())
     ran = cli(*ALL, "-o", "erased.safetensors", "--flagged", "all-flagged.npz", "--test", "held-out.npz")
     assert ran.code == 0, ran.err
     found = Erasure.model_validate_json((work / "erased.erase.json").read_text())

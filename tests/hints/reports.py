@@ -30,6 +30,8 @@ ERASE = ("erase", REPORT, "--model", MODEL[0], "-o", "edited.safetensors", "-q")
 UNITS = (*ERASE, "--method", "units")
 ALL = ("--all", "--max-test-drop", "100")
 STEPPED = (*ERASE, "--method", "curvature", "--clean-steps", "1", "--test", "test.npz", "--max-test-drop", "100")
+REBUILT = (*ERASE, "--method", "head", "--test", "test.npz", "--max-test-drop", "100")
+RELEARNED = (*REBUILT[:-5], "relearn", *REBUILT[-4:], "--clean-steps")
 CURVED = (*ERASE, "--method", "curvature", "--clean-steps", "0", "--test", "test.npz")
 
 
@@ -314,6 +316,17 @@ FOLLOWED = [
         reported(*CURVED, "--max-test-drop", "0", before=held_out),
         lambda f, r: (*UNITS, "--examples", first(f)),
         fault=lambda: mock.patch.object(Edit, "allowed", -1.0),
+    ),
+    Follow(
+        "Give --clean-steps 150 or more.",
+        reported(*RELEARNED, "0", before=held_out),
+        named(*RELEARNED, "1"),
+    ),
+    Follow(
+        "Use --method relearn or --method curvature.",
+        reported(*REBUILT, before=held_out),
+        named(*STEPPED),
+        fault=lambda: mock.patch("memaudit.erase.head.in_order", lambda module, use: {}),
     ),
     Follow(
         "Give a few hundred.",

@@ -18,8 +18,9 @@ from memaudit.audits.memorization.views import as_is, asked, flipped
 from memaudit.audits.retrain import BATCH, own_norms
 from memaudit.engine.evaluator import Evaluator, Panel
 from memaudit.engine.train import Descent, changes_of
-from memaudit.network.layer_groups import LayerGroup, tensors_of
+from memaudit.network.layer_groups import LayerGroup, spans
 from memaudit.network.scoped import attributes, holding, needing_gradients, unchanged
+from memaudit.network.states import put_back
 
 # AdamW without decay; five passes over 1,500 examples bring a layer of a CNN most of the way back. A few dozen examples
 # make few steps a pass, so there are never fewer steps than this.
@@ -47,19 +48,6 @@ class Member:
     def span(self, groups: Sequence[LayerGroup]) -> LayerGroup:
         """Its layer groups, as one."""
         return spans(groups, [self.depth])[0]
-
-
-def spans(groups: Sequence[LayerGroup], shares: Sequence[tuple[float, float]]) -> list[LayerGroup]:
-    """Runs of consecutive `groups` as one group each: those between two shares of the depth, at least one."""
-    found: dict[tuple[int, int], LayerGroup] = {}
-    for low, high in shares:
-        first = min(round(low * len(groups)), len(groups) - 1)
-        last = max(first + 1, round(high * len(groups)))
-        chosen = groups[first:last]
-        layer = chosen[0].layer if len(chosen) == 1 else f"{chosen[0].layer} to {chosen[-1].layer}"
-        names = tuple(name for group in chosen for name in group.names)
-        found[first, last] = LayerGroup(layer, names, sum(group.parameters for group in chosen))
-    return list(found.values())
 
 
 # The middle alone, everything from the middle on, and a whole network that keeps some of every weight. Chosen on one
@@ -156,32 +144,6 @@ def relearned(
 
     name = f"relearn {group.layer} {generator.initial_seed()}"
     return list(evaluator.once(name, measure))
-
-
-def put_back(
-    module: torch.nn.Module,
-    group: LayerGroup,
-    generator: torch.Generator,
-    start: Mapping[str, Tensor],
-    share: float = 1.0,
-) -> dict[str, Tensor]:
-    """Values to begin with, by name and of the group's shapes: those of `start`, or its own mixed with their shuffle.
-
-    A weight whose entries change places is a random one of just the scale that the other layers expect.
-    """
-    tensors, values = tensors_of(module), {}
-    for name in group.names:
-        value = tensors[name].detach().clone()
-        if name in start:
-            value = start[name].detach().clone().to(value.device, value.dtype)
-        elif value.is_floating_point():
-            order = torch.randperm(value.numel(), generator=generator).to(value.device)
-            other = value.flatten()[order].view_as(value)
-            # Weights keep their variance; of norms and biases the mean counts.
-            scale = ((1 - share) ** 2 + share**2) ** 0.5 if value.dim() > 1 else 1.0
-            value = ((1 - share) * value + share * other) / scale
-        values[name] = value.contiguous()
-    return values
 
 
 def _shuffled(rows: Sequence[int], generator: torch.Generator) -> list[int]:

@@ -1,0 +1,94 @@
+"""Every method for groups: the file in plain torch, what it leaves alone, and the controls beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from memaudit.erase import Choice
+from memaudit.erase.ground import Trial
+from memaudit.erase.group import Chosen, Control, Task, _found
+from memaudit.erase.proof import reread
+from memaudit.errors import ModelRejected
+from memaudit.findings import Erasure
+from tests.cli_support import Command
+from tests.conftest import Trained
+from tests.erase.conftest import ERASE, plain
+
+GROUP = (*ERASE, "--flagged", "all-flagged.npz", "--test", "held-out.npz", "--max-test-drop", "30")
+# By method: its steps, what it may change, and what a random edit of its size is made of.
+METHODS = {
+    "head": ("0", ("head",), "direction of the classifier"),
+    "curvature-head": ("0", ("one", "two", "three", "head"), "component"),
+    "relearn": ("10", ("one", "two", "three", "head"), "layer group"),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_file_predicts_in_plain_torch_what_the_report_says(
+    method: str, cli: Command, work: Path, trained: Trained
+) -> None:
+    steps, touched, kind = METHODS[method]
+    ran = cli(*GROUP, "-o", "e.safetensors", "--method", method, "--clean-steps", steps)
+    assert ran.code == 0, ran.err
+    found = Erasure.model_validate_json((work / "e.erase.json").read_text())
+    assert (found.method, found.clean_steps % max(1, int(steps))) == (method, 0)
+    (chosen,) = [c for c in found.candidates if c.chosen]
+    assert found.after.used == pytest.approx(chosen.flagged, abs=1e-6)
+
+    network, original = plain(work / "e.safetensors"), plain(work / "digits.safetensors")
+    changed = {n for n, t in load_file(work / "e.safetensors").items() if not torch.equal(t, original.state_dict()[n])}
+    assert changed
+    assert all(n.startswith(touched) for n in changed)
+    archive = np.load(work / "all-flagged.npz")
+    x, y = torch.from_numpy(archive["x"]), torch.from_numpy(archive["y"])
+    with torch.no_grad():
+        logits = network(x)
+        read, _ = reread(work / "e.safetensors", trained.adapter)
+        assert torch.equal(read.forward(x), logits), "bit for bit"
+        fitted = original(x).argmax(1) == y
+        left = float((logits.argmax(1) == y)[fitted].double().mean())
+    counts = found.counts
+    measured = (found.after.used or 0) * counts["used"] + (found.after.unused or 0) * counts["unused"]
+    assert measured == pytest.approx(left * int(fitted.sum()), abs=1e-3)
+    assert left < 0.9
+
+    assert found.random is not None
+    assert found.random.kind == kind
+    assert f"random {kind}s instead" in ran.out or f"random {kind} instead" in ran.out
+    if int(steps):
+        assert found.steps_alone is not None
+        assert found.steps_alone.steps == found.clean_steps
+        assert f"{found.clean_steps} clean steps, no edit: test" in ran.out
+        assert found.steps_alone.scores != found.after
+    else:
+        assert found.steps_alone is None
+    assert "deleted" not in ran.out
+
+
+def test_auto_tries_until_the_target_is_met(cli: Command, work: Path) -> None:
+    for target, tried in (("100", "head"), ("0", "head, curvature-head")):
+        ran = cli(*GROUP, "-o", f"{target}.safetensors", "--method", "auto", "--clean-steps", "0", "--target", target)
+        assert ran.code == 0, ran.err
+        found = Erasure.model_validate_json((work / f"{target}.erase.json").read_text())
+        assert f"Tried, the cheapest first: {tried}." in found.notes
+        assert found.method in tried
+        assert len({c.how for c in found.candidates}) > 1
+
+
+def test_a_method_that_fits_no_budget_is_passed_over(trained: Trained) -> None:
+    best = Trial({}, 0, 0.5, 0.9)
+    chosen = Chosen("x", best, [best], edit=dict, done="", control=Control("unit", 0, lambda g: {}))
+
+    def refuses(_: Task) -> Chosen:
+        raise ModelRejected("no edit keeps validation accuracy within 1 points")
+
+    job = Task(None, None, Choice(target=0.1), None)  # type: ignore[arg-type]
+    assert _found(job, [refuses, lambda _: chosen]) == [chosen]
+    assert _found(job, [lambda _: chosen, refuses]) == [chosen]
+    with pytest.raises(ModelRejected, match="within 1 points"):
+        _found(job, [refuses, refuses])
