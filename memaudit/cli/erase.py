@@ -47,7 +47,8 @@ class Edit:
         int, typer.Option(min=0, help="Training steps on the reference that an edit of a group may take; 0: none.")
     ] = 150
     target: Annotated[
-        float, typer.Option(min=0, max=100, help="Percent of the flagged labels left at which --method auto stops.")
+        float,
+        typer.Option(min=0, max=100, help="Percent of flagged labels left at which --method auto stops; default: 5."),
     ] = 5.0
 
     def __post_init__(self) -> None:

@@ -111,8 +111,8 @@ def _choices(erasure: Erasure) -> list[str]:
 
 def text(erasure: Erasure) -> str:
     """What was tried, with its result, for a terminal."""
-    lines = [summary(erasure), *_choices(erasure), "", f"{'':<42}{'examples':>9}{'before':>9}{'after':>9}"]
-    lines += [f"{name:<42}{examples:>9}{before:>9}{after:>9}" for name, examples, before, after in rows(erasure)]
+    lines = [summary(erasure), *_choices(erasure), "", f"{'':<54}{'examples':>9}{'before':>9}{'after':>9}"]
+    lines += [f"{name:<54}{examples:>9}{before:>9}{after:>9}" for name, examples, before, after in rows(erasure)]
     if probes(erasure):
         lines += ["", f"{'probe':<20}{'':<32}{'label':>8}  against"]
         lines += [f"{name:<20}{how:<32}{label:>8}  {against}" for name, how, label, against in probes(erasure)]

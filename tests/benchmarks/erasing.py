@@ -29,8 +29,8 @@ from memaudit.engine.device import exact_arithmetic
 from memaudit.engine.evaluator import Evaluator, Panel
 from memaudit.erase.curvature import spectra
 from memaudit.erase.finetune import BATCH
-from memaudit.erase.group import apart_from, split
 from memaudit.erase.ground import Ground, first_uses
+from memaudit.erase.group import apart_from, split
 from memaudit.erase.search import EditSearch, editable_layers
 from memaudit.network.scoped import holding
 from tests.benchmarks.cifar import build, change_labels, load

@@ -326,7 +326,7 @@ FOLLOWED = [
         "Use --method relearn or --method curvature.",
         reported(*REBUILT, before=held_out),
         named(*STEPPED),
-        fault=lambda: mock.patch("memaudit.erase.head.in_order", lambda module, use: {}),
+        fault=lambda: mock.patch("memaudit.erase.head.in_order", return_value={}),
     ),
     Follow(
         "Give a few hundred.",
