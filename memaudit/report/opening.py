@@ -69,8 +69,9 @@ def answers(report: Report, quote: Quote = clean) -> list[Answer]:
     """The questions in the order a reader asks them."""
     found = [
         Answer("Asked", _asked(report, quote)),
-        Answer("Found", " ".join(t for t in (story.summary(report), _worst(report, quote), _rest(report)) if t)),
+        Answer("Found", " ".join(t for t in (story.finding(report), _worst(report, quote), _rest(report)) if t)),
         Answer("How sure", _sure(report)),
+        Answer("What it does not say", _limits(report)),
         Answer("What it costs", cost(report)),
         Answer("What to do next", _next(report)),
     ]
@@ -110,7 +111,7 @@ def _rest(report: Report) -> str:
 
 
 def _sure(report: Report) -> str:
-    total, parts = report.summary, []
+    total, parts = report.summary, [said] if (said := story.how_sure(report)) else []
     if (score := total.score_auroc) is not None:
         parts.append(
             f"The score behind the word memorized is higher for a flagged than for a clean example in "
@@ -121,8 +122,12 @@ def _sure(report: Report) -> str:
         parts.append(
             f"As many random units, cut instead, suppress the label in {rate}{f' ({ci})' if ci else ''} of draws."
         )
-    parts.append("All of it is inferred from how the model behaves; it is no proof of what was in the training data.")
     return " ".join(parts)
+
+
+def _limits(report: Report) -> str:
+    scope = "" if report.summary.memorization is None else f" {story.SCOPE}"
+    return f"All is inferred from how the model behaves; it is no proof of what was in the training data.{scope}"
 
 
 def cost(report: Report) -> str:

@@ -66,10 +66,12 @@ def state(report: Report) -> State:
 
 def summary(report: Report) -> str:
     """The finding of the whole audit in a few sentences."""
-    return " ".join(part for part in (_finding(report), how_sure(report)) if part)
+    judged = report.summary.memorization is not None
+    return " ".join(part for part in (finding(report), how_sure(report), SCOPE if judged else "") if part)
 
 
-def _finding(report: Report) -> str:
+def finding(report: Report) -> str:
+    """How many of the flagged examples are memorized, and where they sit."""
     total = report.summary
     if total.flagged == 0:
         return "No flagged example was audited."
@@ -99,9 +101,9 @@ def how_sure(report: Report) -> str:
     if found is None:
         return ""
     beyond = (
-        f"Beyond chance: {number(round(found.beyond, 1))} ({found.beyond_low:,} to {found.beyond_high:,}) of "
-        f"{count(found.reached, 'example')} with a p-value of at most {percent(found.level)}, which "
-        f"{number(round(found.expected, 1))} of a clean list would reach."
+        f"Beyond chance: {number(round(found.beyond, 1))} ({found.beyond_low:,} to {found.beyond_high:,}). "
+        f"{count(found.reached, 'example')} {'has' if found.reached == 1 else 'have'} a p-value of at most "
+        f"{percent(found.level)}; of a clean list as long, {number(round(found.expected, 1))} would."
     )
     if more := _further(report, found.level):
         beyond = f"{beyond} {more}"
@@ -118,7 +120,7 @@ def how_sure(report: Report) -> str:
         f"The model gives the wrong label of {found.true_label_lost:,} of {found.true_label_known:,} examples whose "
         "true label is known."
     )
-    return " ".join([beyond, alarms, power, *([known] if found.true_label_known else []), SCOPE])
+    return " ".join([beyond, alarms, power, *([known] if found.true_label_known else [])])
 
 
 def _further(report: Report, level: float) -> str:
@@ -129,10 +131,8 @@ def _further(report: Report, level: float) -> str:
         return ""
     clean = percent(max(e.q_value or 0.0 for e in more))
     are = "is" if len(more) == 1 else "are"
-    largest = percent(max(e.p_value for e in more))
-    return (
-        f"{len(more):,} more {are} called, with up to {largest}: {clean} at most of all as low are clean in this list."
-    )
+    high = percent(max(e.p_value for e in more))
+    return f"{len(more):,} more, of up to {high}, {are} called: at most {clean} of all as low are clean in this list."
 
 
 def _where(report: Report) -> str:

@@ -53,7 +53,7 @@ def test_the_verdict_stands_only_where_somebody_set_a_policy(changes: dict[str, 
 
 def test_the_answers_come_in_the_order_a_reader_asks() -> None:
     asked = [answer.question for answer in opening.answers(samples.small())]
-    assert asked == ["Asked", "Found", "How sure", "What it costs", "What to do next"]
+    assert asked == ["Asked", "Found", "How sure", "What it does not say", "What it costs", "What to do next"]
 
 
 def test_accuracy_is_said_once_of_all_examples_with_its_interval() -> None:
@@ -174,6 +174,6 @@ def test_called_examples_above_the_usual_level_are_accounted_for() -> None:
     ]
     summary = sample.summary.model_copy(update={"memorization": said})
     sure = story.how_sure(samples.small(findings=findings, summary=summary))
-    assert "3 examples with a p-value of at most 5.0%" in sure
-    assert "1 more is called, with up to 8.3%: 0.7% at most of all as low are clean in this list." in sure
+    assert "3 examples have a p-value of at most 5.0%; of a clean list as long, 0.2 would." in sure
+    assert "1 more, of up to 8.3%, is called: at most 0.7% of all as low are clean in this list." in sure
     assert "more" not in story.how_sure(samples.small(findings=findings[:3], summary=summary))

@@ -57,8 +57,9 @@ The worst: `train/a.png`, trained as `cat`. 1 more is fitted, but clean examples
 does not predict the label of 1.
 
 **How sure.** The score behind the word memorized is higher for a flagged than for a clean example in 91.0% of pairs. \
-As many random units, cut instead, suppress the label in 3.3% (0.6–16.7%) of draws. All of it is inferred from how the \
-model behaves; it is no proof of what was in the training data.
+As many random units, cut instead, suppress the label in 3.3% (0.6–16.7%) of draws.
+
+**What it does not say.** All is inferred from how the model behaves; it is no proof of what was in the training data.
 
 **What it costs.** With the units of one example cut, the model keeps 97.1% (96.1–98.3%) of its right answers on the \
 reference. Cutting the 4 most shared units together changes the accuracy by −16.1 points.
