@@ -10,11 +10,12 @@ import os
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path, PurePath, PureWindowsPath
 from typing import Generic, TypeVar
 
 from memaudit.data.classes import Classes
-from memaudit.data.compact import Row
+from memaudit.data.compact import Row, names_of
 from memaudit.data.images import RowError
 from memaudit.data.listing import FileListing, Listing
 from memaudit.data.namings import INDEX, Naming, disagrees, namings, other_label
@@ -131,12 +132,22 @@ class _Finder:
         files = listing if isinstance(listing, FileListing) else None
         self.files = files.files if files else ()
         self.root = Path(os.path.abspath(files.root)) if files and files.root else None
-        self.undecided = undecided([r.name for r in self.rows], files.row_order or "") if files else frozenset()
+        timm = files is not None and files.row_order == "timm"
+        self.undecided = undecided(list(names_of(self.rows)), "timm") if timm else frozenset()
         self.ids = {row.id: row for row in self.rows if row.id is not None}
-        self.names = {row.name: row for row in self.rows} if self.files else {}
-        self.bases: dict[str, list[Row]] = {}
-        for row in self.rows if self.files else ():
-            self.bases.setdefault(_composed(PurePath(row.name).name), []).append(row)
+
+    @cached_property
+    def names(self) -> dict[str, int]:
+        """Places of the rows by their names, where these are of files; made once a name is asked for."""
+        return {name: place for place, name in enumerate(names_of(self.rows))} if self.files else {}
+
+    @cached_property
+    def bases(self) -> dict[str, list[int]]:
+        """Places of the rows by the last part of their names."""
+        found: dict[str, list[int]] = {}
+        for place, name in enumerate(names_of(self.rows) if self.files else ()):
+            found.setdefault(_composed(PurePath(name).name), []).append(place)
+        return found
 
     def find(self, entry: Naming) -> Row:
         """The one row that `entry` names; raises `RowError` for none or several, or where its columns disagree."""
@@ -175,9 +186,10 @@ class _Finder:
     def _by_path(self, text: str) -> Sequence[Row]:
         for path in (PurePath(text), PurePath(PureWindowsPath(text).as_posix())):
             if str(path) in self.names:
-                return (self.names[str(path)],)
+                return (self.rows[self.names[str(path)]],)
             parts = _parts(path)
-            found = [row for row in self.bases.get(parts[-1] if parts else "", ()) if self._is(row, parts)]
+            alike = (self.rows[place] for place in self.bases.get(parts[-1] if parts else "", ()))
+            found = [row for row in alike if self._is(row, parts)]
             if found:
                 return found
         return ()
