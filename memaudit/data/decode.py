@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -41,12 +41,19 @@ AHEAD = 3
 MEMORY_BUDGET = 8 * 2**30
 
 
+class Source(Protocol):
+    """Where undecoded images come from."""
+
+    def content(self, index: int) -> bytes:
+        """That of the row with this `index`; raises `Unreadable` or `RowError`."""
+        ...
+
+
 class Decoder:
-    """Decodes files for a network, in processes that it shares with others of its kind.
+    """Decodes images for a network, in processes that it shares with others of its kind.
 
     Args:
-        files: resolved and regular.
-        rows: whose files these are, by their index; links may be called otherwise than what they lead to.
+        rows: whose images are asked for, by their place here; their names say what they are called.
 
     Attributes:
         dtype: of the values: uint8, or float32 with a stated bit depth.
@@ -56,19 +63,19 @@ class Decoder:
         UsageError: no image can have the network's input shape.
     """
 
-    def __init__(self, files: Sequence[Path], rows: Sequence[Row], preprocess: Preprocess) -> None:
+    def __init__(self, source: Source, rows: Sequence[Row], preprocess: Preprocess) -> None:
         check_preprocess(preprocess)
         if preprocess.input_size[0] not in (1, 3):
             channels = preprocess.input_size[0]
             raise UsageError(f"the network takes {channels} channels, image files have 1 or 3; give arrays (.npz)")
-        self.files, self.rows, self.preprocess = files, rows, preprocess
+        self.source, self.rows, self.preprocess = source, rows, preprocess
         self.dtype = torch.uint8 if preprocess.bit_depth is None else torch.float32
         self.part = max(1, min(PART, ANSWERS // (math.prod(preprocess.input_size) * self.dtype.itemsize)))
         self._workers = shared(preprocess)
 
     def __reduce__(self) -> tuple[object, ...]:
         """Another process that sees the same files decodes them by itself."""
-        return Decoder, (self.files, self.rows, self.preprocess)
+        return Decoder, (self.source, self.rows, self.preprocess)
 
     def outcomes(self, places: Sequence[int]) -> list[Outcome]:
         """Of the file of each row: values `(C, H, W)`, content id and oddities; or the reason why there are none."""
@@ -77,7 +84,7 @@ class Decoder:
         for number, place in enumerate(places):
             row = self.rows[place]
             try:
-                asked.append((number, _read(self.files[row.index]), os.path.splitext(row.name)[1]))
+                asked.append((number, self.source.content(row.index), os.path.splitext(row.name)[1]))
             except (Unreadable, RowError) as reason:
                 found[number] = reason.with_traceback(None)  # which would hold the frames, and they the contents
             if sum(len(content) for _, content, _ in asked) > CONTENTS:
@@ -94,7 +101,13 @@ class Decoder:
         }
 
 
-def _read(path: Path) -> bytes:
+def content_of(path: Path) -> bytes:
+    """What is in a resolved file.
+
+    Raises:
+        Unreadable: it cannot be opened, or is not regular.
+        RowError: it is too large for an image.
+    """
     try:
         content = read_regular(path, MAX_BYTES + 1)
     except OSError as error:

@@ -120,7 +120,7 @@ def list_folder(root: Path, classes: Classes, class_order: str, row_order: str |
             f"{display(root)} holds no image in its {len(folders)} class folders", hint=f"known: {suffixes}"
         )
     files = Files(Path(os.path.realpath(root)), rows.names if paths.same(rows.names) else paths)
-    return FileListing(display(root), rows, classes.names, files, row_order, root=root)
+    return FileListing(display(root), rows, classes.names, files, root=root, row_order=row_order)
 
 
 def _rows(groups: Sequence[tuple[int, list[str]]]) -> Rows:

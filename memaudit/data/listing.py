@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from memaudit.data.compact import Examples, Files, Row, Rows, indices_of, labels_of, taken
-from memaudit.data.decode import Decoder, Outcome, Progress, in_parts
+from memaudit.data.decode import Decoder, Outcome, Progress, content_of, in_parts
 from memaudit.data.examples import ExampleSet, distinct
 from memaudit.data.images import RowError, Unreadable
 from memaudit.data.images.decoding import counted
@@ -88,24 +88,26 @@ def stratified(labels: np.ndarray, size: int, generator: np.random.Generator) ->
 
 
 @dataclass(frozen=True)
-class FileListing(Listing):
-    """Rows whose images are files: `files[row.index]`, resolved and regular when they were listed.
+class ImageListing(Listing):
+    """Rows whose images are files, or parts of files.
 
     Attributes:
         row_order: the loader whose numbers the rows have; None: memaudit's own.
-        root: the image folder they were found in, whose loaders number its rows; None: a manifest's own rows.
     """
 
-    files: Sequence[Path]
-    row_order: str | None = None
-    root: Path | None = None
+    row_order: str | None = field(default=None, kw_only=True)
 
-    def numbered_by(self, order: str) -> FileListing:
-        """The files that the loader `order` lists, with its numbers."""
-        places = numbered([row.name for row in self.rows], order)
-        rows = Rows.of(replace(self.rows[place], index=index) for index, place in enumerate(places))
-        files = taken(self.files, [self.rows[place].index for place in places])
-        return replace(self, rows=rows, files=files, row_order=order)
+    def content(self, index: int) -> bytes:
+        """The undecoded image of the row with that `index`; called on several threads at once.
+
+        Raises:
+            Unreadable, RowError: it cannot be had.
+        """
+        raise NotImplementedError
+
+    def linked(self, rows: Sequence[Row]) -> int:
+        """How many of the files of `rows` lie elsewhere and are links."""
+        return 0
 
     def load(self, preprocess: Preprocess, limit: int | None = None, progress: Progress | None = None) -> ExampleSet:
         """Decode each file once, for who it is; what cannot be decoded is listed in `unreadable`.
@@ -113,7 +115,7 @@ class FileListing(Listing):
         Values that do not fit in memory are kept on disk, or decoded again when they are asked for.
         """
         rows = self.chosen(limit)
-        decoder = Decoder(self.files, rows, preprocess)
+        decoder = Decoder(self, rows, preprocess)
         identities = np.zeros(len(rows), np.uint64)
 
         def again(places: Sequence[int]) -> list[np.ndarray]:
@@ -148,7 +150,7 @@ class FileListing(Listing):
             duplicates=duplicates,
             omitted=len(self.rows) - len(rows),
             row_order=self.row_order,
-            seen=counted(odd[read], linked=self._linked(rows)),
+            seen=counted(odd[read], linked=self.linked(rows)),
         )
 
     def _unchanged(self, row: Row, outcome: Outcome, identity: np.uint64) -> np.ndarray:
@@ -158,8 +160,31 @@ class FileListing(Listing):
             raise DataRejected(f"{self.source}: {_where(row)} changed while it was audited{why}")
         return outcome[0]
 
-    def _linked(self, rows: Sequence[Row]) -> int:
-        """How many of the files of `rows` lie elsewhere and are links in the folder."""
+
+@dataclass(frozen=True)
+class FileListing(ImageListing):
+    """Rows whose images are files: `files[row.index]`, resolved and regular when they were listed.
+
+    Attributes:
+        root: the image folder they were found in, whose loaders number its rows; None: a manifest's own rows.
+    """
+
+    files: Sequence[Path]
+    root: Path | None = None
+
+    def numbered_by(self, order: str) -> FileListing:
+        """The files that the loader `order` lists, with its numbers."""
+        places = numbered([row.name for row in self.rows], order)
+        rows = Rows.of(replace(self.rows[place], index=index) for index, place in enumerate(places))
+        files = taken(self.files, [self.rows[place].index for place in places])
+        return replace(self, rows=rows, files=files, row_order=order)
+
+    def content(self, index: int) -> bytes:
+        """As `ImageListing.content`."""
+        return content_of(self.files[index])
+
+    def linked(self, rows: Sequence[Row]) -> int:
+        """As `ImageListing.linked`."""
         if self.root is None or not isinstance(self.files, Files):
             return 0
         paths = self.files.paths

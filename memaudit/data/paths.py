@@ -111,6 +111,17 @@ def read_regular(path: Path, most: int) -> bytes:
         os.close(descriptor)
 
 
+def read_part(path: Path, start: int, size: int) -> bytes:
+    """`size` bytes of `path` from `start` on; fewer where it ends.
+
+    Raises:
+        OSError: as `open_regular`.
+    """
+    with open_regular(path) as file:
+        file.seek(start)
+        return file.read(size)
+
+
 def open_source(path: Path) -> BinaryIO:
     """`open_regular` for a file that the user named.
 

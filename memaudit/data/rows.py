@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 from memaudit.data.classes import Classes
 from memaudit.data.compact import Row, names_of
 from memaudit.data.images import RowError
-from memaudit.data.listing import FileListing, Listing
+from memaudit.data.listing import FileListing, ImageListing, Listing
 from memaudit.data.namings import INDEX, Naming, disagrees, namings, other_label
 from memaudit.data.numbering import ORDERS, undecided
 from memaudit.data.paths import display
@@ -131,6 +131,7 @@ class _Finder:
         self.by_index = False
         files = listing if isinstance(listing, FileListing) else None
         self.files = files.files if files else ()
+        self.named = isinstance(listing, ImageListing)
         self.root = Path(os.path.abspath(files.root)) if files and files.root else None
         timm = files is not None and files.row_order == "timm"
         self.undecided = undecided(list(names_of(self.rows)), "timm") if timm else frozenset()
@@ -139,13 +140,13 @@ class _Finder:
     @cached_property
     def names(self) -> dict[str, int]:
         """Places of the rows by their names, where these are of files; made once a name is asked for."""
-        return {name: place for place, name in enumerate(names_of(self.rows))} if self.files else {}
+        return {name: place for place, name in enumerate(names_of(self.rows))} if self.named else {}
 
     @cached_property
     def bases(self) -> dict[str, list[int]]:
         """Places of the rows by the last part of their names."""
         found: dict[str, list[int]] = {}
-        for place, name in enumerate(names_of(self.rows) if self.files else ()):
+        for place, name in enumerate(names_of(self.rows) if self.named else ()):
             found.setdefault(_composed(PurePath(name).name), []).append(place)
         return found
 
@@ -196,7 +197,7 @@ class _Finder:
 
     def _is(self, row: Row, parts: tuple[str, ...]) -> bool:
         """Whether a path, as another machine may have written it, ends as this row's does, its root's name included."""
-        own = [_parts(self.files[row.index])]
+        own = [_parts(self.files[row.index] if self.files else PurePath(row.name))]
         if self.root is not None:
             own.append(_parts(self.root / row.name))
             named = (_composed(self.root.name), *_parts(PurePath(row.name)))

@@ -25,6 +25,7 @@ from memaudit.data.members import Arrays
 from memaudit.data.paths import display
 from memaudit.data.rows import SUFFIXES as ROW_LISTS
 from memaudit.data.rows import listed_rows
+from memaudit.data.shards import list_shards, shards_of
 from memaudit.data.stacked import StackedListing, described_files
 from memaudit.data.texts import Encode, list_texts
 from memaudit.errors import DataRejected, UsageError
@@ -48,8 +49,8 @@ def read(
     """The examples that `source` names.
 
     Args:
-        source: an image folder, a manifest (`.csv .tsv .jsonl`), arrays (`.npz .safetensors .parquet`), or with `data`
-            a list of its rows.
+        source: an image folder, a manifest (`.csv .tsv .jsonl`), arrays (`.npz .safetensors .parquet`), tar shards (one
+            `.tar`, or a folder of them), or with `data` a list of its rows.
         preprocess: geometry that images go through; shape and range that arrays must have.
         num_classes: of the model; labels are validated against it.
         class_names: by label, for sources that write names; by default those of `data` or of `source` itself.
@@ -91,7 +92,7 @@ def class_names_of(source: str | Path, class_order: str = "natural", row_order: 
     path = Path(source)
     if class_order not in ("natural", "lexical"):
         return in_order((), class_order)
-    return class_names(path, class_order, row_order) if path.is_dir() else ()
+    return class_names(path, class_order, row_order) if path.is_dir() and not shards_of(path) else ()
 
 
 def names_used(source: str | Path, class_order: str) -> tuple[str, ...]:
@@ -143,6 +144,8 @@ def _list(
 ) -> Listing:
     if encode is not None and path.suffix.lower() in MANIFESTS:
         return list_texts(path, classes, encode)
+    if shards := shards_of(path):
+        return list_shards(path, shards, classes)
     if path.is_dir():
         return StackedListing.of(list_folder(path, classes, class_order, row_order))
     if path.suffix.lower() in MANIFESTS:
@@ -153,5 +156,5 @@ def _list(
         raise DataRejected(f"{display(path)} does not exist", hint="check the path, and where you run this")
     raise DataRejected(
         f"{display(path)} is no kind of data memaudit reads",
-        hint="an image folder, a manifest (.csv .tsv .jsonl) or arrays (.npz .safetensors .parquet)",
+        hint="an image folder, a manifest (.csv .tsv .jsonl), arrays (.npz .safetensors .parquet) or tar shards",
     )

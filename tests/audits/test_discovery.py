@@ -42,16 +42,16 @@ def test_a_copy_with_a_little_noise_is_found_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("bright", [0.0, 2.0], ids=["alike", "of different brightness"])
-@pytest.mark.parametrize(("cells", "most"), [(2**23, 20_000), (40, 20_000), (40, 10)], ids=["few", "parts", "many"])
+@pytest.mark.parametrize(("others", "most"), [(2048, 20_000), (5, 20_000), (5, 10)], ids=["few", "parts", "many"])
 def test_copies_found_part_by_part_are_those_of_a_plain_comparison(
-    bright: float, cells: int, most: int, monkeypatch: pytest.MonkeyPatch
+    bright: float, others: int, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pixels = torch.rand(30, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     pixels = (pixels + bright * torch.rand(30, 1, 1, 1, generator=torch.Generator().manual_seed(1))) / (1 + bright)
     for row in (7, 11, 29):
         pixels[row] = (pixels[3] + 0.01 * randoms(1, 8, 8, seed=row)).clamp(0, 1)
     pixels = (255 * pixels).round().byte()
-    monkeypatch.setattr(copying, "CELLS", cells)
+    monkeypatch.setattr(copying, "OTHERS", others)
     monkeypatch.setattr(copying, "ALL", most)
     monkeypatch.setattr(copying, "ASKED", 30)
     examples = from_tensors(pixels, torch.arange(30) % 3, preprocess=Preprocess((1, 8, 8)), num_classes=3)

@@ -18,6 +18,7 @@ from memaudit.data.compact import Row
 from memaudit.data.decode import Decoder
 from memaudit.data.images import RowError, Unreadable
 from memaudit.data.images.decoding import Odd, decode, decoded
+from memaudit.data.listing import FileListing
 from memaudit.errors import DataRejected, ExitCode
 from tests.data.test_read import SMALL, picture, write
 
@@ -292,9 +293,9 @@ def test_a_host_program_that_loads_truncated_images_changes_nothing(
 def test_a_fifo_is_refused_without_waiting(tmp_path: Path) -> None:
     write(tmp_path / "set/a/good.png")
     os.mkfifo(tmp_path / "set/a/pipe.png")
-    decoder = Decoder(
-        [tmp_path / "set/a/pipe.png", tmp_path / "set/a/good.png"], [Row("x", 0, 0), Row("y", 0, 1)], SMALL
-    )
+    files = (tmp_path / "set/a/pipe.png", tmp_path / "set/a/good.png")
+    rows = (Row("x", 0, 0), Row("y", 0, 1))
+    decoder = Decoder(FileListing("set", rows, (), files), rows, SMALL)
     refused, read_ = decoder.outcomes([0, 1])
     assert "not a regular file" in str(refused)
     assert not isinstance(read_, Exception)

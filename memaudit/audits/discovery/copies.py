@@ -21,8 +21,10 @@ GRID = 8
 SHARE = 0.13
 # Copies of one image that are looked at: a set of video frames has many.
 MOST = 10
-# Rows compared with others at a time, and the most numbers that a part's comparison takes.
-PART, CELLS = 512, 2**23
+# Rows compared with others at a time, of which so many at a time: what comes of it stays in the processor's cache.
+PART, OTHERS = 512, 2048
+# Directions in which images are compared before all of their pixels are, and how many that seem near are looked at.
+DIRECTIONS, MANY = 16, 32
 # From more rows than the first number, as many as the second are asked how far their nearest neighbour is.
 ALL, ASKED = 20_000, 4096
 
@@ -67,57 +69,86 @@ class Copies:
 def near_copies(examples: ExampleSet) -> Copies:
     """The near-duplicates in a set; pixels are read in parts, and only a coarse grid of them is kept.
 
-    Two images are no farther apart along a line than they are, so each is compared with those near it on the line along
-    which the images differ most: every pair is found, and most are never looked at.
+    Two images are no farther apart along a few directions than they are. So each is compared along those in which
+    images differ most, with those near it along the first one, and whole with those that are near along all: every pair
+    is found, and most are never looked at.
     """
     coarse = _coarse(examples)
-    count, width = coarse.shape
     radius = SHARE * _usual(coarse)
-    direction = _widest(coarse)
-    along, order = torch.cat([part.float() @ direction for part in torch.split(coarse, PART)]).sort()
-    reach = radius * width**0.5 + 1e-5 * float(along.abs().max())  # and what rounding takes away
-    rows, apart = torch.full((count, MOST), -1), torch.full((count, MOST), torch.inf)
-    start = 0
-    while start < count:
-        stop = min(start + PART, count)
-        low = int(torch.searchsorted(along, along[start] - reach))
-        high = int(torch.searchsorted(along, along[stop - 1] + reach, right=True))
-        stop = min(stop, start + max(1, CELLS // (high - low)))
-        own, others = order[start:stop], order[low:high]
-        found = _apart(coarse, own, others).topk(min(MOST, len(others)), dim=1, largest=False)
-        near = found.values <= radius
-        rows[own, : near.shape[1]] = torch.where(near, others[found.indices], -1)
-        apart[own, : near.shape[1]] = torch.where(near, found.values, torch.inf)
-        start = stop
+    directions = _directions(coarse)
+    along = torch.cat([part.float() @ directions for part in torch.split(coarse, PART)])
+    first, order = along[:, 0].sort()
+    along = along[order]
+    limit = radius**2 * coarse.shape[1] + 1e-5 * float((along**2).sum(1).max())  # and what rounding takes away
+    rows, apart = torch.full((len(coarse), MOST), -1), torch.full((len(coarse), MOST), torch.inf)
+    for start in range(0, len(coarse), PART):
+        own = along[start : start + PART]
+        low = int(torch.searchsorted(first, first[start] - limit**0.5))
+        high = int(torch.searchsorted(first, first[start + len(own) - 1] + limit**0.5, right=True))
+        found = [
+            torch.stack([one + start, other + at])
+            for at in range(low, high, OTHERS)
+            for one, other in [_seem_near(own, along[at : min(at + OTHERS, high)], limit)]
+        ]
+        one, other = order[torch.cat(found, 1)]
+        distance = _apart(coarse, one, other)
+        near = (distance <= radius) & (one != other)
+        _nearest_of(one[near], other[near], distance[near], rows, apart)
     most = max(1, int((rows >= 0).sum(1).max()))
     return Copies(rows[:, :most].clone(), apart[:, :most].clone())
 
 
-def _apart(coarse: Tensor, rows: Tensor, others: Tensor) -> Tensor:
-    """Root mean square differences `(len(rows), len(others))`; infinite from a row to itself."""
-    own, theirs = coarse[rows].float(), coarse[others].float()
-    squared = (own**2).sum(1)[:, None] + (theirs**2).sum(1) - 2 * own @ theirs.T
-    squared[rows[:, None] == others] = torch.inf
-    return (squared.clamp_min(0) / coarse.shape[1]).sqrt()
+def _seem_near(own: Tensor, others: Tensor, limit: float) -> tuple[Tensor, Tensor]:
+    """Pairs whose squared distance is within `limit`; of one row the `MANY` nearest, where there are many."""
+    squared = torch.addmm((others**2).sum(1), own, others.T, alpha=-2)
+    hit = squared <= (limit - (own**2).sum(1))[:, None]
+    if int(hit.sum()) > MANY * len(own):
+        nearest = squared.topk(min(MANY, len(others)), dim=1, largest=False).indices
+        hit &= torch.zeros_like(hit).scatter_(1, nearest, torch.ones_like(nearest, dtype=torch.bool))
+    one, other = hit.nonzero(as_tuple=True)
+    return one, other
+
+
+def _apart(coarse: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    """Root mean square difference of each pair."""
+    pairs = zip(torch.split(one, OTHERS), torch.split(other, OTHERS), strict=True)
+    return torch.cat([(coarse[a].float() - coarse[b].float()).square().mean(1).sqrt() for a, b in pairs])
+
+
+def _nearest_of(one: Tensor, other: Tensor, distance: Tensor, rows: Tensor, apart: Tensor) -> None:
+    """Write the `MOST` nearest of each row, nearest first, into the tables `(N, MOST)`."""
+    order = distance.argsort(stable=True)
+    order = order[one[order].argsort(stable=True)]
+    one, other, distance = one[order], other[order], distance[order]
+    place = torch.arange(len(one)) - torch.searchsorted(one, one)
+    kept = place < MOST
+    rows[one[kept], place[kept]] = other[kept]
+    apart[one[kept], place[kept]] = distance[kept]
 
 
 def _usual(coarse: Tensor) -> float:
     """The median distance to the nearest neighbour, of all rows or of some spread evenly."""
     count = len(coarse)
     asked = torch.arange(count) if count <= ALL else torch.arange(ASKED) * count // ASKED
-    others = torch.split(torch.arange(count), CELLS // PART)
-    nearest = [
-        torch.stack([_apart(coarse, rows, o).amin(1) for o in others]).amin(0) for rows in torch.split(asked, PART)
-    ]
-    return float(torch.cat(nearest).median())
+    least = torch.full((len(asked),), torch.inf)
+    for start in range(0, count, OTHERS):
+        others = coarse[start : start + OTHERS].float()
+        norms = (others**2).sum(1)
+        for place in range(0, len(asked), PART):
+            rows = asked[place : place + PART]
+            own = coarse[rows].float()
+            squared = torch.addmm(norms, own, others.T, alpha=-2) + (own**2).sum(1)[:, None]
+            squared[rows[:, None] == torch.arange(start, start + len(others))] = torch.inf
+            least[place : place + PART] = least[place : place + PART].minimum(squared.amin(1))
+    return float((least.clamp_min(0) / coarse.shape[1]).sqrt().median())
 
 
-def _widest(coarse: Tensor) -> Tensor:
-    """The unit vector `(D,)` along which rows differ most, as far as some of them tell."""
+def _directions(coarse: Tensor) -> Tensor:
+    """`(D, k)` orthonormal: along which rows differ most, as far as some of them tell; the widest first."""
     some = coarse[:: -(-len(coarse) // ASKED)].double()
     some = some - some.mean(0)
     vectors: Tensor = torch.linalg.eigh(some.T @ some).eigenvectors
-    return vectors[:, -1].float()
+    return vectors[:, -DIRECTIONS:].flip(1).float()
 
 
 def folds(clusters: Tensor, labels: Tensor, count: int, generator: torch.Generator) -> list[list[int]]:
