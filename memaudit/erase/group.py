@@ -82,6 +82,7 @@ class Chosen:
         edit: its tensors, by name, made anew: a call takes as long as the edit.
         done: what is done, in words.
         layers: what is left of the layers' curvature.
+        clean: how many examples clean steps train on; 0: all.
     """
 
     method: str
@@ -91,6 +92,7 @@ class Chosen:
     done: str
     control: Control
     layers: Sequence[EditedLayer] = ()
+    clean: int = 0
 
 
 Choose = Callable[[Task], Chosen]
@@ -120,7 +122,7 @@ def by_group(request: Request, choice: Choice, *methods: Choose) -> Erasure:
         if len(methods) > 1:
             notes.append(f"Tried, the cheapest first: {', '.join(one.method for one in found)}.")
         if best.steps:
-            notes.append(TRAINED.format(steps=best.steps, batch=BATCH, clean=len(ground.clean)))
+            notes.append(TRAINED.format(steps=best.steps, batch=BATCH, clean=chosen.clean or len(ground.clean)))
         proof = measured(request, before, sets)
         steps, judged = best.steps or choice.clean_steps, len(sets.used) + len(sets.reference)
         progress.stage("control", DRAWS * (ground.cost(best.steps) + judged) + ground.cost(steps))

@@ -12,12 +12,14 @@ from dataclasses import dataclass, replace
 import torch
 
 from memaudit.engine.draws import generator_for
+from memaudit.engine.evaluator import Panel
 from memaudit.erase import Choice
 from memaudit.erase.ground import Edit, Ground, Trial
-from memaudit.erase.group import Chosen, Control, Task, by_group
+from memaudit.erase.group import FEWEST, Chosen, Control, Task, by_group
 from memaudit.erase.request import Request
 from memaudit.findings import Erasure
 from memaudit.network.layer_groups import LayerGroup, layer_groups, merged, spans
+from memaudit.network.scoped import holding
 from memaudit.network.states import put_back
 from memaudit.numbers import count, percent
 from memaudit.text import clean
@@ -49,10 +51,26 @@ class Relearning:
         values = put_back(ground.module, self.group, generator, {}, self.share)
         return ground.mended(values, ground.first(values), self.steps, self.group.names)
 
-    def trial(self, ground: Ground) -> Trial:
-        """What it does on the examples used for choosing."""
-        how = "random weights" if self.share == 1 else f"{percent(self.share)} random weights"
+    def trial(self, ground: Ground, more: str = "") -> Trial:
+        """What it does on the examples used for choosing; `more` is said of how."""
+        how = ("random weights" if self.share == 1 else f"{percent(self.share)} random weights") + more
         return ground.trial(self.edit(ground), {self.group.layer: 1 - self.share}, self.steps, how)
+
+
+def supported(edit: Relearning, ground: Ground) -> Ground:
+    """The ground without clean examples whose label does not come back when it is not shown.
+
+    Memorized labels that nobody flagged may be among them. Each half is asked after the other was learned, for half
+    the steps of `edit`.
+    """
+    examples, rows = ground.clean.examples, list(ground.clean.rows)
+    kept: set[int] = set()
+    for shown, asked in ((rows[::2], rows[1::2]), (rows[1::2], rows[::2])):
+        half = replace(ground, clean=Panel(examples, shown))
+        with holding(ground.module, replace(edit, steps=max(1, edit.steps // 2)).edit(half)):
+            back = ground.evaluator.predicted(Panel(examples, asked)).tolist()
+        kept.update(row for row, right in zip(asked, back, strict=True) if right)
+    return replace(ground, clean=Panel(examples, [row for row in rows if row in kept]))
 
 
 def run(request: Request, choice: Choice) -> Erasure:
@@ -63,42 +81,51 @@ def run(request: Request, choice: Choice) -> Erasure:
 def choose(task: Task) -> Chosen:
     """Put back the layer groups that leave the fewest flagged labels once relearned, within the budget of accuracy.
 
+    In the end the best edit is tried without reference examples that the others do not support.
+
     Raises:
         ModelRejected: no edit keeps within the budget.
     """
     ground, choice = task.ground, task.choice
     groups = _weights(ground)
     least = ground.intact.validation - choice.max_test_drop
-    found: list[tuple[Relearning, Trial]] = []
+    found: list[tuple[Relearning, Ground, Trial]] = []
 
-    def tried(edits: Sequence[Relearning]) -> None:
-        task.progress.stage("relearn", sum(ground.cost(e.steps) + ground.judging for e in edits))
-        found.extend((edit, edit.trial(ground)) for edit in edits)
+    def tried(edits: Sequence[Relearning], on: Ground) -> None:
+        task.progress.stage("relearn", sum(on.cost(e.steps) + on.judging for e in edits))
+        found.extend((edit, on, edit.trial(on, ", from supported examples" * (on is not ground))) for edit in edits)
 
-    tried([Relearning(group, SHARES[0], choice.clean_steps) for group in _options(groups, choice.critical)])
-    found.sort(key=lambda one: one[1].flagged - one[1].validation)
-    promising = [edit.group for edit, _ in found[:SHORT]]
+    tried([Relearning(group, SHARES[0], choice.clean_steps) for group in _options(groups, choice.critical)], ground)
+    found.sort(key=lambda one: one[2].flagged - one[2].validation)
+    promising = [edit.group for edit, _, _ in found[:SHORT]]
     for share in SHARES:
-        tried([Relearning(group, share, LONGER * choice.clean_steps) for group in promising])
-        if any(trial.validation >= least for _, trial in found):
+        tried([Relearning(group, share, LONGER * choice.clean_steps) for group in promising], ground)
+        if any(trial.validation >= least for _, _, trial in found):
             break
-    trials = [trial for _, trial in found]
+    best = ground.safest(ground.within([trial for _, _, trial in found], choice.max_test_drop))
+    chosen = next(edit for edit, _, trial in found if trial is best)
+    task.progress.stage("support", 2 * ground.cost(chosen.steps // 2) + len(ground.clean))
+    sound = supported(chosen, ground)
+    if FEWEST <= len(sound.clean) < len(ground.clean):
+        tried([chosen], sound)
+    trials = [trial for _, _, trial in found]
     best = ground.safest(ground.within(trials, choice.max_test_drop))
-    chosen = next(edit for edit, trial in found if trial is best)
+    chosen, shown = next((edit, ground) for edit, ground, trial in found if trial is best)
     size = sum(set(group.names) <= set(chosen.group.names) for group in groups)
 
     def random(generator: torch.Generator) -> Edit:
         """As many layer groups, but any, put back and relearned in the same way."""
         drawn = torch.randperm(len(groups), generator=generator)[:size].tolist()
-        return replace(chosen, group=merged([groups[i] for i in drawn])).edit(ground)
+        return replace(chosen, group=merged([groups[i] for i in drawn])).edit(shown)
 
     return Chosen(
         "relearn",
         best,
         trials,
-        edit=lambda: chosen.edit(ground),
-        done=f"{count(size, 'layer group')} ({clean(chosen.group.layer)}) put back to {best.how} and learned again",
+        edit=lambda: chosen.edit(shown),
+        done=f"{count(size, 'layer group')} ({clean(chosen.group.layer)}) put back and learned again: {best.how}",
         control=Control("layer group", size if size < len(groups) else 0, random),
+        clean=len(shown.clean),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import torch
 
@@ -12,7 +13,7 @@ from memaudit.erase import Choice
 from memaudit.erase.finetune import finetuned
 from memaudit.erase.ground import Ground, first_uses
 from memaudit.erase.group import Task
-from memaudit.erase.relearn import LONGER, STARTS, Relearning, _weights, choose
+from memaudit.erase.relearn import LONGER, STARTS, Relearning, _weights, choose, supported
 from memaudit.network.scoped import holding
 from memaudit.network.states import digest, put_back
 from memaudit.settings import Silent
@@ -51,7 +52,8 @@ def test_the_most_promising_depths_learn_longer_and_critical_groups_are_tried(tr
     spans = ["head", "three to head", "two to head", "one to head"]
     assert len(spans) == len(STARTS)
     assert {layer for t in chosen.trials[: len(STARTS) + 1] for layer in t.kept} == {*spans, "two"}
-    assert [t.steps for t in chosen.trials] == [4] * 5 + [4 * LONGER] * 2
+    assert [t.steps for t in chosen.trials][:7] == [4] * 5 + [4 * LONGER] * 2
+    assert all(t.how.endswith("from supported examples") for t in chosen.trials[7:])
     assert chosen.best in chosen.trials
     other = chosen.control.edit(torch.Generator().manual_seed(1)) if chosen.control.parts else None
     assert (
@@ -59,3 +61,22 @@ def test_the_most_promising_depths_learn_longer_and_critical_groups_are_tried(tr
         or set(other) != set(chosen.edit())
         or not all(torch.equal(other[n], t) for n, t in chosen.edit().items())
     )
+
+
+def test_reference_examples_that_nobody_supports_are_left_out(trained: Trained) -> None:
+    """Changed labels among the reference do not come back when the other half is shown; true ones do."""
+    here = ground(trained)
+    changed, flagged = set(range(0, 100, 10)), trained.reference
+    labels = [(e.label + (row in changed)) % 10 for row, e in enumerate(flagged.examples)]
+    here = replace(here, clean=Panel(flagged.labelled(labels), range(100, -1, -1)))
+    edit = Relearning(_weights(here)[2], 1.0, 60)
+    sound = supported(edit, here)
+    kept = list(sound.clean.rows)
+    assert kept == sorted(kept, reverse=True), "in the order they were"
+    assert len(changed & set(kept)) <= 2
+    assert len(kept) > 70
+    half = replace(here, clean=Panel(here.clean.examples, here.clean.rows[::2]))
+    asked = Panel(here.clean.examples, here.clean.rows[1::2])
+    with holding(trained.module, replace(edit, steps=30).edit(half)):
+        right = trained.evaluator().predicted(asked).tolist()
+    assert [row for row in kept if row in set(asked.rows)] == [r for r, ok in zip(asked.rows, right, strict=True) if ok]
