@@ -1,6 +1,7 @@
 """How much of a group of memorized labels an edit takes out, and what it costs: the frontier of `erase`.
 
     python -m tests.benchmarks.erasing --data DIR --model FILE [--network resnet9|vit] [--out FILE.md] [--device cpu]
+        [--methods head curvature-head relearn]
 
 `--model` is the last checkpoint of `python -m tests.benchmarks.cifar`. Every variant is measured on the same examples:
 flagged labels that the model fits, a third of which the choices below may look at; test images of which one part gives
@@ -27,17 +28,27 @@ from memaudit.data.images.preprocess import Preprocess
 from memaudit.engine.answers import margin
 from memaudit.engine.device import exact_arithmetic
 from memaudit.engine.evaluator import Evaluator, Panel
+from memaudit.erase import Choice, components, head, relearn
 from memaudit.erase.curvature import spectra
 from memaudit.erase.finetune import BATCH
 from memaudit.erase.ground import Ground, first_uses
-from memaudit.erase.group import apart_from, split
+from memaudit.erase.group import Choose, Task, apart_from, split
+from memaudit.erase.relearn import LONGER
 from memaudit.erase.search import EditSearch, editable_layers
+from memaudit.errors import ModelRejected
 from memaudit.network.scoped import holding
+from memaudit.settings import Silent
 from tests.benchmarks.cifar import build, change_labels, load
 from tests.benchmarks.search import example_set, preprocess
 from tests.benchmarks.table import options
 
 BUDGETS = (0.01, 0.03)
+METHODS: Mapping[str, Choose] = {
+    "head": head.choose,
+    "curvature": components.choose,
+    "curvature-head": components.choose_with_head,
+    "relearn": relearn.choose,
+}
 # Last layers and shares of curvature they keep, whatever that costs; and how few reference examples are tried.
 FIXED = ((3, 0.8), (3, 0.6), (2, 0.6))
 FEW = 1_000
@@ -190,6 +201,27 @@ def frontier(bench: Bench, steps: int) -> Iterator[Row]:
     yield measured(bench, few, shares, variant, steps)
 
 
+def chosen(bench: Bench, steps: int, methods: Sequence[str]) -> Iterator[Row]:
+    """The intact network, and what each method chooses within a point; clean steps of the whole network beside it."""
+    yield bench.row("intact", time.time())
+    use, clean = first_uses(bench.evaluator, bench.reference), apart_from(bench.reference, bench.validation, 0)
+    ground = Ground(bench.evaluator, clean, Panel(bench.flagged, bench.used), bench.validation, use)
+    for count in (steps, LONGER * steps):
+        start = time.time()
+        with holding(ground.module, ground.mended({}, 0, count)):
+            yield bench.row(f"no edit, {count} clean steps", start)
+    for name in methods:
+        start, choice = time.time(), Choice(max_test_drop=BUDGETS[0], clean_steps=steps)
+        try:
+            found = METHODS[name](Task(ground, bench.factors, choice, Silent()))
+        except ModelRejected as error:
+            print(name, error, file=sys.stderr, flush=True)
+            continue
+        more = f", {found.best.steps} clean steps" if found.best.steps else ""
+        with holding(ground.module, found.edit()):
+            yield bench.row(f"**{name}** of {len(found.trials)} edits: {found.done}{more}", start)
+
+
 def measured(bench: Bench, search: EditSearch, kept: Mapping[str, float], variant: str, steps: int = 0) -> Row:
     start = time.time()
     with holding(bench.evaluator.adapter.module, search.edit(kept, steps)):
@@ -225,10 +257,12 @@ def main() -> None:
     parser.add_argument("--flagged", type=int, default=1_000)
     parser.add_argument("--reference", type=int, default=9_000)
     parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, help="these instead of the frontier of curvature")
     args = parser.parse_args()
     with exact_arithmetic():
         rows: list[Row] = []
-        for row in frontier(setup(args), args.steps):
+        bench = setup(args)
+        for row in chosen(bench, args.steps, args.methods) if args.methods else frontier(bench, args.steps):
             rows.append(row)
             if args.out:
                 args.out.parent.mkdir(parents=True, exist_ok=True)
