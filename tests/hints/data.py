@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import sys
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -87,6 +88,18 @@ def images(folder: Path, root: str = "pictures", names: str = "{}.png", count: i
         Image.fromarray(x[n]).save(place)
         found.append(f"{labels[n]}/{names.format(n)}")
     return found
+
+
+def shard(folder: Path, end: int | None) -> tuple[str, ...]:
+    """The same pictures as samples of one tar file, of which so many bytes were downloaded."""
+    with tarfile.open(folder / "own.tar", "w") as archive:
+        for number, name in enumerate(images(folder)):
+            for suffix, content in (("png", (folder / "pictures" / name).read_bytes()), ("cls", name[:1].encode())):
+                member = tarfile.TarInfo(f"{number:03d}.{suffix}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    (folder / "own.tar").write_bytes((folder / "own.tar").read_bytes()[:end])
+    return on("own.tar")
 
 
 def tabled(folder: Path, rows: list[str], header: str = "path,label") -> None:
@@ -460,10 +473,11 @@ FOLLOWED = [
     Follow("one folder per class, or a .csv with path,label", pictured(flat), lambda f, r: (images(f), None)[1]),
     Follow("known: {}", pictured(renamed), lambda f, r: (images(f), None)[1]),
     Follow(
-        "an image folder, a manifest (.csv .tsv .jsonl) or arrays (.npz .safetensors .parquet)",
+        "an image folder, a manifest (.csv .tsv .jsonl), arrays (.npz .safetensors .parquet) or tar shards",
         text("list.xlsx", "path,label\n"),
         manifested,
     ),
+    Follow("download it again", lambda f: shard(f, 1024), lambda f, r: shard(f, None)),
     Follow(CHECK_PATH, lambda f: on("nowhere"), named(*on("flagged.npz"))),
     Follow(
         "natural is timm's order, lexical is torchvision's; a file lists the names, one per line",

@@ -14,22 +14,20 @@ import pkgutil
 import shlex
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import BinaryIO
 from unittest import mock
-
-import numpy as np
 
 from memaudit.__main__ import run
 from memaudit.checkpoints import child
 from memaudit.checkpoints.sandbox import REFUSED
 from memaudit.checkpoints.source import Source
-from memaudit.data.images import worker
-from memaudit.data.images.decoding import Odd
+from memaudit.data.images import RowError, Unreadable, worker
 from memaudit.data.images.preprocess import Preprocess
+from memaudit.data.images.workers import Decoded
 from memaudit.errors import MemauditError
 from memaudit.report.document import Report
 
@@ -173,15 +171,14 @@ class InThisProcess:
     def __init__(self, preprocess: Preprocess) -> None:
         self._preprocess = preprocess
 
-    def __enter__(self) -> Self:
-        return self
+    def decode_all(self, files: Sequence[tuple[bytes, str]]) -> list[Decoded]:
+        return [self._decoded(content, suffix) for content, suffix in files]
 
-    def __exit__(self, *_: object) -> None: ...
-
-    def close(self) -> None: ...
-
-    def decode(self, content: bytes, suffix: str) -> tuple[np.ndarray, Odd]:
-        return worker.prepared(content, suffix, self._preprocess)
+    def _decoded(self, content: bytes, suffix: str) -> Decoded:
+        try:
+            return worker.prepared(content, suffix, self._preprocess)
+        except (Unreadable, RowError) as reason:
+            return reason
 
 
 def opened_here(source: Source, request: dict[str, object], output: BinaryIO) -> int:
@@ -207,7 +204,7 @@ def inside(folder: Path) -> Iterator[None]:
     os.chdir(folder)
     os.environ["CI"] = "1"
     patches = [
-        mock.patch("memaudit.data.decode.Workers", InThisProcess),
+        mock.patch("memaudit.data.decode.shared", InThisProcess),
         mock.patch("memaudit.checkpoints.sandbox._run_child", opened_here),
     ]
     try:
