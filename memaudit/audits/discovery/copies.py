@@ -165,7 +165,7 @@ def folds(clusters: Tensor, labels: Tensor, count: int, generator: torch.Generat
 def _coarse(examples: ExampleSet) -> Tensor:
     """`(N, D)`: what images are on the grid; of many images of bytes in half precision, which is finer than a byte."""
     half = len(examples) > ALL and examples.pixels.dtype == torch.uint8
-    parts = []
+    whole = torch.empty(0)
     for start in range(0, len(examples), PART):
         pixels = examples.batch(range(start, min(start + PART, len(examples))))
         examples.ahead(range(start + PART, min(start + 2 * PART, len(examples))))
@@ -173,8 +173,9 @@ def _coarse(examples: ExampleSet) -> Tensor:
             size = (min(GRID, pixels.shape[2]), min(GRID, pixels.shape[3]))
             pixels = F.adaptive_avg_pool2d(pixels, size)
         flat = pixels.flatten(1).float()
-        parts.append((flat - 0.5).half() if half else flat)
-    whole = torch.cat(parts)
+        if not start:
+            whole = torch.empty(len(examples), flat.shape[1], dtype=torch.float16 if half else torch.float32)
+        whole[start : start + PART] = flat - 0.5 if half else flat
     return whole if half else _centred(whole)
 
 
