@@ -24,7 +24,7 @@ from memaudit.erase.probes import random_edits
 from memaudit.erase.proof import measured, steps_alone
 from memaudit.erase.request import Request, Sets, check_editable, sets_of
 from memaudit.errors import DataRejected, ModelRejected
-from memaudit.findings import EditedLayer, Erasure, TriedEdit
+from memaudit.findings import EditedLayer, Erasure, ErasureScores, TriedEdit
 from memaudit.network.scoped import holding
 from memaudit.numbers import count, tidy
 from memaudit.settings import Progress
@@ -44,6 +44,7 @@ TRAINED = (
     "{steps} steps of {batch} examples on {clean:,} reference examples, none of them flagged, are part of the edit. "
     "Reference accuracy is largely that of examples trained on."
 )
+NO_NEED = "The edit adds nothing: {steps} without it leave as few flagged labels at no lower accuracy."
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,10 @@ def by_group(request: Request, choice: Choice, *methods: Choose) -> Erasure:
         progress.stage("control", DRAWS * (ground.cost(best.steps) + judged) + ground.cost(steps))
         control, generator = chosen.control, generator_for(request.seed, "erase", f"random {chosen.control.kind}")
 
+        alone = steps_alone(ground, sets, steps)
+        if alone is not None and no_worse(alone.scores, proof.scores[1]):
+            notes.append(NO_NEED.format(steps=count(steps, "clean step")))
+
         def random(_: int) -> AbstractContextManager[None]:
             return holding(module, control.edit(generator))
 
@@ -139,9 +144,16 @@ def by_group(request: Request, choice: Choice, *methods: Choose) -> Erasure:
             candidates=[_candidate(t, t is best) for one in found for t in one.trials],
             max_test_drop=tidy(choice.max_test_drop),
             random=random_edits(before, sets, random, DRAWS, control.kind, control.parts),
-            steps_alone=steps_alone(ground, sets, steps),
+            steps_alone=alone,
             notes=notes,
         )
+
+
+def no_worse(one: ErasureScores, other: ErasureScores) -> bool:
+    """Whether `one` leaves as few flagged labels that chose nothing as `other`, at no lower accuracy."""
+    left = [s.used if s.unused is None else s.unused for s in (one, other)]
+    right = [s.reference if s.test is None else s.test for s in (one, other)]
+    return (left[0] or 0) <= (left[1] or 0) and right[0] >= right[1]
 
 
 def _prepared(request: Request, before: Evaluator, choice: Choice) -> tuple[Sets, Task]:

@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 
 from memaudit.erase import Choice
 from memaudit.erase.ground import Trial
-from memaudit.erase.group import Chosen, Control, Task, _found
+from memaudit.erase.group import Chosen, Control, Task, _found, no_worse
 from memaudit.erase.proof import reread
 from memaudit.errors import ModelRejected
-from memaudit.findings import Erasure
+from memaudit.findings import Erasure, ErasureScores
 from tests.cli_support import Command
 from tests.conftest import Trained
 from tests.erase.conftest import ERASE, plain
@@ -78,6 +78,17 @@ def test_auto_tries_until_the_target_is_met(cli: Command, work: Path) -> None:
         assert f"Tried, the cheapest first: {tried}." in found.notes
         assert found.method in tried
         assert len({c.how for c in found.candidates}) > 1
+
+
+def test_an_edit_that_clean_steps_alone_match_is_said_to_add_nothing() -> None:
+    def scores(unused: float | None, test: float | None, used: float = 0.5) -> ErasureScores:
+        return ErasureScores(used=used, unused=unused, true_label=None, reference=0.9, test=test, by_class=[])
+
+    assert no_worse(scores(0.1, 0.8), scores(0.1, 0.8))
+    assert not no_worse(scores(0.2, 0.9), scores(0.1, 0.8))
+    assert not no_worse(scores(0.1, 0.7), scores(0.1, 0.8))
+    assert no_worse(scores(None, None, 0.1), scores(None, None, 0.2))
+    assert not no_worse(scores(None, None, 0.3), scores(None, None, 0.2))
 
 
 def test_a_method_that_fits_no_budget_is_passed_over(trained: Trained) -> None:
