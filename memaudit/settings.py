@@ -22,8 +22,8 @@ class Profile:
         search_rows: reference examples the search's risk is predicted on.
         look_ahead: candidates that the search ablates for each unit it chooses; none: it goes by gradients.
         panel_rows: other reference examples that costs are measured on.
-        at_risk: rows of the panel measured per finding because the cut is likely to change them, at most.
-        at_random: rows drawn from the others per finding; more where `sampled` would not be reached in all.
+        at_risk, near, at_random: rows of the panel measured per finding, of those that its cut is expected to change,
+            of those nearest to that, and of the others; more where `sampled` of each would not be reached in all.
         copies: augmented copies per finding.
         draws: random-unit draws per finding, where fewer do not decide.
         others: other flagged examples per finding.
@@ -40,7 +40,8 @@ class Profile:
     search_rows: int = 1024
     look_ahead: int = 0
     panel_rows: int = 512
-    at_risk: int = 40
+    at_risk: int = 6
+    near: int = 4
     at_random: int = 1
     sampled: int = 512
     copies: int = 2
@@ -61,13 +62,13 @@ class Profile:
 
 PROFILES: Mapping[str, Profile] = {
     "fast": Profile(
-        search_rows=256, panel_rows=256, at_risk=16, sampled=256, neurons=16, clean=16,
+        search_rows=256, panel_rows=256, at_risk=4, near=2, sampled=256, neurons=16, clean=16,
         checkpoints=7, flagged_rows=128, reference_rows=512, retrain_rows=1000, retrain_epochs=5, retrain_seeds=1,
         relearnings=0,
     ),
     "standard": Profile(),
     "deep": Profile(
-        search_rows=2048, look_ahead=256, panel_rows=2048, at_risk=1024, at_random=1024, copies=4, draws=50,
+        search_rows=2048, look_ahead=256, panel_rows=2048, at_risk=2048, near=2048, at_random=2048, copies=4, draws=50,
         others=64, neurons=1000, clean=256, seeds=2,
         checkpoints=32, flagged_rows=2048, reference_rows=4096, retrain_rows=4096, retrain_epochs=24, retrain_seeds=5,
         relearnings=9, relearn_rows=8000,

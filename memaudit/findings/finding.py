@@ -70,6 +70,8 @@ class Sampled(Plain):
     right: int = Field(default=0, ge=0, description="of these, right before")
     lost: int = Field(default=0, ge=0, description="right before, wrong after")
     gained: int = Field(default=0, ge=0, description="wrong before, right after")
+    of: int = Field(default=0, ge=0, description="reference examples that these were drawn from, and stand for")
+    of_right: int = Field(default=0, ge=0, description="of those, right before")
 
 
 class ReferenceAccuracy(Plain):
@@ -84,8 +86,9 @@ class ReferenceAccuracy(Plain):
     )
     examples: int = Field(default=0, ge=0, description="reference examples that `after` was measured on")
     panel: int = Field(default=0, ge=0, description="reference examples those stand for")
-    at_risk: Sampled = Field(default=Sampled(), description="those nearest to changing, measured one and all")
-    at_random: Sampled = Field(default=Sampled(), description="drawn from the others")
+    at_risk: Sampled = Field(default=Sampled(), description="of those that first-order effects say will change")
+    near: Sampled = Field(default=Sampled(), description="of those that come nearest to it")
+    at_random: Sampled = Field(default=Sampled(), description="of the others")
 
 
 class RandomControl(Plain):

@@ -10,7 +10,7 @@ import torch
 from memaudit.audits.base import ForExample, ForReport, Piece, Unfinished, Workload
 from memaudit.audits.context import Context
 from memaudit.audits.localize import curtailed, flagged_set
-from memaudit.audits.localize.controls import Judge
+from memaudit.audits.localize.controls import MORE, Judge
 from memaudit.audits.localize.cost import settle_costs
 from memaudit.audits.localize.curtailed import rounds, undecided, with_intervals
 from memaudit.audits.localize.known import known_units
@@ -21,10 +21,10 @@ from memaudit.engine.draws import generator_for
 from memaudit.engine.loop import BACKWARD
 from memaudit.findings import Groups, RandomControl, Stability, interned
 
-# For the estimate of passes: units a search cuts and tries on average, and reference rows per finding that are measured
-# because the cut is likely to change them, from CIFAR-10 and digits audits.
+# For the estimate of passes: units a search cuts and tries on average, and reference rows per finding that the cut is
+# expected to change, from CIFAR-10 and digits audits.
 TYPICAL_UNITS = 3
-TYPICAL_AT_RISK = 8
+TYPICAL_AT_RISK = 12
 
 
 class Localize:
@@ -35,9 +35,10 @@ class Localize:
     def passes(self, size: Workload) -> float:
         """The population's effects, the search, verification, and the set as a whole."""
         profile = size.profile
-        panel = min(
-            profile.panel_rows, TYPICAL_AT_RISK + max(profile.at_random, profile.sampled // max(1, size.fitted))
-        )
+        least = profile.sampled // max(1, size.fitted)
+        risky = max(profile.at_risk + TYPICAL_AT_RISK // MORE, least)
+        others = max(profile.near, least) + max(profile.at_random, least)
+        panel = min(profile.panel_rows, min(TYPICAL_AT_RISK, risky) + others)
         looked = TYPICAL_UNITS * min(profile.look_ahead, size.units)
         search = size.fitted * (2 * (1 + BACKWARD) + TYPICAL_UNITS + looked)
         draws = min(profile.draws, 1.1 * curtailed.FIRST)
@@ -87,6 +88,7 @@ def _prepared(context: Context) -> tuple[Search, Judge]:
         fill=context.fill,
         look_ahead=profile.look_ahead,
     )
+    least = -(-profile.sampled // max(1, len(context.fitted)))  # what few findings sample tells only in all
     judge = Judge(
         evaluator,
         space,
@@ -94,8 +96,9 @@ def _prepared(context: Context) -> tuple[Search, Judge]:
         panel,
         seen,
         context.live,
-        at_risk=profile.at_risk,
-        at_random=max(profile.at_random, -(-profile.sampled // max(1, len(context.fitted)))),
+        at_risk=max(profile.at_risk, least),
+        near=max(profile.near, least),
+        at_random=max(profile.at_random, least),
         seed=context.seed,
         copies=profile.copies,
         fill=context.fill,

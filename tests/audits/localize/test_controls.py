@@ -11,13 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from memaudit.audits.localize.controls import JITTER, QUIET, Judge, augment
+from memaudit.audits.localize.controls import FURTHER, JITTER, MORE, NEAR, Judge, augment
 from memaudit.audits.localize.cost import settle_costs
 from memaudit.audits.localize.population import measure_population
 from memaudit.audits.localize.together import Measurement
 from memaudit.audits.panels import matched_clean
 from memaudit.data import ExampleSet, Preprocess, from_tensors
-from memaudit.engine.answers import margin
 from memaudit.engine.draws import generator_for
 from memaudit.engine.evaluator import Evaluator
 from memaudit.findings import AugmentedControl, FlaggedOthersControl, ReferenceAccuracy, interned
@@ -40,12 +39,14 @@ def accuracy(judge: Judge, cut: Sequence[int], key: str) -> ReferenceAccuracy:
     return alone(judge, judge.reference_accuracy(cut, key))
 
 
-def judge(trained: Trained, at_risk: int = 8, at_random: int = 8, seed: int = 0, panel: Sequence[int] = PANEL) -> Judge:
+def judge(
+    trained: Trained, at_risk: int = 4, near: int = 4, at_random: int = 4, seed: int = 0, panel: Sequence[int] = PANEL
+) -> Judge:
     evaluator = trained.evaluator()
     population = measure_population(evaluator, trained.space, trained.reference, panel)
     live = torch.ones(trained.space.total, dtype=torch.bool)
     live[[0, 17, 50, 51]] = False
-    return Judge(evaluator, trained.space, trained.reference, panel, population, live, at_risk, at_random, seed)
+    return Judge(evaluator, trained.space, trained.reference, panel, population, live, at_risk, near, at_random, seed)
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +77,12 @@ class Watched:
 # ---- reference accuracy -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("at_risk", "at_random"), [(130, 0), (0, 130), (100, 30), (1000, 1000)])
-def test_the_whole_panel_is_counted_exactly(trained: Trained, at_risk: int, at_random: int) -> None:
-    everything = judge(trained, at_risk, at_random)
+def whole(trained: Trained) -> Judge:
+    return judge(trained, 1000, 1000, 1000)
+
+
+def test_the_whole_panel_is_counted_exactly(trained: Trained) -> None:
+    everything = whole(trained)
     before = slow.accuracy(trained.module, trained.space, trained.reference, PANEL, [])
     for cut in [[], [3], *random_cuts(12)]:
         found = accuracy(everything, cut, "any")
@@ -90,7 +94,7 @@ def test_the_whole_panel_is_counted_exactly(trained: Trained, at_risk: int, at_r
 
 def test_retained_counts_only_those_right_before(trained: Trained) -> None:
     cut = random_cuts(25)[24]
-    everything = judge(trained, 1000)
+    everything = whole(trained)
     copy = slow.cut_copy(trained.module, trained.space, cut)
     kept = right = 0
     for row in PANEL:
@@ -104,24 +108,25 @@ def test_retained_counts_only_those_right_before(trained: Trained) -> None:
     assert found.retained < 0.9
 
 
-@pytest.mark.parametrize(("at_risk", "at_random", "narrow"), [(8, 8, 0.31), (16, 48, 0.11)])
+@pytest.mark.parametrize(("each", "narrow"), [(5, 0.31), (20, 0.11)])
 def test_a_sample_of_the_panel_comes_with_an_interval_that_holds_the_truth(
-    trained: Trained, at_risk: int, at_random: int, narrow: float
+    trained: Trained, each: int, narrow: float
 ) -> None:
-    everything, sampling = judge(trained, 1000), judge(trained, at_risk, at_random)
+    everything, sampling = whole(trained), judge(trained, each, each, each)
     cuts = random_cuts(150, seed=1)
     alone = []
     for number, cut in enumerate(cuts):
         found = accuracy(sampling, cut, str(number))
-        assert QUIET <= found.examples <= at_risk + at_random
-        assert found.examples == found.at_risk.rows + found.at_random.rows
+        assert found.examples == found.at_risk.rows + found.near.rows + found.at_random.rows
+        assert max(found.near.rows, found.at_random.rows) <= each * FURTHER
+        assert found.at_risk.rows == min(found.at_risk.of, each + found.at_risk.of // MORE)
         assert found.low <= found.after <= found.high
         alone.append(found)
     truth = [accuracy(everything, cut, "").after for cut in cuts]
     assert min(truth) < 0.7  # the cuts do something to be estimated
-    for estimates, lean in ((alone, 0.05), (settle_costs(alone), 0.015)):
+    for estimates, lean, inside in ((alone, 0.05, 0.9), (settle_costs(alone), 0.015, 0.95)):
         pairs = list(zip(estimates, truth, strict=True))
-        assert sum(e.low <= t <= e.high for e, t in pairs) >= 0.95 * len(cuts)
+        assert sum(e.low <= t <= e.high for e, t in pairs) >= inside * len(cuts)
         assert abs(sum(e.after - t for e, t in pairs)) / len(cuts) < lean
         assert min(e.high - e.low for e in estimates) < narrow  # an interval of everything would hold the truth too
 
@@ -129,59 +134,42 @@ def test_a_sample_of_the_panel_comes_with_an_interval_that_holds_the_truth(
 def test_the_estimate_weighs_the_sample_by_what_it_stands_for(trained: Trained) -> None:
     """Averaged over many draws, a sampled stratum gives the truth."""
     cut = random_cuts(25)[20]
-    truth = accuracy(judge(trained, 1000), cut, "").after
-    base = judge(trained, 4, 20)
+    truth = accuracy(whole(trained), cut, "").after
+    base = judge(trained, 4, 4, 12)
     estimates = [accuracy(replace(base, seed=s), cut, "x").after for s in range(150)]
     assert len(set(estimates)) > 5
     assert sum(estimates) / len(estimates) == pytest.approx(truth, abs=0.02)
 
 
-def test_the_rows_at_risk_are_those_the_cut_is_likely_to_change(trained: Trained) -> None:
-    """Of the rows it looks at first, many more change than of 16 drawn at random."""
-    base = judge(trained, 16, 16)
-
-    def changed(rows: list[int], cut: list[int]) -> int:
-        labels = trained.reference.labels[rows]
-        before = margin(base.evaluator.logits(trained.reference, rows), labels) > 0
-        after = margin(base.evaluator.logits(trained.reference, rows, [cut], trained.space), labels) > 0
-        return int((before != after).sum())
-
-    first = drawn = 0
-    for number, cut in enumerate(random_cuts(30)):
-        watched = Watched(base)
-        accuracy(replace(base, evaluator=watched), cut, str(number))  # type: ignore[arg-type]
-        rows = watched.rows[0]
-        assert len(set(rows)) == QUIET + 16
-        assert set(rows) <= set(PANEL)
-        first += 4 * changed(rows[:QUIET], cut)
-        drawn += changed(rows[QUIET:], cut)
-    assert first > 1.5 * drawn > 0
-
-
-def test_rows_are_measured_until_so_many_in_a_row_do_not_change(trained: Trained) -> None:
-    base = judge(trained, 40, 8)
-    asked = Counter[int]()
+def test_strata_are_by_what_is_expected_and_counted_as_plain_copies_count(trained: Trained) -> None:
+    base = judge(trained, 6, 6, 6)
+    labels, before = trained.reference.labels, base.population.margins > 0
+    changed: dict[str, list[bool]] = {"at_risk": [], "near": [], "at_random": []}
     for number, cut in enumerate(random_cuts(40)):
         watched = Watched(base)
         found = accuracy(replace(base, evaluator=watched), cut, str(number))  # type: ignore[arg-type]
         measured = [row for rows in watched.rows for row in rows]
         assert len(measured) == len(set(measured)) == found.examples  # none twice
-        before = base.population.margins > 0
-        away = (torch.where(before, 1.0, -1.0) * base.population.after([cut])[0]).argsort(stable=True)
-        risky = [PANEL[i] for i in away[: found.at_risk.rows].tolist()]
-        labels = trained.reference.labels
+        away = torch.where(before, 1.0, -1.0) * base.population.after([cut])[0]
+        order, first = away.argsort(stable=True).tolist(), int((away <= 0).sum())
+        strata = {"at_risk": order[:first], "near": order[first : first + NEAR], "at_random": order[first + NEAR :]}
         copy = slow.cut_copy(trained.module, trained.space, cut)
-        flips = []
-        for row in risky:
-            right = [
-                int(slow.logits_of(m, trained.reference, row).argmax()) == labels[row] for m in (trained.module, copy)
-            ]
-            flips.append(int(right[1]) - int(right[0]))
-        assert (found.at_risk.lost, found.at_risk.gained) == (flips.count(-1), flips.count(1))
-        assert not any(flips[-QUIET:]) or len(flips) == 40
-        assert all(any(flips[end - QUIET : end]) for end in range(QUIET, len(flips)))
-        asked[len(flips)] += 1
-    assert len(asked) > 2
+        for name, members in strata.items():
+            sample = getattr(found, name)
+            rows = [row for row in measured if row in {PANEL[i] for i in members}]
+            was, now = (
+                [int(slow.logits_of(m, trained.reference, row).argmax()) == labels[row] for row in rows]
+                for m in (trained.module, copy)
+            )
+            assert (sample.rows, sample.of, sample.of_right) == (len(rows), len(members), int(before[members].sum()))
+            assert (sample.right, sample.lost, sample.gained) == (
+                sum(was),
+                sum(w and not n for w, n in zip(was, now, strict=True)),
+                sum(n and not w for w, n in zip(was, now, strict=True)),
+            )
+            changed[name] += [w != n for w, n in zip(was, now, strict=True)]
+    shares = [sum(found) / len(found) for found in changed.values()]
+    assert shares[0] > 1.5 * shares[1] > 2 * shares[2]
 
 
 def test_the_same_key_measures_the_same_rows_in_any_order(sampling: Judge) -> None:
@@ -361,7 +349,7 @@ def test_side_by_side_each_measurement_finds_what_it_finds_alone(trained: Traine
     found = replace(sampling, evaluator=watched).together(everything(sampling))  # type: ignore[arg-type]
     plain = replace(sampling, evaluator=Evaluator(trained.evaluator().adapter, 1))
     assert found == [plain.together([m])[0] for m in everything(plain)]
-    assert len(watched.rows[0]) >= 12 * QUIET
+    assert len(watched.rows[0]) >= 12 * 4
     assert sampling.together([]) == []
 
 

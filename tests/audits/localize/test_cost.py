@@ -13,7 +13,9 @@ from memaudit.findings import ReferenceAccuracy, Sampled
 from memaudit.intervals import wilson
 from memaudit.numbers import tidy
 
-AT_RISK = Sampled(rows=10, right=10, lost=2)
+AT_RISK = Sampled(rows=10, right=10, lost=2, of=10, of_right=10)
+NEAR = Sampled()
+REST = {"of": 490, "of_right": 480}  # of a panel of 500, of which 490 are right
 
 
 def log_beta(a: float, b: float) -> float:
@@ -50,7 +52,9 @@ def simulate(rates: Sequence[float], seed: int, rows: int = 8, panel: int = 500)
     """Cuts that lose each right row of the rest with these rates; of ten rows at risk two are lost."""
     rng = np.random.default_rng(seed)
     return [
-        first_estimate(490, panel, AT_RISK, Sampled(rows=rows, right=rows, lost=int(rng.binomial(rows, rate))))
+        first_estimate(
+            490, panel, AT_RISK, NEAR, Sampled(rows=rows, right=rows, lost=int(rng.binomial(rows, rate)), **REST)
+        )
         for rate in rates
     ]
 
@@ -82,7 +86,10 @@ def test_the_intervals_hold_the_truth_and_are_narrower_than_alone(kind: str) -> 
 
 def test_a_cut_that_costs_much_more_than_the_others_stands_out() -> None:
     costs = settle_costs(
-        [*simulate([0.0] * 100, 0), first_estimate(490, 500, AT_RISK, Sampled(rows=8, right=8, lost=4))]
+        [
+            *simulate([0.0] * 100, 0),
+            first_estimate(490, 500, AT_RISK, NEAR, Sampled(rows=8, right=8, lost=4, **REST)),
+        ]
     )
     assert costs[-1].after < 0.75 < 0.94 < costs[0].after
     assert costs[-1].low < costs[-1].after - 0.1
@@ -96,7 +103,7 @@ def test_neither_order_nor_repetition_changes_a_figure() -> None:
 
 
 def test_a_panel_measured_whole_is_counted_and_learns_nothing() -> None:
-    whole = first_estimate(9, 10, Sampled(rows=10, right=9, lost=2, gained=1), Sampled())
+    whole = first_estimate(9, 10, Sampled(rows=10, right=9, lost=2, gained=1, of=10, of_right=9), NEAR, NEAR)
     ruinous = simulate([0.9] * 20, 0)
     assert settle_costs([whole, *ruinous])[0] == whole
     assert (whole.before, whole.after, whole.retained) == (0.9, 0.8, tidy(7 / 9))
@@ -106,3 +113,24 @@ def test_a_panel_measured_whole_is_counted_and_learns_nothing() -> None:
 def test_nothing_measured_is_nothing_settled() -> None:
     assert settle_costs([]) == []
     assert shared_rates([]) == {}
+
+
+def test_strata_are_estimated_each_from_its_own_rows() -> None:
+    """Rows expected to change and rows that hardly do: three strata of a panel, one draw of each."""
+    rng, inside, errors = np.random.default_rng(1), 0, []
+    rates, sizes, drawn = (0.85, 0.05, 0.001), (20, 32, 448), (8, 4, 2)
+    costs, truths = [], []
+    for _ in range(300):
+        panel = [rng.random(size) < rng.beta(20 * r, 20 * (1 - r)) for size, r in zip(sizes, rates, strict=True)]
+        samples = [
+            Sampled(rows=n, right=n, lost=int(rows[:n].sum()), of=len(rows), of_right=len(rows))
+            for rows, n in zip(panel, drawn, strict=True)
+        ]
+        costs.append(first_estimate(500, 500, *samples))
+        truths.append(1 - sum(int(rows.sum()) for rows in panel) / 500)
+    for cost, true in zip(settle_costs(costs), truths, strict=True):
+        inside += cost.low <= true <= cost.high
+        errors.append(cost.after - true)
+    assert inside >= 285
+    assert abs(float(np.mean(errors))) < 0.002
+    assert np.std(errors) < 0.01

@@ -26,7 +26,7 @@ def judge(trained: Trained) -> Judge:
     evaluator = trained.evaluator()
     population = measure_population(evaluator, trained.space, trained.reference, PANEL)
     live = torch.ones(trained.space.total, dtype=torch.bool)
-    return Judge(evaluator, trained.space, trained.reference, PANEL, population, live, 1000, 1000, 0)
+    return Judge(evaluator, trained.space, trained.reference, PANEL, population, live, 1000, 1000, 1000, 0)
 
 
 def refs(trained: Trained, numbers: list[int]) -> list[UnitRef]:
