@@ -14,7 +14,6 @@ from memaudit.cli.recorded import restored
 from memaudit.cli.values import choice
 from memaudit.erase import METHODS, Choice
 from memaudit.errors import ExitCode, ModelRejected, UsageError
-from memaudit.findings import LayerVerdict
 from memaudit.text import clean
 
 if TYPE_CHECKING:
@@ -103,6 +102,7 @@ def erase(
     from memaudit.cli.progress import Stages
     from memaudit.engine.threads import settle_threads, threads_kept
     from memaudit.erase.request import Request
+    from memaudit.findings import LayerVerdict
 
     targets = _targets(output, model)
     audited = reports.read(report)

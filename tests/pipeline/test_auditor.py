@@ -313,7 +313,7 @@ def test_profiles_set_how_much_is_measured(trained: Trained, pairs: tuple[Pair, 
     cost = report.findings[0].reference_accuracy
     assert controls is not None
     assert cost is not None
-    draws, examples = {"fast": (range(1, 11), range(86, 103)), "deep": (range(11, 51), [150])}[profile]
+    draws, examples = {"fast": (range(1, 11), range(86, 130)), "deep": (range(11, 51), [150])}[profile]
     assert controls.random.draws in draws
     assert cost.examples in examples
     assert (report.groups.stability is not None) == (profile == "deep")
