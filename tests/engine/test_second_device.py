@@ -36,7 +36,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "time": ("scan", *MODEL, *NPZ, *OTHERS, *SERIES, "--profile", "fast"),
     "tied": ("scan", "tied.safetensors", *MODEL[1:], *NUMBERED, *OTHERS, "--profile", "fast"),
     "vit": ("scan", "vit/test_vit.safetensors", "--model-kwargs", "img_size=32", *VIT, *OTHERS, "--profile", "fast"),
-    "units": (*ERASE, "--all", "--max-test-drop", "100"),
+    "units": (*ERASE, "--all", "--max-test-drop", "100", "--clean-steps", "5"),
     "curvature": (*ERASE, *ALL, "--method", "curvature", "--clean-steps", "5"),
 }
 
