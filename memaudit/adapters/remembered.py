@@ -51,6 +51,6 @@ def remembered(tensors: Mapping[str, Tensor], kind: Callable[..., T], find: Call
 
 @cache
 def _versions() -> list[str]:
-    """Of the libraries, and the hash of the code that identifies."""
+    """The versions of the libraries, and the hash of the code that identifies."""
     code = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()
     return [*(f"{library} {clean(installed_version(library))}" for library in LIBRARIES), code]

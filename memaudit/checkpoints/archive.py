@@ -78,7 +78,7 @@ def _read_members(source: Source, members: list[zipfile.ZipInfo], directory: int
     """
     contents = {}
     position: set[int] = {0}
-    # torch can be told to leave every checksum out (set_crc32_options); then there is nothing to compare with.
+    # torch can leave every checksum out (set_crc32_options); then there is nothing to compare with.
     checked = any(m.CRC for m in members)
     for member in members:
         name = clean(member.filename)

@@ -44,7 +44,7 @@ class Inert:
 def main() -> None:
     """Entry point; the one argument is JSON: `name`, `weights`, `size` (bytes), `cpu` (seconds).
 
-    Of a trusted file also `trusted`, and `imports`: a folder whose Python files it names, or null.
+    A trusted file has two more: `trusted`, and `imports`, a folder whose Python files it names, or null.
     """
     request = json.loads(sys.argv[1])
     stream = os.fdopen(os.dup(1), "wb")

@@ -17,7 +17,7 @@ CROPPED_BELOW = 384
 def from_processor(raw: Mapping[str, Any]) -> dict[str, object]:
     """The raw values of `raw`, still unchecked, by the names of timm's own configuration.
 
-    What cannot be told without the processor's code (a longest edge, padding) is left out, and stays a question.
+    What only the processor's code says (a longest edge, padding) is left out, and stays a question.
     """
     pretrained = raw.get("pretrained_cfg")
     if isinstance(pretrained, Mapping):  # transformers' wrapper of timm

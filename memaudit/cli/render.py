@@ -26,7 +26,7 @@ def render(
     """Write a report in other formats: HTML, Markdown, SARIF, JUnit, CSV, Parquet, officer's page, model card.
 
     The suffix of each output chooses: .html, .md, .sarif, .xml, .csv, .parquet or .json; a name that begins with
-    officer (.html, .md) or model-card (.md) chooses those. Of a verification.json no .sarif and .xml are written.
+    officer (.html, .md) or model-card (.md) chooses those. A verification.json becomes neither .sarif nor .xml.
     """
     from memaudit import report as reports
     from memaudit.report import reading

@@ -78,7 +78,7 @@ class Decoder:
         return Decoder, (self.source, self.rows, self.preprocess)
 
     def outcomes(self, places: Sequence[int]) -> list[Outcome]:
-        """Of the file of each row: values `(C, H, W)`, content id and oddities; or the reason why there are none."""
+        """Values `(C, H, W)`, content id and oddities of each row's file; or the reason why there are none."""
         found: dict[int, Outcome] = {}
         asked: list[tuple[int, bytes, str]] = []
         for number, place in enumerate(places):

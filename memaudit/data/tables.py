@@ -52,7 +52,7 @@ def csv_records(text: str, delimiter: str, name: str) -> Iterator[tuple[int, lis
     writes semicolons where numbers have decimal commas.
 
     Raises:
-        DataRejected: quotes are broken; what follows could not be told apart from what they should have closed.
+        DataRejected: quotes are broken; what follows cannot be distinguished from what they should have closed.
     """
     first = text.split("\n", 1)[0]
     if delimiter not in first:

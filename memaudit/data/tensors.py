@@ -83,7 +83,7 @@ class TensorListing(Listing):
         )
 
     def _resized(self, preprocess: Preprocess) -> bool:
-        """Whether these are images that come to another size."""
+        """Whether these are images that are resized."""
         return (
             self.x.dtype == torch.uint8
             and preprocess.image

@@ -44,7 +44,7 @@ class Searched:
 
 
 def searched_inputs(after: Evaluator, flagged: Panel, reference: ExampleSet, seed: int) -> list[InputPoint]:
-    """Of flagged labels that the edit took away, how many a small search brings back; and from clean examples.
+    """How many of the flagged labels that the edit took away a small search brings back; and from clean examples.
 
     The control searches for the same labels from reference examples of the class that the edited network gives instead:
     where both come back alike, the flagged examples are no nearer to their labels than others. None on token ids.

@@ -1,4 +1,4 @@
-"""The flagged set as a whole: shared neurons, the trade-off, matched controls, known units, the summary."""
+"""The flagged set as a whole: shared units, the trade-off, matched controls, known units, the summary."""
 
 from pydantic import Field
 

@@ -81,7 +81,7 @@ class Twins(Plain):
 
 
 class Shares(Plain):
-    """What the whole set comes to."""
+    """Shares of the whole set: labels predicted, predicted unseen, memorized, and wrong."""
 
     examples: int = Field(ge=1)
     fitted: Rate = Field(description="labels that the model predicts")

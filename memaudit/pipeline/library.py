@@ -37,7 +37,7 @@ def audit(
     progress: Progress | None = None,
     **options: Any,
 ) -> Report:
-    """Audit a model in memory: which flagged examples it memorized, in which units, and what erasing them costs.
+    """Audit a model in memory: which flagged examples it memorized, in which units, and what cutting them costs.
 
     Args:
         model: a classifier, or a loaded adapter; left as found, mode and device included.

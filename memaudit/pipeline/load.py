@@ -59,7 +59,7 @@ def settle(
     read_reference: Callable[[Adapter, int | None], ExampleSet],
     device: str = "auto",
 ) -> Settled:
-    """Of several architectures that fit the tensors of `checkpoint`, take the one that clearly fits the reference.
+    """Take the one of several architectures for the tensors of `checkpoint` that clearly fits the reference.
 
     Args:
         found: its `candidates`.

@@ -43,7 +43,7 @@ class Tried:
 
     @property
     def share(self) -> float:
-        """Of the labels that are given."""
+        """Share of labels that are given."""
         return float(self.right.float().mean())
 
     @property
@@ -59,7 +59,7 @@ class Tried:
     def beats(self, other: Tried) -> bool:
         """Whether it gives decisively more labels, and is not decisively worse on the reference.
 
-        Of flagged labels alone a network fed with nonsense may give more: half of the wrong ones of two classes.
+        A network fed with nonsense may give more of the flagged labels alone: half of the wrong ones of two classes.
         """
         alike = len(self.right) == len(other.right)
         return alike and better(self.right, other.right) and not better(other.sets[0], self.sets[0])

@@ -1,4 +1,4 @@
-"""The report on a terminal: the verdict in words, one table of counts, the top neurons, where the files are."""
+"""The report on a terminal: the verdict in words, one table of counts, the most shared units, where the files are."""
 
 from __future__ import annotations
 

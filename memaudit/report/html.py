@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from memaudit.report.document import Report
 
-# A longer table of neurons helps nobody, and all of them are in the JSON.
+# A longer table of units helps nobody, and all of them are in the JSON.
 MAX_NEURONS = 50
 MAX_PLAIN_JSON = 64_000
 # Slices shown; all are in the JSON.

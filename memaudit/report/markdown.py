@@ -25,7 +25,7 @@ _SIGNS = {"pass": "✅", "fail": "❌", "incomplete": "⚠️"}
 
 
 def render(report: Report) -> str:
-    """Verdict, key figures, examples, neurons, warnings and provenance, ending in one newline."""
+    """Verdict, key figures, examples, units, warnings and provenance, ending in one newline."""
     state = story.state(report)
     blocks = [
         f"# {_SIGNS[state]} {story.HEADLINES[state]}: {code(report.model.path)}",

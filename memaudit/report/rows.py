@@ -1,4 +1,4 @@
-"""The rows of the report's three tables, as text: examples, neurons, layers."""
+"""The rows of the report's three tables, as text: examples, units, layers."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ def _controls(finding: Finding) -> list[tuple[str, str]]:
 
 
 def neuron_rows(report: Report, limit: int) -> list[NeuronRow]:
-    """The first `limit` neurons, most shared first as the report lists them."""
+    """The first `limit` units, most shared first as the report lists them."""
     known = {finding.id for finding in report.findings}
     intact = next((f.reference_accuracy.before for f in report.findings if f.reference_accuracy), None)
     return [

@@ -156,7 +156,7 @@ class Judge:
         return merged, [range(a, b) for a, b in pairwise(ends)]
 
     def augmented(self, copies: ExampleSet, rows: Sequence[int], cut: Sequence[int]) -> Measurement[AugmentedControl]:
-        """Of the copies `rows` of one example that are fitted before the cut, how many it erases."""
+        """How many of the copies `rows` of one example, of those fitted before the cut, it suppresses."""
         if rows:
             logits = yield Ask(copies, rows, [()] * len(rows))
             fits = predicted(margin(logits, copies.labels[list(rows)])).tolist()

@@ -50,7 +50,7 @@ def undecided(controls: Sequence[RandomControl], planned: int, most: float) -> l
 
 
 def exceeding(kinds: Sequence[tuple[tuple[int, int], int]], kind: tuple[int, int], planned: int, most: float) -> float:
-    """Chance that of `planned` draws more than `most` erase, where `kind` `(erased, draws)` was seen of one finding."""
+    """Chance that more than `most` of `planned` draws suppress a label, where `kind` `(erased, draws)` was seen."""
     erased, drawn = kind
     share, a, b = posterior(kinds)
     left = planned - drawn
@@ -66,7 +66,7 @@ def exceeding(kinds: Sequence[tuple[tuple[int, int], int]], kind: tuple[int, int
 def with_intervals(counts: Sequence[tuple[int, int]]) -> list[RandomControl]:
     """Each `(erased, draws)` with the 95 % interval that all of them together give its rate.
 
-    Where no draw erased, nothing shows that any would: the interval begins at 0, however alike the findings look.
+    Where no draw suppressed the label, nothing shows that any would: the interval begins at 0.
     """
     rates = shared_rates(counts)
     found = []

@@ -133,7 +133,7 @@ def key_of(flagged: ExampleSet, row: int) -> str:
 
 
 def judged_by(cost: ReferenceAccuracy, random: RandomControl, planned: int) -> Outcome:
-    """What becomes of an erased example: localized if the reference survives and random units do not do the same."""
+    """The outcome of a suppressed label: localized if the reference survives and random units do not do the same."""
     survives = cost.after >= cost.before - REFERENCE_BUDGET
     special = random.erased <= RANDOM_BUDGET * planned
     return Outcome.LOCALIZED if survives and special else Outcome.ENTANGLED
