@@ -23,7 +23,7 @@ def used(evaluator: Evaluator) -> tuple[float, ...]:
     engine, theirs = evaluator.engine, []
     if isinstance(engine, RayEngine):
         while len(engine._ready) < engine.workers:  # it loads the network: no part of any stage
-            engine._turn()
+            engine.turn()
         asked = [actor.__ray_call__.remote(lambda self: time.process_time()) for actor in engine._actors]
         theirs = [engine.ray.get(one) for one in asked]
     return time.perf_counter(), time.process_time(), *theirs
