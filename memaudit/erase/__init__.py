@@ -75,7 +75,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Method:
-    """One way to take labels out.
+    """One way to take labels out; by default one for groups.
 
     Attributes:
         hint: what `--help` says of it.
@@ -88,11 +88,11 @@ class Method:
 
     name: str
     hint: str
-    singles: bool
-    budget: float
-    used: str
-    cheaper: str
     target: str
+    singles: bool = False
+    budget: float = 0.01
+    used: str = "flagged label, used for choosing"
+    cheaper: str = "Allow less with --max-test-drop."
 
     def run(self, request: Request, choice: Choice) -> Erasure:
         """Write the edited copy that `request` names, and measure it.
@@ -119,46 +119,26 @@ METHODS: Mapping[str, Method] = {
         Method(
             "curvature",
             hint="for groups, cuts what few examples support",
-            singles=False,
-            budget=0.01,
-            used="flagged label, used for choosing",
-            cheaper="Allow less with --max-test-drop.",
             target="memaudit.erase.components:run",
         ),
         Method(
             "head",
             hint="for groups, rebuilds the classifier and trains nothing",
-            singles=False,
-            budget=0.01,
-            used="flagged label, used for choosing",
-            cheaper="Allow less with --max-test-drop.",
             target="memaudit.erase.head:run",
         ),
         Method(
             "curvature-head",
             hint="for groups, both of these without training",
-            singles=False,
-            budget=0.01,
-            used="flagged label, used for choosing",
-            cheaper="Allow less with --max-test-drop.",
             target="memaudit.erase.components:run_with_head",
         ),
         Method(
             "relearn",
             hint="for groups, puts layers back to random weights and trains them on the reference",
-            singles=False,
-            budget=0.01,
-            used="flagged label, used for choosing",
-            cheaper="Allow less with --max-test-drop.",
             target="memaudit.erase.relearn:run",
         ),
         Method(
             "auto",
             hint="for groups, the cheapest of these that meets --target",
-            singles=False,
-            budget=0.01,
-            used="flagged label, used for choosing",
-            cheaper="Allow less with --max-test-drop.",
             target="memaudit.erase.auto:run",
         ),
     )
