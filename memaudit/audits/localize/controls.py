@@ -82,24 +82,22 @@ class Judge:
         strata = away.argsort(stable=True).tensor_split([first, min(first + NEAR, len(away))])
         generator = generator_for(self.seed, "panel", key)
         order = [stratum[torch.randperm(len(stratum), generator=generator)] for stratum in strata]
-        counts = [self.at_risk + first // MORE, self.near, self.at_random]
+        few = [self.at_risk + first // MORE, self.near, self.at_random]
         after = before.clone()
-        done = [0, 0, 0]
-        while True:
-            places = torch.cat([s[had:n] for s, had, n in zip(order, done, counts, strict=True)])
-            if len(places):
-                rows = [self.panel[i] for i in places.tolist()]
-                logits = yield Ask(self.reference, rows, [cut] * len(rows))
-                after[places] = predicted(margin(logits, self.reference.labels[rows]))
-            if done[1]:
-                break
-            done = counts
-            near, others = (
-                int((after[s[:n]] != before[s[:n]]).sum()) for s, n in zip(order[1:], counts[1:], strict=True)
-            )
-            counts = [done[0], done[1] * (FURTHER if near else 1), done[2] * (FURTHER if others or near > 1 else 1)]
+        yield from self._measure(cut, [s[:n] for s, n in zip(order, few, strict=True)], after)
+        _, near, others = (int((after != before)[s[:n]].sum()) for s, n in zip(order, few, strict=True))
+        counts = [few[0], few[1] * (FURTHER if near else 1), few[2] * (FURTHER if others or near > 1 else 1)]
+        yield from self._measure(cut, [s[had:n] for s, had, n in zip(order, few, counts, strict=True)], after)
         samples = (_changes(before[s[:n]], after[s[:n]], before[s]) for s, n in zip(order, counts, strict=True))
         return first_estimate(int(before.sum()), len(before), *samples)
+
+    def _measure(self, cut: Sequence[int], places: Sequence[Tensor], after: Tensor) -> Measurement[None]:
+        """Write into `after` which panel rows at `places` are predicted with `cut` ablated."""
+        asked = torch.cat(list(places))
+        if len(asked):
+            rows = [self.panel[i] for i in asked.tolist()]
+            logits = yield Ask(self.reference, rows, [cut] * len(rows))
+            after[asked] = predicted(margin(logits, self.reference.labels[rows]))
 
     def random_units(
         self, examples: ExampleSet, row: int, cut: Sequence[int], draws: range, key: str
