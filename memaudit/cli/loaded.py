@@ -203,4 +203,4 @@ def _reader(
 
 def _geometry(adapter: Adapter) -> object:
     """What examples are read by, apart from the normalisation that the network itself applies."""
-    return (replace(adapter.preprocess, mean=(), std=(), origin=""), adapter.num_classes, adapter.encode)
+    return (adapter.preprocess.geometry, adapter.num_classes, adapter.encode)

@@ -75,7 +75,7 @@ def settle(
     sets: dict[Preprocess, ExampleSet] = {}
     tried: list[tuple[str, Adapter, ExampleSet, Tensor]] = []
     for adapter in found:
-        geometry = replace(adapter.preprocess, mean=(), std=(), origin="")
+        geometry = adapter.preprocess.geometry
         if geometry not in sets:
             sets[geometry] = read_reference(adapter, TWIN_IMAGES)
         reference = sets[geometry]

@@ -117,7 +117,7 @@ class _Trial:
         guess = adapter.preprocess
         adapter.preprocess = replace(guess, input_size=size)
         try:
-            seen = replace(adapter.preprocess, mean=(), std=(), origin=""), most
+            seen = adapter.preprocess.geometry, most
             if seen not in self._sets:
                 self._sets[seen] = self._read(adapter, most)
             if not self._sets[seen].seen.get("resized"):

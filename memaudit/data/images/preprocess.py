@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from memaudit.system.memory import to_device
@@ -54,6 +54,11 @@ class Preprocess:
     def image(self) -> bool:
         """Whether inputs are images `(C, H, W)`."""
         return len(self.input_size) == 3 and not self.tokens
+
+    @property
+    def geometry(self) -> Preprocess:
+        """What examples are read by: the network itself applies mean and std."""
+        return replace(self, mean=(), std=(), origin="")
 
     def normalise(self, batch: Tensor) -> Tensor:
         """A batch as it was read (images in [0, 1]) to the network's input; without mean and std, `batch` itself.
