@@ -118,7 +118,7 @@ class Sources:
         return cls(data, data, None, None, order, said, warnings=warnings)
 
     def class_names(self, checkpoint: Checkpoint) -> tuple[tuple[str, ...], str]:
-        """Class names by label, and what said them: a named file, the checkpoint, class folders, a manifest."""
+        """Class names by label, and what said them: a named file, the checkpoint, tables, class folders, a manifest."""
         from memaudit import data
 
         where = self.data or self.reference
@@ -126,6 +126,8 @@ class Sources:
             return data.class_names_of(where, self.class_order), "file"
         if checkpoint.facts.class_names:
             return checkpoint.facts.class_names, "checkpoint"
+        if noted := data.names_noted(where):
+            return noted, "data"
         names = data.class_names_of(where, self.class_order, self.row_order) or data.names_used(where, self.class_order)
         return names, self.class_order if names else "given"
 

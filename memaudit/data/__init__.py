@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from memaudit.data.images.preprocess import Preprocess
     from memaudit.data.members import Arrays
     from memaudit.data.several import paired_names
-    from memaudit.data.sources import class_names_of, described, names_used, read, remove_overlap
+    from memaudit.data.sources import class_names_of, described, names_noted, names_used, read, remove_overlap
     from memaudit.data.tensors import from_tensors
     from memaudit.data.thumbs import thumbnails
 
@@ -34,6 +34,7 @@ __all__ = [
     "from_dataset",
     "from_tensors",
     "joined",
+    "names_noted",
     "names_used",
     "paired_names",
     "read",
@@ -54,6 +55,7 @@ _HOMES = {
     "from_dataset": "datasets",
     "from_tensors": "tensors",
     "joined": "examples",
+    "names_noted": "sources",
     "names_used": "sources",
     "paired_names": "several",
     "read": "sources",

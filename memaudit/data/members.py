@@ -12,9 +12,10 @@ import numpy as np
 import torch
 
 from memaudit.data import decode
+from memaudit.data.cells import NO_LABEL, pyarrow_for
 from memaudit.data.npz import npy_header, npz_header, read_npz
 from memaudit.data.paths import display, open_source
-from memaudit.errors import DataRejected, EnvironmentFault
+from memaudit.errors import DataRejected
 from memaudit.text import clean
 
 NAMES = ("x", "y", "id", "true_label", "mask")
@@ -131,14 +132,9 @@ def _content(path: Path) -> bytes:
 
 def _parquet(path: Path) -> dict[str, np.ndarray]:
     """A table: `label` (or `y`), optionally `id` and `true_label`; all other columns, in order, are `x`."""
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise EnvironmentFault(
-            f"{display(path)} needs pyarrow, which is not installed", hint="pip install pyarrow"
-        ) from None
-    name = display(path)
+    pyarrow, name = pyarrow_for(path), display(path)
+    from pyarrow import parquet
+
     try:
         table = parquet.read_table(pyarrow.BufferReader(_content(path)))
     except (pyarrow.ArrowException, OSError, ValueError) as error:
@@ -148,7 +144,7 @@ def _parquet(path: Path) -> dict[str, np.ndarray]:
         raise DataRejected(f"{name}: two columns have one name")
     label = next((c for c in ("label", "y") if c in columns), None)
     if label is None:
-        raise DataRejected(f"{name}: no column 'label'", hint="the table's label column is called label, or y")
+        raise DataRejected(f"{name}: no column 'label'", hint=NO_LABEL)
     found = {"y": columns.pop(label), **{c: columns.pop(c) for c in ("id", "true_label") if c in columns}}
     features = [_numbers(columns[c], f"{name}: column '{clean(c)}'") for c in columns]
     if not features:

@@ -70,9 +70,9 @@ class _Sample:
     labels: dict[str, bytes] = field(default_factory=dict)
 
 
-def shards_of(path: Path) -> tuple[Path, ...]:
-    """The tar files that `path` is or, if it is a folder of nothing else, holds; naturally sorted."""
-    if path.suffix.lower() == SUFFIX and path.is_file():
+def shards_of(path: Path, ending: str = SUFFIX) -> tuple[Path, ...]:
+    """The files with this ending that `path` is or, if it is a folder of no images, holds; naturally sorted."""
+    if path.suffix.lower() == ending and path.is_file():
         return (path,)
     if not path.is_dir():
         return ()
@@ -82,7 +82,7 @@ def shards_of(path: Path) -> tuple[Path, ...]:
             suffix = os.path.splitext(entry.name)[1].lower()
             if suffix in IMAGES or os.path.isdir(entry.path):
                 return ()  # class folders, or images without a label
-            found += [entry.name] if suffix == SUFFIX else []
+            found += [entry.name] if suffix == ending else []
     return tuple(path / name for name in sorted(found, key=natural_key))
 
 

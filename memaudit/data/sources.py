@@ -22,9 +22,11 @@ from memaudit.data.manifest import SUFFIXES as MANIFESTS
 from memaudit.data.manifest import is_manifest, list_manifest, names_in
 from memaudit.data.members import SUFFIXES as ARRAYS
 from memaudit.data.members import Arrays
+from memaudit.data.parquet import list_tables, names_of_tables, tables_of
 from memaudit.data.paths import display
 from memaudit.data.rows import SUFFIXES as ROW_LISTS
 from memaudit.data.rows import listed_rows
+from memaudit.data.saved import is_saved, list_saved, names_of_saved
 from memaudit.data.shards import list_shards, shards_of
 from memaudit.data.stacked import StackedListing, described_files
 from memaudit.data.texts import Encode, list_texts
@@ -49,8 +51,9 @@ def read(
     """The examples that `source` names.
 
     Args:
-        source: an image folder, a manifest (`.csv .tsv .jsonl`), arrays (`.npz .safetensors .parquet`), tar shards (one
-            `.tar`, or a folder of them), or with `data` a list of its rows.
+        source: an image folder, a manifest (`.csv .tsv .jsonl`), arrays (`.npz .safetensors .parquet`), tar shards or
+            tables of images (one `.tar` or `.parquet`, or a folder of them), a Hugging Face dataset saved to disk, or
+            with `data` a list of its rows.
         preprocess: geometry that images go through; shape and range that arrays must have.
         num_classes: of the model; labels are validated against it.
         class_names: by label, for sources that write names; by default those of `data` or of `source` itself.
@@ -92,7 +95,24 @@ def class_names_of(source: str | Path, class_order: str = "natural", row_order: 
     path = Path(source)
     if class_order not in ("natural", "lexical"):
         return in_order((), class_order)
+    noted = names_noted(path)
+    if noted is not None:
+        return noted
     return class_names(path, class_order, row_order) if path.is_dir() and not shards_of(path) else ()
+
+
+def names_noted(source: str | Path) -> tuple[str, ...] | None:
+    """The class names by label that tables of images note, whatever order names are in; None of anything else.
+
+    Raises:
+        DataRejected: the tables are broken.
+        EnvironmentFault: pyarrow, which reads them, is not installed.
+    """
+    path = Path(source)
+    if is_saved(path):
+        return names_of_saved(path)
+    tables = tables_of(path)
+    return names_of_tables(tables) if tables else None
 
 
 def names_used(source: str | Path, class_order: str) -> tuple[str, ...]:
@@ -129,6 +149,8 @@ def _is_row_list(path: Path, data: str | Path | None) -> bool:
 def described(source: str | Path) -> Arrays | None:
     """What the examples of `source` are where they are arrays, read from their headers; None where they are none."""
     path = Path(source)
+    if is_saved(path) or tables_of(path):
+        return None
     if path.suffix.lower() in ARRAYS:
         return members.described(path)
     return described_files(path) if path.exists() else None
@@ -146,6 +168,10 @@ def _list(
         return list_texts(path, classes, encode)
     if shards := shards_of(path):
         return list_shards(path, shards, classes)
+    if is_saved(path):
+        return list_saved(path, classes)
+    if tables := tables_of(path):
+        return list_tables(path, tables, classes)
     if path.is_dir():
         return StackedListing.of(list_folder(path, classes, class_order, row_order))
     if path.suffix.lower() in MANIFESTS:
@@ -156,5 +182,6 @@ def _list(
         raise DataRejected(f"{display(path)} does not exist", hint="check the path, and where you run this")
     raise DataRejected(
         f"{display(path)} is no kind of data memaudit reads",
-        hint="an image folder, a manifest (.csv .tsv .jsonl), arrays (.npz .safetensors .parquet) or tar shards",
+        hint="an image folder, a manifest (.csv .tsv .jsonl), arrays (.npz .safetensors .parquet), or images in "
+        ".tar or .parquet",
     )

@@ -38,8 +38,8 @@ class Tried:
 
     @cached_property
     def right(self) -> Tensor:
-        """`(N,)` bool: the same of all sets, one after the other."""
-        return torch.cat(self.sets)
+        """`(N,)` bool: the same of all sets, one after the other; nothing where none could be read."""
+        return torch.cat([torch.empty(0, dtype=torch.bool), *self.sets])
 
     @property
     def share(self) -> float:

@@ -473,7 +473,8 @@ FOLLOWED = [
     Follow("one folder per class, or a .csv with path,label", pictured(flat), lambda f, r: (images(f), None)[1]),
     Follow("known: {}", pictured(renamed), lambda f, r: (images(f), None)[1]),
     Follow(
-        "an image folder, a manifest (.csv .tsv .jsonl), arrays (.npz .safetensors .parquet) or tar shards",
+        "an image folder, a manifest (.csv .tsv .jsonl), arrays (.npz .safetensors .parquet), or images in "
+        ".tar or .parquet",
         text("list.xlsx", "path,label\n"),
         manifested,
     ),

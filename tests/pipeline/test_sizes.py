@@ -97,3 +97,9 @@ def test_several_networks_at_chance_are_not_a_question_of_the_architecture() -> 
     with pytest.raises(PremiseBroken, match="fits 2 architectures, and each does near chance") as refused:
         settle(named(), [network(0), network(0)], reader(16), "cpu")
     assert "--class-order" in refused.value.hint
+
+
+def test_images_none_of_which_could_be_read_settle_nothing() -> None:
+    """Whoever reads them all says why; here the mean of nothing raised ValueError."""
+    empty = reader(16)(network(16), 3).subset([])
+    assert settle_size([network(32)], lambda used, most: empty, "cpu") == ()

@@ -87,7 +87,7 @@ def decoded(content: bytes, suffix: str, preprocess: Preprocess) -> tuple[Image.
         RowError: it is larger than an image may be, or has more bits than were stated.
     """
     image_format = sniff(content)
-    odd = Odd.MISNAMED if SUFFIXES.get(suffix.lower()) != image_format else Odd(0)
+    odd = Odd.MISNAMED if suffix and SUFFIXES.get(suffix.lower()) != image_format else Odd(0)
     try:
         if image_format == "WEBP":  # the only plugin that allocates the canvas before it tells the size
             _check_size(*_webp_size(content))
