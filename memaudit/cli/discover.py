@@ -218,7 +218,7 @@ def _thumbnails(images: str | None, ranking: Ranking, examples: ExampleSet) -> d
     if not (images == "thumbs" or (images is None and not os.environ.get("CI"))):
         return {}
     wanted = views.pictured(ranking)
-    rows = [row for row, example in enumerate(examples.examples) if example.id in wanted]
+    rows = [row for row, identity in enumerate(examples.ids()) if identity in wanted]
     return dict(data.thumbnails(examples.subset(rows)))
 
 

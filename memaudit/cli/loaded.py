@@ -195,6 +195,7 @@ def _reader(
             limit=limit,
             paired=adapter.multi_label,
             encode=adapter.encode,
+            known=sources.listed,
         )
         return found.redacted() if redact else found
 

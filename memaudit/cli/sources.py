@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from memaudit.text import clean
 if TYPE_CHECKING:
     from memaudit.checkpoints import Checkpoint, Run
     from memaudit.cli.options import Places
+    from memaudit.data.sources import Known
     from memaudit.findings import ReportWarning
 
 
@@ -29,6 +30,7 @@ class Sources:
         reference_size: reference examples that are drawn where there are more; 0: all are read.
         said: what says the class order where no option does: checkpoint (the run's `args.yaml`) or default.
         warnings: what was taken from the run, for the report.
+        listed: what was listed of them so far.
     """
 
     flagged: Path
@@ -40,6 +42,7 @@ class Sources:
     row_order: str | None = None
     warnings: tuple[ReportWarning, ...] = ()
     reference_size: int = REFERENCE_SIZE
+    listed: Known = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def of(cls, model: str, places: Places) -> Sources:

@@ -17,7 +17,7 @@ from memaudit.data.decode import Progress
 from memaudit.data.examples import ExampleSet
 from memaudit.data.folder import class_names, list_folder
 from memaudit.data.images.preprocess import Preprocess
-from memaudit.data.listing import Listing
+from memaudit.data.listing import ImageListing, Listing
 from memaudit.data.manifest import SUFFIXES as MANIFESTS
 from memaudit.data.manifest import is_manifest, list_manifest, names_in
 from memaudit.data.members import SUFFIXES as ARRAYS
@@ -31,6 +31,8 @@ from memaudit.data.shards import list_shards, shards_of
 from memaudit.data.stacked import StackedListing, described_files
 from memaudit.data.texts import Encode, list_texts
 from memaudit.errors import DataRejected, UsageError
+
+Known = dict[object, Listing]
 
 
 def read(
@@ -47,6 +49,7 @@ def read(
     progress: Progress | None = None,
     paired: bool = False,
     encode: Encode | None = None,
+    known: Known | None = None,
 ) -> ExampleSet:
     """The examples that `source` names.
 
@@ -66,6 +69,7 @@ def read(
         progress: called with (done, total) after each image.
         encode: of a network that reads text: from texts to token ids; manifests then hold texts.
         paired: an example may have several labels at once; `class_names` are then those of `paired_names`.
+        known: what earlier calls listed of sets of image files, and this one adds: each is listed once.
 
     Raises:
         DataRejected: the source or one of its rows cannot be audited as given.
@@ -77,9 +81,10 @@ def read(
     if _is_row_list(path, data):
         if data is None:
             raise UsageError(f"{display(path)} is a list of rows; of what?", hint="name the data set: --data DIR|npz")
-        listing = listed_rows(path, _list(Path(data), classes, class_order, row_order, paired, encode), classes)
+        whole = _once(known, Path(data), classes, class_order, row_order, paired, encode)
+        listing = listed_rows(path, whole, classes)
     else:
-        listing = _list(path, classes, class_order, row_order, paired, encode)
+        listing = _once(known, path, classes, class_order, row_order, paired, encode)
     drawn = listing if sample is None else listing.sampled(sample)
     examples = drawn.load(preprocess, limit, progress)
     return examples if drawn is listing else replace(examples, drawn_from=len(listing.rows))
@@ -154,6 +159,25 @@ def described(source: str | Path) -> Arrays | None:
     if path.suffix.lower() in ARRAYS:
         return members.described(path)
     return described_files(path) if path.exists() else None
+
+
+def _once(
+    known: Known | None,
+    path: Path,
+    classes: Classes,
+    class_order: str,
+    row_order: str | None,
+    paired: bool,
+    encode: Encode | None,
+) -> Listing:
+    """As `_list`, or what it gave before; arrays, which would be held in memory for it, are read again."""
+    key = path, classes.names, classes.count, class_order, row_order, paired
+    if known is not None and key in known:
+        return known[key]
+    found = _list(path, classes, class_order, row_order, paired, encode)
+    if known is not None and isinstance(found, ImageListing) and not isinstance(found, StackedListing):
+        known[key] = found
+    return found
 
 
 def _list(

@@ -79,19 +79,25 @@ class Loop:
         else:
             self.batch_size = begun.size
 
-    def once(self, name: str, compute: Callable[[], T]) -> T:
+    def once(self, name: str, compute: Callable[[], T], *, short: bool = False) -> T:
         """`compute()`, recorded as a whole; what it returns, and what its batches change, is done with afterwards.
 
         Args:
             compute: returns plain data and tensors; from the journal, tuples come back as lists.
+            short: its batches are not recorded by themselves: they return more than it does, and are soon made again.
         """
-        if self.journal is None:
+        journal = self.journal
+        if journal is None:
             return compute()
-        done = self.journal.begin(name)
+        done = journal.begin(name)
         if done is None:
             passes, advanced = Counter(self.passes), self._advanced
-            value = compute()
-            self.journal.end(name, [value, self.passes - passes, self.batch_size, self._advanced - advanced])
+            self.journal = None if short else journal
+            try:
+                value = compute()
+            finally:
+                self.journal = journal
+            journal.end(name, [value, self.passes - passes, self.batch_size, self._advanced - advanced])
             return value
         value, passes, self.batch_size, steps = done
         self.passes.update(passes)

@@ -214,8 +214,9 @@ class Discovery(Proceeding):
                 return [votes.shares, votes.nearest, votes.similarity]
 
             parts = torch.split(torch.arange(len(examples)), TOGETHER)
-            said = [evaluator.once(f"votes from {int(part[0])}", partial(asked, part)) for part in parts]
-        return copies, joined([Votes(*votes) for votes in said])
+            said = (evaluator.once(f"votes from {int(part[0])}", partial(asked, part), short=True) for part in parts)
+            votes = joined((Votes(*one) for one in said), len(examples))
+        return copies, votes
 
     def _relearned(self, copies: Copies, teachers: Tensor) -> dict[str, Tensor]:
         """By name, class probabilities `(N, classes)` from layers that were learned again without the example."""

@@ -284,7 +284,18 @@ def _table(seen: Seen, judged: Judged, parts: Mapping[str, Tensor]) -> Table:
         *("estimate", "p_value", "wrong", "suggested_label", "support"),
         *(name.replace(" ", "_").replace(".", "_") for name in parts),
     )
-    return Table(columns, Lines(seen, judged, parts))
+    return Table(columns, Lines(seen, judged, parts), _listed(judged))
+
+
+def _listed(judged: Judged) -> list[int]:
+    """Places in the order of the examples called memorized.
+
+    Where none is called, those that are undecided: few examples may show which labels nothing supports, and be too few
+    to call one.
+    """
+    standings = [judged.standings[row] for row in judged.order.tolist()]
+    called = [place for place, standing in enumerate(standings) if standing is Standing.MEMORIZED]
+    return called or [place for place, standing in enumerate(standings) if standing is Standing.UNDECIDED]
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,10 +22,16 @@ PIECE = 1000
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under named columns."""
+    """Rows under named columns.
+
+    Attributes:
+        rows: may be made when they are asked for, again and again.
+        listed: places of those that are worth a list of their own.
+    """
 
     columns: tuple[str, ...]
     rows: Sequence[tuple[Cell, ...]]
+    listed: Sequence[int] = ()
 
 
 def parts(table: Table) -> Iterator[str]:
@@ -66,8 +72,11 @@ def write_parquet(table: Table, path: Path) -> Path:
 
     from memaudit.system.files import replace_with
 
-    columns = {name: [row[number] for row in table.rows] for number, name in enumerate(table.columns)}
-    arrow = pyarrow.table(columns)
+    pieces = []
+    for start in range(0, max(1, len(table.rows)), PIECE):
+        rows = table.rows[start : start + PIECE]
+        pieces.append(pyarrow.table({name: [row[n] for row in rows] for n, name in enumerate(table.columns)}))
+    arrow = pyarrow.concat_tables(pieces, promote_options="permissive")  # a piece may have none of a column's values
 
     def write(file: BinaryIO) -> None:
         parquet.write_table(arrow, file)

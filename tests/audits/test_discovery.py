@@ -212,6 +212,18 @@ def test_the_share_of_wrong_labels_is_found_without_a_clean_one(share: float, sc
     assert float(odds[top].mean()) == pytest.approx(float(wrong[top].double().mean()), abs=0.08)
 
 
+@pytest.mark.parametrize(("share", "scale"), [(0.0, 1.0), (0.2, 0.25), (0.4, 4.0)])
+def test_of_many_examples_few_temperatures_are_held_and_nothing_changes(
+    share: float, scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers, labels, _ = planted(share, scale)
+    whole = fit_noise(answers, labels)
+    monkeypatch.setattr("memaudit.audits.discovery.noise.HELD", 100)
+    some = fit_noise(answers, labels)
+    assert (some.wrong, some.low, some.high) == (whole.wrong, whole.low, whole.high)
+    assert torch.equal(some.support, whole.support)
+
+
 def test_clean_labels_are_not_said_to_be_wrong_and_their_p_values_are_honest() -> None:
     answers, labels, _ = planted(0.0, 1.0)
     found = fit_noise(answers, labels)

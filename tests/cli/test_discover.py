@@ -96,6 +96,13 @@ def test_the_table_holds_every_row_once_and_the_two_formats_agree(work: Path, fo
 
 
 def test_what_is_flagged_is_what_a_scan_takes(work: Path, found: Ranking, memaudit: Command) -> None:
+    with (work / "reports/digits/discovery/flagged.csv").open(newline="") as file:
+        listed = [int(row["index"]) for row in csv.DictReader(file)]
+    with (work / "ranking.csv").open(newline="") as file:
+        standings: dict[str, list[int]] = {kind: [] for kind in ("memorized", "undecided", "learned", "resisted")}
+        for row in csv.DictReader(file):
+            standings[row["standing"]].append(int(row["index"]))
+    assert listed == (standings["memorized"] or standings["undecided"])
     words = found.following.split()
     assert words[:2] == ["memaudit", "scan"]
     ran = memaudit(*words[1:], *FAST, "--limit", "3")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 from memaudit.data import Preprocess, class_names_of, read, remove_overlap
 from memaudit.data.compact import Row
 from memaudit.data.listing import Listing
+from memaudit.data.sources import Known
 from memaudit.errors import DataRejected, ExitCode, UsageError
 from memaudit.text import clean
 
@@ -157,6 +159,20 @@ def test_identity_survives_renaming_and_resizing(animals: Path) -> None:
     (animals / "cat/1.png").rename(animals / "cat/0.png")
     after = read(animals, preprocess=Preprocess((3, 5, 5)), num_classes=2)
     assert before.sha256 == after.sha256
+
+
+def test_what_was_listed_once_is_read_again_from_that_list(animals: Path, tmp_path: Path) -> None:
+    known: Known = {}
+    rows = tmp_path / "rows.txt"
+    rows.write_text("0\n", encoding="utf-8")
+    whole = read(animals, preprocess=SMALL, num_classes=2, known=known)
+    with mock.patch("memaudit.data.sources._list", side_effect=AssertionError("listed again")):
+        few = read(animals, preprocess=SMALL, num_classes=2, known=known, limit=1)
+        one = read(rows, data=animals, preprocess=SMALL, num_classes=2, known=known)
+        again = read(animals, preprocess=SMALL, num_classes=2, known=known)
+        with pytest.raises(AssertionError, match="listed again"):
+            read(animals, preprocess=SMALL, num_classes=3, known=known)
+    assert (len(few), len(one), again.sha256) == (1, 1, whole.sha256)
 
 
 def test_a_limit_takes_rows_evenly_and_counts_the_rest(animals: Path) -> None:

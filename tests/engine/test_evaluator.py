@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,6 +14,7 @@ from memaudit.data import ExampleSet, Preprocess, from_tensors
 from memaudit.engine.answers import margin
 from memaudit.engine.device import automatic_batch_size, exact_arithmetic, resolve_device
 from memaudit.engine.evaluator import Evaluator
+from memaudit.engine.journal import journalled
 from memaudit.errors import EnvironmentFault, UsageError
 from memaudit.network.units import UnitSpace
 from memaudit.pipeline.premises import check_network
@@ -52,6 +56,27 @@ def test_every_pass_is_counted_and_told(trained: Trained) -> None:
     assert evaluator.stage == "audit"
     assert told == [20, 20, 10, 20, 10]
     assert evaluator.passes == {"here forward": 50, "there forward": 30, "there backward": 30}
+
+
+def test_what_is_short_is_recorded_as_a_whole_alone(trained: Trained, tmp_path: Path) -> None:
+    """Its batches leave no trace, and a run that was stopped in it makes it again."""
+    stopped = [True]
+
+    def compute() -> Tensor:
+        found = evaluator.logits(trained.flagged)
+        if stopped:
+            raise KeyboardInterrupt(stopped.pop())
+        return found
+
+    for batches in (1, 0, 0):
+        evaluator = trained.evaluator(20)
+        with suppress(KeyboardInterrupt), journalled(tmp_path, {"run": "one"}) as evaluator.journal:
+            once = evaluator.logits(trained.flagged, range(20))
+            assert evaluator.journal is not None
+            assert evaluator.journal.recorded == (0 if batches else 1)
+            found = evaluator.once("all", compute, short=True)
+            assert torch.equal(found[:20], once)
+            assert evaluator.passes == {"audit forward": 70}
 
 
 def test_observing_sees_each_example_once_and_in_order() -> None:

@@ -8,13 +8,14 @@ import os
 from pathlib import Path
 
 import pytest
+from pyarrow import parquet
 
 from memaudit.findings import ConfigValue, DataSource, Example, ModelInfo, Prediction, ToolInfo
 from memaudit.findings.ranking import ClassPair, ClassRow, CutOff, Ranked, Shares, Similar, Standing, Twins
 from memaudit.report import ranking as views
 from memaudit.report.ranked import Ranking
 from memaudit.report.ranking import console, html, text
-from memaudit.report.table import Table, parts
+from memaudit.report.table import Table, parts, write_parquet
 
 EVIL = ("<script>alert(1)</script>", "=HYPERLINK(1)", "x\n::error::y", "\x1b[31m", "\u202egpj", "img[/].png", "|`a`|")
 
@@ -115,11 +116,19 @@ def test_a_cell_is_never_a_formula() -> None:
     assert rows[-1][1] == "-5"
 
 
-def test_the_list_for_a_scan_is_what_is_called_or_the_first() -> None:
+def test_a_table_is_written_piece_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("memaudit.report.table.PIECE", 2)
+    rows = [(None, 0, "a"), (None, 1, "b"), (3, 0.5, None)]
+    write_parquet(Table(("late", "number", "text"), rows), tmp_path / "a.parquet")
+    found = parquet.read_table(tmp_path / "a.parquet").to_pydict()
+    assert found == {"late": [None, None, 3], "number": [0, 1, 0.5], "text": ["a", "b", None]}
+
+
+def test_the_list_for_a_scan_is_what_is_listed_or_the_first() -> None:
     columns = ("index", "true_label", "standing", "estimate", "suggested_label")
     rows = [(n, None, ("memorized", "learned")[n % 2], 0.5, 1) for n in range(6)]
-    assert [row[0] for row in text.flagged(Table(columns, rows), None).rows] == [0, 2, 4]
-    assert [row[0] for row in text.flagged(Table(columns, rows), 2).rows] == [0, 1]
+    assert [row[0] for row in text.flagged(Table(columns, rows, [0, 2, 4]), None).rows] == [0, 2, 4]
+    assert [row[0] for row in text.flagged(Table(columns, rows, [0, 2, 4]), 2).rows] == [0, 1]
 
 
 def test_a_document_reads_back_as_it_was(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def judge(
 
 def _of(labels: Tensor, said: Tensor) -> Tensor:
     """`(N,)` float64: the probability of each label, of `said` `(N, classes)`."""
-    return said.double().gather(1, labels[:, None]).squeeze(1)
+    return said.gather(1, labels[:, None]).squeeze(1).double()
 
 
 def joined(answers: list[Tensor]) -> Tensor:

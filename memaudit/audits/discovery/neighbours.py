@@ -6,7 +6,7 @@ within a budget of memory whatever the number of examples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -95,8 +95,8 @@ class Voters:
         k = max(1, min(NEIGHBOURS, len(self.rows) // (2 * classes)))
         place = torch.full((len(copies.rows) + 1,), -1)  # and one more, where -1 leads to
         place[self.rows] = torch.arange(len(self.rows))
-        found = []
-        for part in torch.split(torch.arange(len(rows)), PART):
+
+        def of(part: Tensor) -> Votes:
             same = place[torch.cat([rows[part, None], copies.rows[rows[part]]], 1)]
             at, which = (same >= 0).nonzero(as_tuple=True)
             shares = torch.zeros(len(part), classes)
@@ -108,8 +108,9 @@ class Voters:
                 shares += F.one_hot(chosen, classes).float().mean(1) / len(layers)
                 total += similarity.div_(len(layers))
             best = total.topk(min(REMEMBERED, len(self.rows) - 1), dim=1)
-            found.append((shares, self.rows[best.indices], best.values))
-        return Votes(*map(torch.cat, zip(*found, strict=True)))
+            return Votes(shares, self.rows[best.indices], best.values)
+
+        return joined(map(of, torch.split(torch.arange(len(rows)), PART)), len(rows))
 
 
 # Fast path; its slow twin: tests/twins.py.
@@ -124,16 +125,27 @@ def vote(
         tick: called with the number of examples after each part.
     """
     everybody = torch.arange(len(labels))
-    voters, found = Voters.of(everybody, labels, layers), []
-    for rows in torch.split(everybody, PART):
-        found.append(voters.asked(rows, [layer[rows] for layer in layers], classes, copies))
-        tick(len(rows))
-    return joined(found)
+    voters = Voters.of(everybody, labels, layers)
+
+    def parts() -> Iterator[Votes]:
+        for rows in torch.split(everybody, PART):
+            yield voters.asked(rows, [layer[rows] for layer in layers], classes, copies)
+            tick(len(rows))
+
+    return joined(parts(), len(labels))
 
 
-def joined(parts: Sequence[Votes]) -> Votes:
-    """What is said of the examples of all parts."""
-    return Votes(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Votes)))
+def joined(parts: Iterable[Votes], count: int) -> Votes:
+    """What is said of the `count` examples of all parts, each of which is held until it is written down."""
+    whole: list[Tensor] = []
+    start = 0
+    for part in parts:
+        said = [getattr(part, field.name) for field in fields(Votes)]
+        whole = whole or [torch.empty(count, *one.shape[1:], dtype=one.dtype) for one in said]
+        for table, one in zip(whole, said, strict=True):
+            table[start : start + len(one)] = one
+        start += len(said[0])
+    return Votes(*whole)
 
 
 def _half(values: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from memaudit.findings.ranking import Standing
 from memaudit.numbers import count, interval, percent
 from memaudit.report.github import workflow_command
 from memaudit.report.markdown import code, table
@@ -47,15 +46,9 @@ def github(ranking: Ranking) -> str:
 
 
 def flagged(ranked: Table, top: int | None) -> Table:
-    """The rows that `scan --flagged` takes beside the same `--data`: the first `top`, or those called memorized.
-
-    Where none is called, those that are undecided: few examples may show which labels nothing supports, and be too few
-    to call one.
-    """
+    """The rows that `scan --flagged` takes beside the same `--data`: the first `top`, or those that are `listed`."""
     place = {name: number for number, name in enumerate(ranked.columns)}
-    called = [row for row in ranked.rows if row[place["standing"]] == Standing.MEMORIZED.value]
-    undecided = [row for row in ranked.rows if row[place["standing"]] == Standing.UNDECIDED.value]
-    chosen = (called or undecided) if top is None else ranked.rows[:top]
+    chosen = [ranked.rows[number] for number in ranked.listed] if top is None else ranked.rows[:top]
 
     def note(row: tuple[object, ...]) -> str:
         return f"discover: estimate {row[place['estimate']]}, suggests {row[place['suggested_label']]}"
