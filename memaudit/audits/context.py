@@ -132,9 +132,5 @@ def stage(
     give_back()
     progress.stage(name, total)
     advance: Callable[[int], None] = silent if own_steps else progress.advance
-    before, evaluator.intact = evaluator.intact, intact
-    try:
-        with evaluator.counting(name, advance):
-            yield
-    finally:
-        evaluator.intact = before
+    with evaluator.keeping(intact), evaluator.counting(name, advance):
+        yield

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from memaudit.audits.base import ForLayer, Piece, Unfinished, Workload
 from memaudit.audits.context import Context
 from memaudit.audits.panels import drawn, matched_rows
 from memaudit.engine.batchnorm import CALIBRATION_BATCH, norms, of_the_batch
+from memaudit.engine.engines import Work
 from memaudit.engine.evaluator import Evaluator, Panel
 from memaudit.engine.journal import Changing
 from memaudit.engine.loop import BACKWARD
@@ -63,7 +65,7 @@ def account(
         panels: `reference` and what is compared with it.
     """
 
-    def measure() -> list[tuple[dict[str, float], list[tuple[str, str, float]]]]:
+    def measure() -> Any:
         module = evaluator.adapter.module
         with holding(module, state.tensors), needing_gradients(evaluator.adapter.module) as parameters:
             sums = {name: [torch.zeros_like(p) for p in parameters.values()] for name in panels}
@@ -76,11 +78,41 @@ def account(
         on_cpu = {name: [t.cpu() for t in total] for name, total in sums.items()}
         place = {name: n for n, name in enumerate(parameters)}
         floor = {name: ROUNDING * sum(float(t.double().square().sum()) for t in on_cpu[name]) ** 0.5 for name in panels}
-        accounts = [_account(on_cpu, [place[n] for n in group.names if n in place], floor) for group in groups]
-        return [(dict(one.norms), [(a, b, c) for (a, b), c in one.cosines.items()]) for one in accounts]
+        return _plain([_account(on_cpu, [place[n] for n in group.names if n in place], floor) for group in groups])
 
-    measured = evaluator.once(f"gradients at {state.label}", measure)
-    return [Account(norms, {(a, b): c for a, b, c in cosines}) for norms, cosines in measured]
+    return _found(evaluator.once(f"gradients at {state.label}", measure))
+
+
+@dataclass(frozen=True)
+class Accounts(Work[list[Account]]):
+    """Every group's account at each checkpoint; its numbers are those of `states`."""
+
+    groups: Sequence[LayerGroup]
+    states: Sequence[State]
+    panels: Mapping[str, Panel]
+    alone: ClassVar[bool] = True
+
+    def __call__(self, evaluator: Evaluator, rows: Sequence[int]) -> Iterator[tuple[int, list[Account]]]:
+        """As `Work`."""
+        for place in rows:
+            yield place, account(evaluator, self.groups, self.states[place], self.panels)
+
+    def plain(self, found: list[Account]) -> Any:
+        """As `Work.plain`."""
+        return _plain(found)
+
+    def found(self, plain: Any) -> list[Account]:
+        """As `Work.found`."""
+        return _found(plain)
+
+
+def _plain(accounts: Sequence[Account]) -> Any:
+    """As a journal holds them."""
+    return [(dict(one.norms), [(a, b, c) for (a, b), c in one.cosines.items()]) for one in accounts]
+
+
+def _found(plain: Any) -> list[Account]:
+    return [Account(norms, {(a, b): c for a, b, c in cosines}) for norms, cosines in plain]
 
 
 def _together(panels: Mapping[str, Panel]) -> list[dict[str, Panel]]:
@@ -186,15 +218,14 @@ class Gradients:
             return
         panels = _panels(context)
         sizes = {name: len(panel) for name, panel in panels.items()}
-        points: list[list[GradientPoint]] = [[] for _ in context.groups]
-        total = len(context.states) * sum(sizes.values())
-        with context.stage("gradients", total), unchanged(context.evaluator.adapter.module, "gradient accounting"):
-            for state in context.states:
-                accounts = account(context.evaluator, context.groups, state, panels)
-                for own, group, one in zip(points, context.groups, accounts, strict=True):
-                    own.append(_point(state, group, one, sizes))
-        for number, own in enumerate(points):
-            yield ForLayer(number, "gradients", own)
+        evaluator, states, groups = context.evaluator, context.states, context.groups
+        total = len(states) * sum(sizes.values())
+        work = Accounts(groups, states, panels)
+        with context.stage("gradients", total), unchanged(evaluator.adapter.module, "gradient accounting"):
+            found = dict(evaluator.engine.each(evaluator, work, range(len(states))))
+        for number, group in enumerate(groups):
+            points = [_point(state, group, found[place][number], sizes) for place, state in enumerate(states)]
+            yield ForLayer(number, "gradients", points)
 
 
 def _panels(context: Context) -> dict[str, Panel]:

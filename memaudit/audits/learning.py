@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,7 +19,8 @@ from memaudit.audits.context import Context
 from memaudit.audits.panels import mean_or_none
 from memaudit.data.examples import ExampleSet
 from memaudit.engine.answers import confidence, margin, predicted
-from memaudit.engine.evaluator import Evaluator
+from memaudit.engine.engines import Work
+from memaudit.engine.evaluator import Evaluator, Panel
 from memaudit.findings import Learning, SeriesPoint
 from memaudit.network.scoped import holding, unchanged
 from memaudit.network.states import State
@@ -59,15 +61,32 @@ class Course:
         return [int(n) if n < len(forgotten) else None for n in last_miss.tolist()]
 
 
+@dataclass(frozen=True)
+class Following(Work[Any]):
+    """The confidence `(n,)` in each label of `panel`, and which are predicted, at each checkpoint.
+
+    Its numbers are those of `states`.
+    """
+
+    states: Sequence[State]
+    panel: Panel
+    alone: ClassVar[bool] = True
+
+    def __call__(self, evaluator: Evaluator, rows: Sequence[int]) -> Iterator[tuple[int, Any]]:
+        """As `Work`."""
+        examples = self.panel.examples
+        labels = examples.labels[list(self.panel.rows)]
+        for place in rows:
+            with holding(evaluator.adapter.module, self.states[place].tensors):
+                logits = evaluator.logits(examples, self.panel.rows)
+            yield place, [confidence(logits, labels).float(), predicted(margin(logits, labels))]
+
+
 def follow(evaluator: Evaluator, states: Sequence[State], examples: ExampleSet, rows: Sequence[int]) -> Course:
     """The course of `rows` through `states`, each put in place as a whole."""
-    labels = examples.labels[list(rows)]
-    confidences, right = [], []
-    for state in states:
-        with holding(evaluator.adapter.module, state.tensors):
-            logits = evaluator.logits(examples, rows)
-        confidences.append(confidence(logits, labels).float())
-        right.append(predicted(margin(logits, labels)))
+    work = Following(states, Panel(examples, rows))
+    found = dict(evaluator.engine.each(evaluator, work, range(len(states))))
+    confidences, right = zip(*(found[place] for place in range(len(states))), strict=True)
     return Course(torch.stack(confidences), torch.stack(right))
 
 

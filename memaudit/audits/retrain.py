@@ -6,8 +6,10 @@ them and this one is redundant for them. Freezing is real here and is proven: ev
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from memaudit.audits.base import ForLayer, Piece, Unfinished, Workload
 from memaudit.audits.context import Context
 from memaudit.engine.draws import generator_for
+from memaudit.engine.engines import Work
 from memaudit.engine.evaluator import Evaluator, Panel
 from memaudit.engine.journal import Changing
 from memaudit.engine.train import Descent, changes_of
@@ -113,6 +116,52 @@ def retrain(
     return Retraining(tuple(Epoch(*one) for one in history), on_flagged, on_matched, fitted)
 
 
+@dataclass(frozen=True)
+class Retrainings(Work[Retraining]):
+    """Every group with every seed; its numbers are `len(seeds) * group + seed`.
+
+    Attributes:
+        start: the checkpoint that a group is put back to.
+        target, epochs: as for `retrain`.
+        seeds: of the runs.
+        deadline: seconds since the epoch; no further run is begun after it.
+    """
+
+    groups: Sequence[LayerGroup]
+    start: State
+    flagged: Panel
+    reference: Panel
+    matched: Panel
+    target: float
+    epochs: int
+    seeds: Sequence[int]
+    deadline: float
+    alone: ClassVar[bool] = True
+
+    def __call__(self, evaluator: Evaluator, rows: Sequence[int]) -> Iterator[tuple[int, Retraining]]:
+        """As `Work`."""
+        for place in rows:
+            if time.time() > self.deadline:
+                return
+            number, seed = divmod(place, len(self.seeds))
+            group = self.groups[number]
+            generator = generator_for(self.seeds[seed], "retrain", group.layer)
+            found = retrain(
+                evaluator, group, self.start, self.flagged, self.reference, self.matched,
+                target=self.target, epochs=self.epochs, generator=generator,
+            )  # fmt: skip
+            yield place, found
+
+    def plain(self, found: Retraining) -> Any:
+        """As `Work.plain`."""
+        return [[astuple(one) for one in found.epochs], found.flagged, found.matched, found.fitted]
+
+    def found(self, plain: Any) -> Retraining:
+        """As `Work.found`."""
+        epochs, flagged, matched, fitted = plain
+        return Retraining(tuple(Epoch(*one) for one in epochs), flagged, matched, fitted)
+
+
 def _train(
     evaluator: Evaluator,
     group: LayerGroup,
@@ -157,30 +206,31 @@ class Retrain:
         if context.late:
             yield Unfinished("layer retraining not done")
             return
-        training, seeds = context.panels.training, range(context.profile.retrain_seeds)
+        evaluator, panels, groups = context.evaluator, context.panels, context.groups
+        seeds = range(context.seed, context.seed + context.profile.retrain_seeds)
+        training = panels.training
         budget = max(context.profile.retrain_epochs, -(-LEAST_STEPS // -(-len(training) // BATCH)))
-        with context.evaluator.counting(self.name):
-            before = float(context.evaluator.predicted(training).float().mean())
-        module, steps = context.evaluator.adapter.module, len(context.groups) * len(seeds)
-        with unchanged(module, "layer retraining"), context.stage("retrain", steps, own_steps=True):
-            for number, group in enumerate(context.groups):
-                if context.late:
-                    yield Unfinished(f"retraining {group.layer} not done")
-                    continue
-                runs = []
-                for seed in seeds:
-                    runs.append(_again(context, group, before, budget, seed))
-                    context.progress.advance()
-                yield ForLayer(number, "retrain", _summed(context, runs, before, budget))
-
-
-def _again(context: Context, group: LayerGroup, before: float, budget: int, seed: int) -> Retraining:
-    panels = context.panels
-    generator = generator_for(context.seed + seed, "retrain", group.layer)
-    return retrain(
-        context.evaluator, group, context.states[0], panels.flagged, panels.training, panels.matched,
-        target=before, epochs=budget, generator=generator,
-    )  # fmt: skip
+        with evaluator.counting(self.name):
+            before = float(evaluator.predicted(training).float().mean())
+        work = Retrainings(
+            groups, context.states[0], panels.flagged, training, panels.matched,
+            before, budget, seeds, context.deadline,
+        )  # fmt: skip
+        steps, found = len(groups) * len(seeds), dict[int, Retraining]()
+        with (
+            unchanged(evaluator.adapter.module, "layer retraining"),
+            context.stage("retrain", steps, own_steps=True),
+        ):
+            for place, one in evaluator.engine.each(evaluator, work, range(steps)):
+                found[place] = one
+                context.progress.advance()
+        for number, group in enumerate(groups):
+            runs = [found.get(len(seeds) * number + place) for place in range(len(seeds))]
+            whole = [run for run in runs if run is not None]
+            if len(whole) < len(seeds):
+                yield Unfinished(f"retraining {group.layer} not done")
+            else:
+                yield ForLayer(number, "retrain", _summed(context, whole, before, budget))
 
 
 def _summed(context: Context, runs: Sequence[Retraining], before: float, budget: int) -> Retrained:

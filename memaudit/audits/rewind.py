@@ -116,7 +116,10 @@ def _gap(first: Tensor, second: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Cells:
-    """A pass: right answers `(groups, checkpoints, n)` bool, each group at each checkpoint, all else intact."""
+    """A pass: right answers `(groups, checkpoints, n)` bool, each group at each checkpoint, all else intact.
+
+    The network is as it was after each batch.
+    """
 
     replayer: Replayer
     groups: Sequence[LayerGroup]
@@ -243,7 +246,7 @@ class Rewind:
         with unchanged(evaluator.adapter.module, "layer rewinding"):
             with evaluator.counting(self.name):
                 check_controls(evaluator, context.groups, states, context.panels.reference)
-            with context.stage("rewind", sum(map(len, panels.values()))):
+            with context.stage("rewind", sum(map(len, panels.values())), intact=True):
                 grid = rewind(evaluator, context.groups, states, list(panels.values()), calibration)
         for g in range(len(context.groups)):
             points = [_point(grid, list(panels), (g, c), state.label, context.seed) for c, state in enumerate(states)]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TypeVar
@@ -66,6 +66,15 @@ class Evaluator(Loop):
     def approximate(self) -> bool:
         """Whether mask gradients, and the logits that come with them, are computed in less than float32."""
         return approximate(self.gradient_dtype)
+
+    @contextmanager
+    def keeping(self, intact: bool = True) -> Iterator[None]:
+        """The body is `intact`, or is not."""
+        before, self.intact = self.intact, intact
+        try:
+            yield
+        finally:
+            self.intact = before
 
     def logits(
         self,

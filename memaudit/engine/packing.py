@@ -27,8 +27,9 @@ def packed(work: object, evaluator: Evaluator, apart: Callable[[object], bool] =
 
     class Packer(cloudpickle.Pickler):  # type: ignore[misc] # passes hold functions of functions
         def persistent_id(self, thing: object) -> str | None:
-            if thing is evaluator or thing is evaluator.adapter:
-                return "evaluator" if thing is evaluator else "adapter"
+            for name, known in _known(evaluator).items():
+                if thing is known:
+                    return name
             if apart(thing):
                 left[str(id(thing))] = thing
                 return str(id(thing))
@@ -45,7 +46,7 @@ def unpacked(content: bytes, evaluator: Evaluator, apart: Callable[[str], Any]) 
     Args:
         apart: what was left out, by its name; asked once for each; nobody may write to it.
     """
-    found: dict[str, Any] = {"evaluator": evaluator, "adapter": evaluator.adapter}
+    found = _known(evaluator)
 
     class Unpacker(pickle.Unpickler):
         def persistent_load(self, name: str) -> object:
@@ -54,3 +55,8 @@ def unpacked(content: bytes, evaluator: Evaluator, apart: Callable[[str], Any]) 
             return found[name]
 
     return Unpacker(io.BytesIO(content)).load()
+
+
+def _known(evaluator: Evaluator) -> dict[str, Any]:
+    """What each side has of its own."""
+    return {"evaluator": evaluator, "adapter": evaluator.adapter, "module": evaluator.adapter.module}

@@ -193,6 +193,10 @@ class Replayer:
     trusted: list[bool | None] = field(default_factory=list)
     _tape: Tape | None = None
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Whoever is sent one finds out about its own network."""
+        return Replayer, (self.module, self.forward, self.groups)
+
     def start(self, images: Tensor) -> Tensor:
         """Logits `(n, classes)` of the intact network on a new batch, whose outputs are kept for `run`."""
         if self.plan is None:

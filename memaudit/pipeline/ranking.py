@@ -130,7 +130,8 @@ def skeleton(
     settings: Settings,
     provenance: Provenance,
 ) -> Ranking:
-    """The document of a discovery that measured nothing: every example's name is in it."""
+    """The document of a discovery that measured nothing, with as many names in it as a real one has."""
+    examples = examples.subset(range(min(len(examples), HEAD)))
     count, classes = len(examples), adapter.num_classes
     even = torch.full((count, classes), 1 / classes)
     nothing = Seen(

@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -18,14 +19,22 @@ from torch import Tensor
 
 import memaudit.engine.ray as engine
 from memaudit.adapters.options import ModelOptions
+from memaudit.audits.gradients import Accounts
+from memaudit.audits.learning import follow
+from memaudit.audits.retrain import Retrainings
+from memaudit.audits.rewind import rewind
 from memaudit.data.ondemand import OnDemand, Store
 from memaudit.engine import worker
+from memaudit.engine.copies import copies_of
 from memaudit.engine.engines import InProcess, Work
-from memaudit.engine.evaluator import Evaluator
+from memaudit.engine.evaluator import Evaluator, Panel
 from memaudit.engine.packing import packed, unpacked
 from memaudit.engine.pieces import parts
 from memaudit.engine.worker import Piece, Recipe, Remote, Worker, probed
 from memaudit.errors import EnvironmentFault, ExitCode, ModelRejected
+from memaudit.network.layer_groups import tensors_of
+from memaudit.network.replay import groups_in_order
+from memaudit.network.states import State, digest
 from memaudit.system import failpoints
 from tests.cli_support import FAST, MODEL, NPZ, write_work
 from tests.conftest import DIGIT, Trained
@@ -253,3 +262,61 @@ def test_this_process_runs_a_changed_network_itself(started: Any, trained: Train
         calls = evaluator.engine.ray.calls
         evaluator.logits(trained.flagged)
         assert evaluator.engine.ray.calls == calls
+
+
+# ---- audits over time ------------------------------------------------------------------------------------------------
+
+
+def measured(evaluator: Evaluator, trained: Trained, deadline: float = float("inf")) -> Any:
+    """What the audits over time find at an earlier state and at the last one."""
+    last = {name: tensor.detach().clone() for name, tensor in tensors_of(trained.module).items()}
+    noise = torch.Generator().manual_seed(0)
+    early = {
+        n: t + 0.2 * t.std() * torch.randn(t.shape, generator=noise) if t.dim() > 1 else t for n, t in last.items()
+    }
+    states = [State("epoch 1", early), State("last", last, final=True)]
+    groups = groups_in_order(trained.module, trained.adapter.forward, trained.reference.batch([0]))
+    flagged, reference = Panel(trained.flagged, range(20)), Panel(trained.reference, range(70))
+    work = Accounts(groups, states, {"flagged": flagged, "reference": reference})
+    accounts = dict(evaluator.engine.each(evaluator, work, range(2)))
+    with evaluator.keeping():
+        grid = rewind(evaluator, groups, states, [flagged, reference], reference)
+    runs = Retrainings(groups[:2], states[0], flagged, reference, flagged, 2.0, 1, (0, 7), deadline)
+    trained_again = dict(evaluator.engine.each(evaluator, runs, range(4)))
+    course = follow(evaluator, states, trained.flagged, range(20))
+    return accounts, grid, trained_again, course
+
+
+@pytest.fixture
+def spread(request: pytest.FixtureRequest, trained: Trained, started: Any) -> Iterator[Evaluator]:
+    evaluator = trained.evaluator(16)
+    copies = copies_of(evaluator, trained.flagged, 2)
+    assert copies is not None
+    of = {"copies": nullcontext(copies), "ray": started(Fake()), "dying": started(Fake((3, 5, 11)))}
+    with of[request.param] as evaluator.engine:
+        yield evaluator
+
+
+@pytest.mark.parametrize("spread", ["copies", "ray", "dying"], indirect=True)
+def test_shared_among_workers_they_find_the_same(trained: Trained, spread: Evaluator) -> None:
+    alone, before = trained.evaluator(16), digest(trained.module)
+    assert spread.engine.workers == 2
+    accounts, grid, runs, course = measured(alone, trained)
+    others = measured(spread, trained)
+    assert accounts == others[0]
+    for one, other in zip((*grid.right, *grid.recalibrated), (*others[1].right, *others[1].recalibrated), strict=True):
+        assert torch.equal(one, other)
+    assert sorted(runs) == sorted(others[2]) == list(range(4))
+    for place, one in runs.items():
+        other = others[2][place]
+        assert (one.epochs, one.fitted) == (other.epochs, other.fitted)
+        assert torch.equal(one.flagged, other.flagged)
+        assert torch.equal(one.matched, other.matched)
+    assert torch.equal(course.confidence, others[3].confidence)
+    assert torch.equal(course.right, others[3].right)
+    assert alone.passes == spread.passes
+    assert digest(trained.module) == before
+
+
+def test_after_the_deadline_no_run_is_begun(trained: Trained) -> None:
+    assert measured(trained.evaluator(16), trained, deadline=0.0)[2] == {}

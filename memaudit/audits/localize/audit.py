@@ -123,7 +123,7 @@ def _drawn_on(context: Context, judge: Judge, found: Mapping[int, Localized]) ->
             if doubt and one.controls.random.draws == draws.start
         ]
         cuts = {row: [context.space.number(u.layer, u.index, u.kind) for u in known[row].units] for row in rows}
-        with context.evaluator.counting("verify"):
+        with context.evaluator.keeping(), context.evaluator.counting("verify"):
             more = judge.together(
                 [judge.random_units(flagged, row, cuts[row], draws, key_of(flagged, row)) for row in rows]
             )
@@ -155,10 +155,10 @@ def _set_as_a_whole(context: Context, search: Search, judge: Judge, found: Mappi
     erased = [one for one in everyone if one.outcome in flagged_set.ERASED]
     advance = context.progress.advance
     shared = min(profile.neurons, len({unit for one in erased for unit in one.units}))
-    with context.stage("neurons", shared, own_steps=True):
+    with context.stage("neurons", shared, own_steps=True, intact=True):
         neurons = flagged_set.neurons(everyone, judge, profile.neurons, advance)
     yield ForReport("neurons", neurons)
-    with context.stage("trade-off", own_steps=True):
+    with context.stage("trade-off", own_steps=True, intact=True):
         curve = flagged_set.trade_off(neurons, judge, context.flagged, fitted)
     rows = fitted[:: max(1, -(-len(fitted) // profile.clean))]
     with context.stage("matched clean", len(rows), own_steps=True):
