@@ -32,7 +32,9 @@ class Ranked(Plain):
     example: Example
     standing: Standing
     before: Prediction = Field(description="what the model says of it")
-    estimate: Rate = Field(description="memorization: probability of the label, less what it is without the example")
+    estimate: Rate = Field(
+        description="memorization: 1 if the label is given, less its probability without the example"
+    )
     p_value: Rate = Field(description="chance that an example with a fitting label is as unsupported")
     wrong: Rate = Field(description="probability that the label was replaced by another one")
     suggested_label: int = Field(ge=0, description="what the others say")

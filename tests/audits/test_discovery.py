@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -263,8 +264,9 @@ def test_views_put_in_order_and_call_nothing() -> None:
     assert torch.equal(found.wrong, plain.wrong)
     assert found.standings == plain.standings
     for row, label in enumerate(labels.tolist()):
-        support = float(plain.noise.support[row, label]) + float(views[row, label]) + float(shares[row, label]) / 4
-        assert float(found.gap[row]) == pytest.approx(float(plain.confidence[row]) - support / 2.25, abs=1e-6)
+        said = np.stack([kind[row].double().numpy() for kind in (plain.noise.support, shares, views)])
+        together = ((said + judge.FLOOR) / (1 + 4 * judge.FLOOR)).prod(0) ** (1 / 3)
+        assert float(found.gap[row]) == pytest.approx(1 - together[label] / together.sum(), abs=1e-6)
 
 
 def test_views_are_asked_but_of_a_fast_ranking(trained: Trained) -> None:

@@ -107,7 +107,7 @@ def figures(ranking: Ranking) -> list[Figure]:
             "Memorized share",
             percent(shares.memorized),
             f"95% interval {interval(shares.memorized_low, shares.memorized_high)}",
-            "mean probability of the label, less what it is without the example",
+            "of the labels predicted, less their mean probability without the example",
         ),
         Figure(
             "Wrong but resisted",
