@@ -9,27 +9,28 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from sklearn.metrics import roc_auc_score
 
-from memaudit.engine.loop import BACKWARD
+from memaudit.intervals import wilson
 from memaudit.pipeline.discover import Discovery
 from memaudit.pipeline.library import examples_of, settings_for, wrap
+from memaudit.report.ranked import Ranking
 from memaudit.system.memory import most_held
-from tests.benchmarks.memorized import CASES, Case, Scores, along, preprocess, row, simple
+from tests.benchmarks.memorized import CASES, Case, Scores, along, effort, row, simple
 from tests.benchmarks.table import publish
 
 
-def ranked(case: Case, profile: str) -> tuple[Scores, str]:
-    """By part and joined, `(N,)` each in the order of the rows; and what the ranking says of itself."""
-    shape = preprocess()
+def ranked(case: Case, profile: str) -> tuple[Scores, Ranking, str]:
+    """By part and joined, `(N,)` each in the order of the rows; the ranking; and what it cost."""
     model = case.network()
-    examples = examples_of((case.images[case.asked], case.given[case.asked]), "data", shape)
+    examples = examples_of((case.images[case.asked], case.given[case.asked]), "data", case.shape)
     start, clock = time.process_time(), time.perf_counter()
-    ranking, table = Discovery(wrap(model, shape), examples, settings_for(model, None, {"profile": profile})).run()
+    found = Discovery(wrap(model, case.shape), examples, settings_for(model, None, {"profile": profile}))
+    ranking, table = found.run()
     spent = f"{time.process_time() - start:.0f} processor seconds, {time.perf_counter() - clock:.0f} by the clock"
     places = {name: number for number, name in enumerate(table.columns)}
     order = np.array([int(str(line[places["index"]])) for line in table.rows])
@@ -37,17 +38,34 @@ def ranked(case: Case, profile: str) -> tuple[Scores, str]:
     for name in ("estimate", *(name.replace(" ", "_").replace(".", "_") for name in ranking.parts)):
         scores[name] = np.empty(len(order))
         scores[name][order] = [float(str(line[places[name]])) for line in table.rows]
-    passes = sum(n * (BACKWARD if stage.endswith(" backward") else 1) for stage, n in ranking.passes.items())
-    shares = ranking.shares
-    return scores, (
-        f"{profile}: {passes / len(order):.1f} passes an example, {spent}, {most_held() / 2**30:.1f} GiB at the most. "
-        f"Share of wrong labels: {shares.wrong:.3f} ({shares.wrong_low:.3f} to {shares.wrong_high:.3f}) by the ranking."
-    )
+    each = effort(ranking.passes) / len(order)
+    return scores, ranking, f"{each:.1f} passes an example, {spent}, {most_held() / 2**30:.1f} GiB at the most"
 
 
-def precision(score: np.ndarray, changed: np.ndarray) -> float:
-    """Of as many as are changed, the most memorized: how many are."""
-    return float(changed[np.argsort(-score, kind="stable")[: changed.sum()]].mean())
+def precision(score: np.ndarray, changed: np.ndarray) -> str:
+    """Of as many as are changed, the most memorized: how many are, with its 95 % interval."""
+    first, count = np.argsort(-score, kind="stable")[: changed.sum()], int(changed.sum())
+    hits = int(changed[first].sum())
+    low, high = wilson(hits, count)
+    return f"{hits / count:.3f} ({low:.3f} to {high:.3f})"
+
+
+def line(name: str, score: np.ndarray, changed: np.ndarray) -> str:
+    """One line of the table."""
+    return row(name, score, changed) + f" {precision(score, changed)} |"
+
+
+def rankings(case: Case, profiles: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Lines of the table, and notes: what `discover` says of all rows."""
+    lines, notes = [], []
+    for profile in profiles:
+        scores, ranking, cost = ranked(case, profile)
+        shares = ranking.shares
+        wrong = f"{shares.wrong:.3f} ({shares.wrong_low:.3f} to {shares.wrong_high:.3f})"
+        notes.append(f"{profile}: {cost}. Share of wrong labels: {wrong} by the ranking.")
+        lines += [line(f"{name}, {profile}", score, case.changed) for name, score in scores.items()]
+        print(*lines[-len(scores) :], notes[-1], sep="\n", flush=True)
+    return lines, notes
 
 
 def main() -> None:
@@ -62,25 +80,16 @@ def main() -> None:
     case = CASES[args.case](args.data, args.work)
     everything = np.arange(len(case.given))
     case = replace(case, asked=everything, changed=case.given != case.truth[: len(everything)])
-    lines, notes = [], []
-    for profile in args.profile:
-        scores, said = ranked(case, profile)
-        notes.append(said)
-        for name, score in scores.items():
-            lines.append(row(f"{name}, {profile}", score, case.changed) + f" {precision(score, case.changed):.3f} |")
-            print(lines[-1], round(float(roc_auc_score(case.changed, score)), 4), flush=True)
-    for name, score in simple(case).items():
-        lines.append(row(name, score, case.changed) + f" {precision(score, case.changed):.3f} |")
+    lines, notes = rankings(case, args.profile)
+    scores = simple(case)
     for count in args.checkpoints:
-        for name, score in along(case, count).items():
-            line = row(f"{name}, {count} checkpoints", score, case.changed)
-            lines.append(line + f" {precision(score, case.changed):.3f} |")
+        scores |= {f"{name}, {count} checkpoints": score for name, score in along(case, count).items()}
     publish(
         TABLE.format(
             case=args.case,
             count=len(everything),
             changed=int(case.changed.sum()),
-            lines="\n".join(lines),
+            lines="\n".join(lines + [line(name, score, case.changed) for name, score in scores.items()]),
             notes="\n\n".join(notes),
         ),
         args.out,

@@ -35,6 +35,7 @@ from tests.benchmarks.table import publish
 LEVEL = 0.05
 FOLDS = 4
 Scores = dict[str, np.ndarray]
+CIFAR = Preprocess(input_size=(3, 32, 32), mean=MEAN, std=STD)
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Case:
         learn: trains a new network of the kind on training rows; in evaluation mode.
         series: weights of the run's epochs, the earliest first.
         without: weights of the same network trained without the changed rows.
+        shape: how images become inputs, as the audit is told; `prepare` does it here.
     """
 
     images: np.ndarray
@@ -59,13 +61,15 @@ class Case:
     references: Mapping[str, np.ndarray]
     fresh: Callable[[], nn.Module]
     final: dict[str, Tensor]
-    learn: Callable[[np.ndarray], nn.Module]
+    learn: Callable[[np.ndarray], nn.Module] | None = None
     series: Sequence[dict[str, Tensor]] = ()
     without: dict[str, Tensor] | None = None
+    shape: Preprocess = CIFAR
+    prepare: Callable[[np.ndarray], Tensor] = normalise
     inputs: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "inputs", normalise(self.images))
+        object.__setattr__(self, "inputs", self.prepare(self.images))
 
     @property
     def labels(self) -> Tensor:
@@ -150,10 +154,6 @@ CASES: Mapping[str, Callable[[Path, Path], Case]] = {
 }
 
 
-def preprocess() -> Preprocess:
-    return Preprocess(input_size=(3, 32, 32), mean=MEAN, std=STD)
-
-
 def scanned(
     case: Case, rows: np.ndarray, weights: Mapping[str, Tensor] | None = None, **options: Any
 ) -> memaudit.Report:
@@ -162,10 +162,15 @@ def scanned(
         case.network(weights),
         case.pair(case.asked, case.given[case.asked]),
         case.pair(rows, case.truth[rows]),
-        preprocess=preprocess(),
+        preprocess=case.shape,
         audits=(),
         **options,
     )
+
+
+def effort(passes: Mapping[str, int]) -> float:
+    """Forward passes, backward ones by what they cost."""
+    return sum(n * (BACKWARD if stage.endswith(" backward") else 1) for stage, n in passes.items())
 
 
 def estimates(report: memaudit.Report) -> Scores:
@@ -273,8 +278,7 @@ def verdict(name: str, report: memaudit.Report, changed: np.ndarray) -> str:
         sum(f.memorized for f in report.findings if (f.example.index in set(np.flatnonzero(m))))
         for m in (changed, ~changed)
     ]
-    passes = report.passes
-    cost = sum(n * (BACKWARD if stage.endswith(" backward") else 1) for stage, n in passes.items())
+    cost = effort(report.passes)
     return (
         f"| {name} | {called[0]} of {len(yes)} | {called[1]} of {len(no)} | {both[0]} + {both[1]} | "
         f"{int((yes <= LEVEL).sum())} / {float((no <= LEVEL).double().mean()):.3f} | {said.power:.2f} | "

@@ -28,11 +28,12 @@ def data(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     return images, labels, *change_labels(labels[:TRAINED], CHANGED, seed=1)
 
 
-def build() -> nn.Module:
-    """The network, not trained."""
+def build(half: bool = False) -> nn.Module:
+    """The network, not trained; or one of half its width."""
     import timm
 
-    return timm.create_model("resnet10t", num_classes=10)
+    widths = {"channels": (32, 64, 128, 256)} if half else {}
+    return timm.create_model("resnet10t", num_classes=10, **widths)
 
 
 def learn(x: torch.Tensor, y: torch.Tensor, rows: np.ndarray) -> nn.Module:
