@@ -58,6 +58,7 @@ class Workload:
         states: checkpoints of the series, the audited model included.
         groups: layer groups.
         units: units that can be cut.
+        batch: examples a pass.
     """
 
     profile: Profile
@@ -67,6 +68,7 @@ class Workload:
     states: int = 0
     groups: int = 0
     units: int = 0
+    batch: int = 64
 
 
 class Audit(Protocol):
@@ -78,6 +80,9 @@ class Audit(Protocol):
 
     def passes(self, size: Workload) -> float:
         """Examples forwarded, about; a backward pass counts as `loop.BACKWARD` forward passes."""
+
+    def pieces(self, size: Workload) -> int:
+        """Into how many parts it can be cut, about, that workers do at the same time."""
 
     def run(self, context: Context) -> Iterator[Piece]:
         """What it finds, as it finds it. Leaves the model as it was.

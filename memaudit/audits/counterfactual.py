@@ -63,6 +63,10 @@ class CounterfactualAudit:
         """A look at every example by each of two models, and the random units again."""
         return 2.0 * (5 * size.flagged + size.reference) + size.profile.draws * size.fitted
 
+    def pieces(self, size: Workload) -> int:
+        """The other models stay with the process that asks."""
+        return 1
+
     def run(self, context: Context) -> Iterator[Piece]:
         """`counterfactual` of every flagged example, and `counterfactuals` of the list."""
         others, flagged = context.without, context.flagged

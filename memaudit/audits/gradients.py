@@ -211,6 +211,10 @@ class Gradients:
         rows = min(size.flagged, ROWS * size.profile.flagged_rows)
         return (1 + 2 * BACKWARD) * size.states * (2 * rows + min(size.reference, ROWS * size.profile.reference_rows))
 
+    def pieces(self, size: Workload) -> int:
+        """One a checkpoint."""
+        return size.states
+
     def run(self, context: Context) -> Iterator[Piece]:
         """`gradients` of every layer group."""
         if context.late:

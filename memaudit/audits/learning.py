@@ -105,6 +105,10 @@ class LearningOrder:
         rows = size.flagged + min(size.fitted, size.profile.flagged_rows)
         return float(size.states * (rows + min(size.reference, size.profile.reference_rows)))
 
+    def pieces(self, size: Workload) -> int:
+        """One a checkpoint."""
+        return size.states
+
     def run(self, context: Context) -> Iterator[Piece]:
         """`learning` of every flagged example, the `series`, and the `lateness` `(n,)` of fitted reference examples."""
         evaluator, states, panels = context.evaluator, context.states, context.panels

@@ -197,6 +197,10 @@ class Retrain:
         trained = min(size.reference, size.profile.retrain_rows)
         return size.groups * size.profile.retrain_seeds * size.profile.retrain_epochs / 2 * (3 * trained + rows)
 
+    def pieces(self, size: Workload) -> int:
+        """One a run."""
+        return size.groups * size.profile.retrain_seeds
+
     def run(self, context: Context) -> Iterator[Piece]:
         """`retrain` of every layer group.
 

@@ -232,6 +232,10 @@ class Rewind:
         rows = 2 * min(size.fitted, size.profile.flagged_rows) + min(size.reference, size.profile.reference_rows)
         return 0.5 * size.groups * size.states * (2 * rows + CALIBRATION)
 
+    def pieces(self, size: Workload) -> int:
+        """One a batch of each panel; statistics are averaged batch after batch."""
+        return -(-2 * min(size.fitted, size.profile.flagged_rows) // size.batch)
+
     def run(self, context: Context) -> Iterator[Piece]:
         """`rewind` of every layer group.
 

@@ -25,6 +25,8 @@ from memaudit.numbers import count
 from memaudit.settings import PROFILES, Settings
 from memaudit.system.memory import most_held
 
+# Numbers of workers that the plan looks ahead to, and seconds until they have loaded the network.
+WORKERS, START = (2, 8, 64), 10.0
 # An option is named as cheaper where it leaves less than this share of the time.
 SAVED = 0.9
 
@@ -60,6 +62,7 @@ def plan(evaluator: Evaluator, flagged: ExampleSet, reference: ExampleSet, setti
         states=states,
         groups=len(groups),
         units=space.total,
+        batch=evaluator.batch_size,
     )
     audits = chosen(settings, states > 1)
     passes = _passes(audits, size)
@@ -86,10 +89,27 @@ def plan(evaluator: Evaluator, flagged: ExampleSet, reference: ExampleSet, setti
             ),
             f"time       about {_time(total * each)} with {_workers(evaluator)}",
             f"memory     about {peak / 2**30:.1f} GiB at the most",
+            spread(audits, size, each * evaluator.engine.workers, time.process_time()),
             *_cheaper([(option, other * each) for option, other in cheaper], total * each),
             *_more(size, audits, each),
         ]
     )
+
+
+def spread(audits: Sequence[Audit], size: Workload, each: float, alone: float) -> str:
+    """What workers would make of it, after Amdahl 1967: each audit by as many as it has pieces for.
+
+    Args:
+        each: seconds of one pass, by one worker.
+        alone: seconds of the processor that this process has needed so far: it does this by itself.
+    """
+
+    def took(workers: int) -> float:
+        shared = sum(audit.passes(size) / min(workers, max(1, audit.pieces(size))) for audit in audits)
+        return alone + START + each * ((size.flagged + size.reference) / workers + shared)
+
+    said = ", ".join(f"{workers} in {_time(took(workers))}" for workers in WORKERS)
+    return f"workers    --engine ray --workers N: {said}; {_time(alone + START)} of it by one process"
 
 
 def _workers(evaluator: Evaluator) -> str:

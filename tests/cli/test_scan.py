@@ -167,6 +167,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(cli: Command, work: Path) 
     assert (ran.code, tree(work)) == (ExitCode.OK, before)
     assert "flagged    12, about 12 fitted" in ran.out
     assert "units      80 in 3 layers (channel)" in ran.out
+    assert "workers    --engine ray --workers N: 2 in " in ran.out
 
 
 def test_a_dry_run_of_examples_that_cannot_all_be_read_is_incomplete_as_the_scan_is(cli: Command, work: Path) -> None:

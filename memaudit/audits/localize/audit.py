@@ -19,6 +19,7 @@ from memaudit.audits.localize.search import Search
 from memaudit.audits.localize.work import RANDOM_BUDGET, Localized, Localizing, judged_by, key_of
 from memaudit.engine.draws import generator_for
 from memaudit.engine.loop import BACKWARD
+from memaudit.engine.pieces import FEWEST
 from memaudit.findings import Groups, RandomControl, Stability, interned
 
 # For the estimate of passes: units a search cuts and tries on average, and reference rows per finding that the cut is
@@ -46,6 +47,10 @@ class Localize:
         group = min(profile.clean, size.fitted) * (10 + looked) + 5 * 2 * flagged_set.CURVE_ROWS
         effects = (1 + BACKWARD) * (profile.search_rows + profile.panel_rows)
         return effects + search + verify + group + profile.neurons * panel
+
+    def pieces(self, size: Workload) -> int:
+        """A few examples each."""
+        return max(1, size.fitted // FEWEST)
 
     def run(self, context: Context) -> Iterator[Piece]:
         """Each fitted example's outcome, units and controls; then neurons, groups and known units.

@@ -40,6 +40,10 @@ class Memorized:
         views = len(VIEWS) * (size.flagged + rows)
         return size.profile.relearnings * (learned + asked) + series + views
 
+    def pieces(self, size: Workload) -> int:
+        """One a relearning of each half, or a batch of every view."""
+        return FOLDS * size.profile.relearnings or -(-len(VIEWS) * (size.flagged + size.reference) // size.batch)
+
     def run(self, context: Context) -> Iterator[Piece]:
         """`estimate` and `memorized` of every flagged example, and `memorization` of the list."""
         found = weigh(context)
