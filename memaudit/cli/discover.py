@@ -141,7 +141,7 @@ def ranked_into(
     targets = list(dict.fromkeys([folder / "ranking.json", folder / "ranking.html", folder / FLAGGED, *written.output]))
     views.check(targets)
     sources = Sources.training(model, training.data, training.class_order)
-    loaded = load(model, network, sources, compute.device, progress)
+    loaded = load(model, network, sources, compute, progress)
 
     from memaudit.pipeline.discover import Discovery
 

@@ -112,7 +112,7 @@ def erase(
         wanted.chosen()
     with Stages(quiet) as progress:
         places, network = restored(audited.inputs, report, places), restored(audited.inputs, report, network)
-        loaded = _load(model, audited, places, network, compute.device, progress)
+        loaded = _load(model, audited, places, network, compute, progress)
         _check_form(targets[0], loaded)
         request = Request(
             adapter=loaded.settled.adapter,
@@ -203,7 +203,7 @@ def _check_form(output: Path, loaded: Loaded) -> None:
 
 
 def _load(
-    model: str, audited: Report, places: opt.Places, network: opt.Network, device: str, progress: Stages
+    model: str, audited: Report, places: opt.Places, network: opt.Network, compute: opt.Compute, progress: Stages
 ) -> Loaded:
     """Model and examples as the audit read them, but for what was said otherwise.
 
@@ -214,7 +214,7 @@ def _load(
     from memaudit.cli.loaded import load
     from memaudit.cli.sources import Sources
 
-    loaded = load(model, network, Sources.of(model, places), device, progress)
+    loaded = load(model, network, Sources.of(model, places), compute, progress)
     if audited.model.sha256 and loaded.checkpoint.sha256 != audited.model.sha256:
         raise ModelRejected(
             f"{clean(Path(model).name)} is not the model of this report (sha256 {loaded.checkpoint.sha256[:12]}, "

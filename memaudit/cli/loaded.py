@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from memaudit.adapters.base import Adapter
     from memaudit.adapters.options import ModelOptions
     from memaudit.checkpoints import Checkpoint
-    from memaudit.cli.options import Network
+    from memaudit.cli.options import Compute, Network
     from memaudit.cli.progress import Stages
     from memaudit.cli.sources import Sources
     from memaudit.data import Arrays, ExampleSet
+    from memaudit.data.kept import Kept
     from memaudit.engine.others import Other
     from memaudit.findings import ReportWarning
     from memaudit.pipeline.load import Settled
@@ -38,7 +39,7 @@ class Loaded:
 
 
 def load_others(
-    paths: Sequence[Path], loaded: Loaded, network: Network, sources: Sources, device: str, progress: Stages
+    paths: Sequence[Path], loaded: Loaded, network: Network, sources: Sources, compute: Compute, progress: Stages
 ) -> list[Other]:
     """Models trained without the flagged examples, each with all examples as its own preprocessing reads them.
 
@@ -49,7 +50,7 @@ def load_others(
 
     found: list[Other] = []
     for path in paths:
-        other = load(str(path), network, sources, device, progress, like=loaded)
+        other = load(str(path), network, sources, compute, progress, like=loaded)
         sha256 = other.checkpoint.sha256
         if sha256 == loaded.checkpoint.sha256 or any(sha256 == one.sha256 for one in found):
             twin = "the model itself" if sha256 == loaded.checkpoint.sha256 else "there twice"
@@ -68,7 +69,7 @@ def load(
     model: str,
     network: Network,
     sources: Sources,
-    device: str,
+    compute: Compute,
     progress: Stages,
     *,
     like: Loaded | None = None,
@@ -83,6 +84,7 @@ def load(
     from memaudit import checkpoints
 
     progress.stage("load model")
+    device = compute.device
     _present(sources, device)
     options = replace(network.options(), arrays=_arrays(sources))
     checkpoint = checkpoints.read(model, weights=network.weights)  # type: ignore[arg-type]
@@ -92,7 +94,7 @@ def load(
 
     names, order = sources.class_names(checkpoint)
     same = sources.flagged == sources.reference  # a whole training set stands for both
-    read = _reader(sources, names, progress, like, redact=bool(network.redact))
+    read = _reader(sources, names, progress, like, kept=compute.kept, redact=bool(network.redact))
     spoken = order in ("natural", "lexical") and not (sources.data or sources.reference).is_dir()
 
     def read_reference(used: Adapter, limit: int | None) -> ExampleSet:
@@ -165,7 +167,13 @@ def _names(adapter: Adapter, names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _reader(
-    sources: Sources, names: tuple[str, ...], progress: Stages, like: Loaded | None, *, redact: bool
+    sources: Sources,
+    names: tuple[str, ...],
+    progress: Stages,
+    like: Loaded | None,
+    *,
+    kept: Kept | None,
+    redact: bool,
 ) -> Callable[..., ExampleSet]:
     from memaudit import data
 
@@ -196,6 +204,7 @@ def _reader(
             paired=adapter.multi_label,
             encode=adapter.encode,
             known=sources.listed,
+            kept=kept if limit is None else None,
         )
         return found.redacted() if redact else found
 

@@ -12,6 +12,7 @@ from memaudit.cli.values import auto_or_number, choice, numbers, pair, size
 
 if TYPE_CHECKING:
     from memaudit.adapters.options import ModelOptions
+    from memaudit.data.kept import Kept
     from memaudit.gate.policy import Accepted, Policy
 
 FORMATS = ("table", "json", "markdown", "github")
@@ -179,6 +180,20 @@ class Compute:
     threads: Annotated[str, typer.Option(help="auto, or cores of the processor: each runs a copy of the network.")] = (
         "auto"
     )
+    image_cache: Annotated[Path | None, typer.Option(help="Folder that keeps decoded images for later commands.")] = (
+        None
+    )
+    image_cache_gib: Annotated[
+        float | None, typer.Option(min=0, help="What --image-cache may take; default: half of what is free.")
+    ] = None
+
+    @property
+    def kept(self) -> Kept | None:
+        """Where decoded images are kept; None: nowhere."""
+        from memaudit.data.kept import Kept
+
+        most = None if self.image_cache_gib is None else int(self.image_cache_gib * 2**30)
+        return None if self.image_cache is None else Kept(self.image_cache, most)
 
     @property
     def batch(self) -> int | None:

@@ -37,7 +37,7 @@ NOT_NUMBERS = frozenset(
             "device",
             "batch_size",
             "threads",
-            *("engine", "workers", "gpus_per_worker"),
+            *("engine", "workers", "gpus_per_worker", "image_cache", "image_cache_gib"),
             "time_limit",
             "checkpoints",
         ),

@@ -88,7 +88,7 @@ def scanned(
         if places.flagged is None and not run.dry_run and Sources.trains(model, places):
             places = _discovered(context, model, folder, places, network, audit, compute, run, progress, workers)
         sources = Sources.of(model, places)
-        loaded = load(model, network, sources, compute.device, progress)
+        loaded = load(model, network, sources, compute, progress)
         if destination.out is None:
             outputs.check_model(folder, loaded.checkpoint.path, loaded.checkpoint.sha256)
         states, notes = _series(model, audit.checkpoints, loaded, settings, progress)
@@ -109,7 +109,7 @@ def scanned(
             progress=progress,
             test=loaded.test,
             states=states,
-            without=load_others(audit.without, loaded, network, sources, compute.device, progress),
+            without=load_others(audit.without, loaded, network, sources, compute, progress),
         )
         outputs.rehearse(auditor.skeleton(), targets)
         if run.dry_run:

@@ -101,9 +101,9 @@ def verify(
     views.check(targets)
     with Stages(judged.quiet) as progress, outputs.locked(folder):
         sources = Sources.of(model, _places(asked, verified))
-        loaded = load(model, network, sources, compute.device, progress)
+        loaded = load(model, network, sources, compute, progress)
         edit = _edit(verified.erased, loaded)
-        others = load_others(asked.without, loaded, network, sources, compute.device, progress)
+        others = load_others(asked.without, loaded, network, sources, compute, progress)
 
         from memaudit.cli.provenance import beside_warning, provenance, size_warning
         from memaudit.pipeline.verify import Verifier

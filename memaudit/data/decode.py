@@ -17,10 +17,11 @@ import torch
 from memaudit.data.compact import Row
 from memaudit.data.examples import content_id
 from memaudit.data.images import RowError, Unreadable
-from memaudit.data.images.decoding import Odd
+from memaudit.data.images.decoding import Odd, misnamed, sniff
 from memaudit.data.images.geometry import check_preprocess
 from memaudit.data.images.preprocess import Preprocess
 from memaudit.data.images.workers import shared
+from memaudit.data.kept import Kept
 from memaudit.data.ondemand import THREADS
 from memaudit.data.paths import read_regular
 from memaudit.errors import DataRejected, UsageError
@@ -54,6 +55,7 @@ class Decoder:
 
     Args:
         rows: whose images are asked for, by their place here; their names say what they are called.
+        kept: where images are looked for before they are decoded, and kept afterwards.
 
     Attributes:
         dtype: of the values: uint8, or float32 with a stated bit depth.
@@ -63,19 +65,21 @@ class Decoder:
         UsageError: no image can have the network's input shape.
     """
 
-    def __init__(self, source: Source, rows: Sequence[Row], preprocess: Preprocess) -> None:
+    def __init__(self, source: Source, rows: Sequence[Row], preprocess: Preprocess, kept: Kept | None = None) -> None:
         check_preprocess(preprocess)
         if preprocess.input_size[0] not in (1, 3):
             channels = preprocess.input_size[0]
             raise UsageError(f"the network takes {channels} channels, image files have 1 or 3; give arrays (.npz)")
-        self.source, self.rows, self.preprocess = source, rows, preprocess
+        self.source, self.rows, self.preprocess, self.kept = source, rows, preprocess, kept
         self.dtype = torch.uint8 if preprocess.bit_depth is None else torch.float32
         self.part = max(1, min(PART, ANSWERS // (math.prod(preprocess.input_size) * self.dtype.itemsize)))
         self._workers = shared(preprocess)
+        floats = np.uint8 if self.dtype == torch.uint8 else np.float32
+        self._images = None if kept is None else kept.of(preprocess, np.dtype(floats))
 
     def __reduce__(self) -> tuple[object, ...]:
         """Another process that sees the same files decodes them by itself."""
-        return Decoder, (self.source, self.rows, self.preprocess)
+        return Decoder, (self.source, self.rows, self.preprocess, self.kept)
 
     def outcomes(self, places: Sequence[int]) -> list[Outcome]:
         """Values `(C, H, W)`, content id and oddities of each row's file; or the reason why there are none."""
@@ -94,11 +98,21 @@ class Decoder:
         return [found[number] for number in range(len(places))]
 
     def _decoded(self, asked: Sequence[tuple[int, bytes, str]]) -> dict[int, Outcome]:
-        said = self._workers.decode_all([(content, suffix) for _, content, suffix in asked])
-        return {
-            number: one if isinstance(one, Exception) else (one[0], content_id(content), one[1])
-            for (number, content, _), one in zip(asked, said, strict=True)
-        }
+        found: dict[int, Outcome] = {}
+        identities = [content_id(content) for _, content, _ in asked]
+        rest = []
+        for (number, content, suffix), identity in zip(asked, identities, strict=True):
+            kept = None if self._images is None else self._images.get(int(identity, 16))
+            if kept is None:
+                rest.append((number, content, suffix, identity))
+            else:
+                found[number] = (kept[0], identity, kept[1] | misnamed(sniff(content), suffix))
+        said = self._workers.decode_all([(content, suffix) for _, content, suffix, _ in rest])
+        for (number, _, _, identity), one in zip(rest, said, strict=True):
+            found[number] = one if isinstance(one, Exception) else (one[0], identity, one[1])
+            if self._images is not None and not isinstance(one, Exception):
+                self._images.add(int(identity, 16), one[0], one[1] & ~Odd.MISNAMED)
+        return found
 
 
 def content_of(path: Path) -> bytes:

@@ -18,6 +18,7 @@ from memaudit.data.examples import ExampleSet, distinct
 from memaudit.data.images import RowError, Unreadable
 from memaudit.data.images.decoding import counted
 from memaudit.data.images.preprocess import Preprocess
+from memaudit.data.kept import Kept
 from memaudit.data.numbering import numbered
 from memaudit.data.ondemand import OnDemand, Store
 from memaudit.data.rejections import Rejections
@@ -93,9 +94,11 @@ class ImageListing(Listing):
 
     Attributes:
         row_order: the loader whose numbers the rows have; None: memaudit's own.
+        kept: where decoded images are kept for later commands; None: nowhere.
     """
 
     row_order: str | None = field(default=None, kw_only=True)
+    kept: Kept | None = field(default=None, kw_only=True)
 
     def content(self, index: int) -> bytes:
         """The undecoded image of the row with that `index`; called on several threads at once.
@@ -115,7 +118,7 @@ class ImageListing(Listing):
         Values that do not fit in memory are kept on disk, or decoded again when they are asked for.
         """
         rows = self.chosen(limit)
-        decoder = Decoder(self, rows, preprocess)
+        decoder = Decoder(self, rows, preprocess, self.kept)
         identities = np.zeros(len(rows), np.uint64)
 
         def again(places: Sequence[int]) -> list[np.ndarray]:

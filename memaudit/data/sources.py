@@ -17,6 +17,7 @@ from memaudit.data.decode import Progress
 from memaudit.data.examples import ExampleSet
 from memaudit.data.folder import class_names, list_folder
 from memaudit.data.images.preprocess import Preprocess
+from memaudit.data.kept import Kept
 from memaudit.data.listing import ImageListing, Listing
 from memaudit.data.manifest import SUFFIXES as MANIFESTS
 from memaudit.data.manifest import is_manifest, list_manifest, names_in
@@ -50,6 +51,7 @@ def read(
     paired: bool = False,
     encode: Encode | None = None,
     known: Known | None = None,
+    kept: Kept | None = None,
 ) -> ExampleSet:
     """The examples that `source` names.
 
@@ -70,6 +72,7 @@ def read(
         encode: of a network that reads text: from texts to token ids; manifests then hold texts.
         paired: an example may have several labels at once; `class_names` are then those of `paired_names`.
         known: what earlier calls listed of sets of image files, and this one adds: each is listed once.
+        kept: where decoded images are kept for later commands.
 
     Raises:
         DataRejected: the source or one of its rows cannot be audited as given.
@@ -85,6 +88,8 @@ def read(
         listing = listed_rows(path, whole, classes)
     else:
         listing = _once(known, path, classes, class_order, row_order, paired, encode)
+    if kept is not None and isinstance(listing, ImageListing):
+        listing = replace(listing, kept=kept)
     drawn = listing if sample is None else listing.sampled(sample)
     examples = drawn.load(preprocess, limit, progress)
     return examples if drawn is listing else replace(examples, drawn_from=len(listing.rows))

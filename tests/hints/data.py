@@ -478,6 +478,11 @@ FOLLOWED = [
         text("list.xlsx", "path,label\n"),
         manifested,
     ),
+    Follow(
+        "name another folder with --image-cache, or leave it out",
+        pictured(lambda f: (f / "file").touch(), "pictures", "--image-cache", "file"),
+        named(*on("pictures", "--image-cache", "folder")),
+    ),
     Follow("download it again", lambda f: shard(f, 1024), lambda f, r: shard(f, None)),
     Follow(CHECK_PATH, lambda f: on("nowhere"), named(*on("flagged.npz"))),
     Follow(

@@ -87,7 +87,7 @@ def decoded(content: bytes, suffix: str, preprocess: Preprocess) -> tuple[Image.
         RowError: it is larger than an image may be, or has more bits than were stated.
     """
     image_format = sniff(content)
-    odd = Odd.MISNAMED if suffix and SUFFIXES.get(suffix.lower()) != image_format else Odd(0)
+    odd = misnamed(image_format, suffix)
     try:
         if image_format == "WEBP":  # the only plugin that allocates the canvas before it tells the size
             _check_size(*_webp_size(content))
@@ -107,6 +107,11 @@ def decoded(content: bytes, suffix: str, preprocess: Preprocess) -> tuple[Image.
         raise Unreadable(f"decoding this {image_format} takes more memory than its size justifies") from None
     except Exception as error:  # what Pillow raises on hostile bytes is an open list: struct.error, SyntaxError, ...
         raise Unreadable(f"{image_format} cannot be decoded ({clean(error, 120)})") from None
+
+
+def misnamed(image_format: str, suffix: str) -> Odd:
+    """Whether a name that ends in `suffix` names another format; none names no other."""
+    return Odd.MISNAMED if suffix and SUFFIXES.get(suffix.lower()) != image_format else Odd(0)
 
 
 def oddities(image: Image.Image) -> Odd:
