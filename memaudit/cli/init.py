@@ -144,6 +144,8 @@ EXAMPLES: dict[str, Any] = {
     "engine": "ray",
     "workers": 8,
     "gpus_per_worker": 1,
+    "image_cache": "images",
+    "image_cache_gib": 100,
     "log": "mlflow",
 }
 
