@@ -322,8 +322,7 @@ def axe() -> str:
     return found.read_text("utf-8")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
 @pytest.mark.parametrize("sample", ["over_time", "settled", "whole"])
 def test_axe_finds_nothing_serious(open_page: Open, axe: str, sample: str, width: int, scheme: str) -> None:
     page = open_page(getattr(samples, sample)(), width=width, color_scheme=scheme)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import pytest
@@ -30,7 +31,7 @@ from tests.conftest import Trained
 from tests.networks import OneUnit
 from tests.reference import Crowd, GreedySearch, mask_gradient
 
-REFERENCE_ROWS = range(60)
+REFERENCE_ROWS = 60  # at most
 
 
 class Setting:
@@ -46,10 +47,11 @@ class Setting:
         weight: float,
     ) -> None:
         self.adapter, self.space, self.flagged, self.reference = adapter, space, flagged, reference
+        self.known = range(min(REFERENCE_ROWS, len(reference)))
         generator = torch.Generator().manual_seed(0)
         candidates = torch.rand(space.total, generator=generator) > 0.05
         evaluator = Evaluator(adapter)
-        population = measure_population(evaluator, space, reference, REFERENCE_ROWS)
+        population = measure_population(evaluator, space, reference, self.known)
         self.search = Search(space, candidates, population, max_units, weight=weight)
         self.rows = (margin(evaluator.logits(flagged), flagged.labels) > 0).nonzero().flatten().tolist()
 
@@ -59,13 +61,16 @@ class Setting:
         assert len({p.row for p in found}) == len(found)
         return {p.row: p for p in found}
 
+    @cached_property
+    def crowd(self) -> Crowd:
+        return Crowd.measure(self.adapter.module, self.space, self.reference, self.known)
+
     def twin(self, look_ahead: int = 0) -> GreedySearch:
-        module = self.adapter.module
         return GreedySearch(
-            module,
+            self.adapter.module,
             self.space,
             self.search.candidates.tolist(),
-            Crowd.measure(module, self.space, self.reference, REFERENCE_ROWS),
+            self.crowd,
             max_units=self.search.max_units,
             weight=self.search.weight,
             softness=RISK_SOFTNESS,
@@ -99,10 +104,10 @@ def vit() -> Setting:
                 torch.nn.init.normal_(value, std=0.2)
     shape = Preprocess((3, 32, 32))
     adapter = Adapter(module.double(), architecture="test_vit", preprocess=shape)
-    images = torch.rand(80, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+    images = torch.rand(48, 3, 32, 32, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         labels = adapter.forward(images.double()).argmax(1)
-    sets = [from_tensors(images[s], labels[s], preprocess=shape, num_classes=5) for s in (slice(8), slice(8, 80))]
+    sets = [from_tensors(images[s], labels[s], preprocess=shape, num_classes=5) for s in (slice(8), slice(8, 48))]
     space = select(adapter.sites(images[:3].double()), "neuron")
     return Setting(adapter, space, sets[0], sets[1], max_units=8, weight=5.0)
 
@@ -146,7 +151,7 @@ def test_gradients_by_mask_are_finite_differences(digits: Setting, mean: bool) -
 
 
 def test_the_population_is_what_the_twin_measures(setting: Setting) -> None:
-    crowd, population = setting.twin().crowd, setting.search.population
+    crowd, population = setting.crowd, setting.search.population
     assert torch.allclose(population.margins, torch.tensor(crowd.margins, dtype=torch.float64))
     assert torch.allclose(population.effects.T, torch.tensor(crowd.effects, dtype=torch.float64), atol=1e-8)
     assert population.typical == pytest.approx(crowd.typical)
@@ -313,7 +318,7 @@ def test_a_unit_that_stores_one_example_is_found_and_nothing_else(batch_size: in
 
 def test_what_a_search_in_half_precision_proposes_is_erased_in_full(trained: Trained) -> None:
     exact = trained.evaluator()
-    population = measure_population(exact, trained.space, trained.reference, REFERENCE_ROWS)
+    population = measure_population(exact, trained.space, trained.reference, range(REFERENCE_ROWS))
     search = Search(trained.space, torch.ones(trained.space.total, dtype=torch.bool), population, 10)
     margins = margin(exact.logits(trained.flagged), trained.flagged.labels)
     rows = (margins > 0).nonzero().flatten().tolist()
