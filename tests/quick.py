@@ -17,16 +17,17 @@ from unittest import mock
 import memaudit
 from memaudit import report
 from memaudit.audits import retrain
-from memaudit.audits.memorization import relearned
+from memaudit.audits.memorization import power, relearned
 from tests.report_samples import small
 
 
 @contextmanager
 def short_trainings() -> Iterator[None]:
-    """Relearning takes 6 steps, not 42, and retraining 20, not 150; what they tell is asked in tests of their own."""
+    """Relearning takes 6 steps, planting 2 epochs, retraining 20 steps; what they tell has tests of its own."""
     with (
         mock.patch.object(relearned, "EPOCHS", 2),
         mock.patch.object(relearned, "LEAST_STEPS", 6),
+        mock.patch.object(power, "MOST_EPOCHS", 2),
         mock.patch.object(retrain, "LEAST_STEPS", 20),
     ):
         yield

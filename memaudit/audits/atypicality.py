@@ -76,12 +76,14 @@ class Neighbours:
     Attributes:
         flagged: of each flagged label.
         rows: reference rows that were scored, each among the others: `own` for their labels `(n,)`.
+        given: how the labels that the network gives them score `(n,)`.
         others: other labels of the same examples, drawn; `other` `(n,)` is how they score.
     """
 
     flagged: Support
     rows: Tensor
     own: Tensor
+    given: Tensor
     others: Tensor
     other: Tensor
 

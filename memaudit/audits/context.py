@@ -14,7 +14,7 @@ from torch import Tensor
 from memaudit.audits.atypicality import Neighbours
 from memaudit.audits.panels import Panels, drawn_panels
 from memaudit.data import ExampleSet
-from memaudit.engine.answers import predicted
+from memaudit.engine.answers import margin, predicted
 from memaudit.engine.evaluator import Evaluator
 from memaudit.engine.loop import silent
 from memaudit.engine.others import Other
@@ -32,7 +32,7 @@ class Context:
     """What the audits of one run share.
 
     Attributes:
-        flagged_margins: `(N,)` of the intact model; `reference_margins` `(R,)` likewise.
+        flagged_logits: `(N, classes)` of the intact model; `reference_logits` `(R, classes)` likewise.
         space: the units that can be cut.
         live: `(total,)` bool, units whose value varies over the reference.
         candidates: `(total,)` bool, units whose value varies over reference and flagged examples together: a unit
@@ -49,8 +49,8 @@ class Context:
     settings: Settings
     flagged: ExampleSet
     reference: ExampleSet
-    flagged_margins: Tensor
-    reference_margins: Tensor
+    flagged_logits: Tensor
+    reference_logits: Tensor
     space: UnitSpace
     live: Tensor
     candidates: Tensor
@@ -78,6 +78,16 @@ class Context:
         return time.time() > self.deadline
 
     @cached_property
+    def flagged_margins(self) -> Tensor:
+        """`(N,)` of the intact model."""
+        return margin(self.flagged_logits, self.flagged.labels)
+
+    @cached_property
+    def reference_margins(self) -> Tensor:
+        """`(R,)` of the intact model."""
+        return margin(self.reference_logits, self.reference.labels)
+
+    @cached_property
     def fitted(self) -> list[int]:
         """Flagged rows whose label the intact model predicts."""
         return [int(row) for row in predicted(self.flagged_margins).nonzero().flatten()]
@@ -85,7 +95,8 @@ class Context:
     @cached_property
     def groups(self) -> tuple[LayerGroup, ...]:
         """The layer groups that `--layers` and `--group-depth` name, in execution order."""
-        return self._groups(depth=self.settings.group_depth, layers=self.settings.layers)
+        depth, layers = self.settings.group_depth, self.settings.layers
+        return self.all_groups if depth is None and layers is None else self._groups(depth=depth, layers=layers)
 
     @cached_property
     def all_groups(self) -> tuple[LayerGroup, ...]:

@@ -85,7 +85,8 @@ class Memorization(Plain):
     chance: Rate = Field(description="p-value that the whole list is clean; above 0.05 nothing is called")
     level: Rate = 0.05
     calibration: int = Field(ge=0, description="clean examples, predicted as labelled, that p-values compare with")
-    power: Rate = Field(description="share of changed labels of clean examples that reach `level`: at most so many")
+    planted: int = Field(default=0, ge=0, description="wrong labels that a copy of the network was made to learn")
+    power: Rate = Field(description="share of these that reach `level`")
     power_low: Rate
     power_high: Rate
     false_alarms: Rate = Field(description="share of clean, predicted examples that reach `level`")

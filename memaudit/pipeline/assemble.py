@@ -97,7 +97,7 @@ def assemble(evidence: Measured, findings: Sequence[Finding]) -> Report:
         volatile=volatile(evaluator, evidence.started),
         passes=dict(sorted(evaluator.passes.items())),
         effort=_effort(evaluator.passes),
-        model=model_info(evaluator.adapter, evidence.provenance, evidence.observed.logits.shape[1]),
+        model=model_info(evaluator.adapter, evidence.provenance, evidence.observed.context.flagged_logits.shape[1]),
         data=_data(evidence),
         units=_units(evidence.context.space, evidence.context.live),
         summary=_summary(ordered, evidence),
@@ -138,8 +138,8 @@ def skeleton(
         settings=settings,
         flagged=flagged,
         reference=reference,
-        flagged_margins=zeros(len(flagged)),
-        reference_margins=zeros(len(reference)),
+        flagged_logits=zeros(len(flagged), classes),
+        reference_logits=zeros(len(reference), classes),
         space=space,
         live=torch.ones(space.total, dtype=torch.bool),
         candidates=torch.ones(space.total, dtype=torch.bool),
@@ -148,7 +148,7 @@ def skeleton(
     support = Support(zeros(n), zeros(n), zeros(n, 0), zeros(n, 0))
     neurons = [Neuron(layer=s.layer, index=0, kind=s.kind, erases=[], reference_accuracy_after=None) for s in sites]
     nothing = Measured(
-        observed=Observed(context, zeros(len(flagged), classes), support, zeros(1), 0.0, (), ()),
+        observed=Observed(context, support, zeros(1), 0.0, (), ()),
         provenance=provenance,
         class_names=class_names,
         whole={"neurons": neurons},

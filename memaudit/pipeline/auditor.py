@@ -224,6 +224,6 @@ class Auditor(Proceeding):
             fitted=fitted,
             atypicality=interned(Atypicality(score=tidy(score), p_value=tidy(p_value))),
             nearest=observed.nearest(row),
-            before=prediction(observed.logits[row], example.label),
+            before=prediction(observed.context.flagged_logits[row], example.label),
             **values,
         )

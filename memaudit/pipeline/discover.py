@@ -260,8 +260,8 @@ class Discovery(Proceeding):
             return None
         everybody = Panel(self.examples, range(len(self.examples)))
         with stage(self.evaluator, self.progress, "views", len(VIEWS) * len(everybody), intact=True):
-            said = seen(self.evaluator, [everybody], self.examples.labels, known)
-        return None if said is None else said[0]
+            _, said = seen(self.evaluator, [everybody], self.examples.labels, known)
+        return said[0] if said else None
 
 
 def discover(

@@ -44,7 +44,6 @@ class Observed:
 
     Attributes:
         context: what the audits get; its sets hold only examples with finite logits.
-        logits: `(N, classes)` of the flagged examples, intact.
         supports: how far neighbours support each flagged label.
         calibration: `(n,)` leave-one-out atypicality of reference examples.
         accuracy: of the intact model on the reference.
@@ -52,7 +51,6 @@ class Observed:
     """
 
     context: Context
-    logits: Tensor
     supports: Support
     calibration: Tensor
     accuracy: float
@@ -120,8 +118,8 @@ def prepare(
         settings=settings,
         flagged=flagged,
         reference=reference,
-        flagged_margins=margin(flagged_seen.logits, flagged.labels),
-        reference_margins=reference_margins,
+        flagged_logits=flagged_seen.logits,
+        reference_logits=reference_seen.logits,
         space=space,
         live=live_units(space, reference_seen),
         candidates=live_units(space, reference_seen, flagged_seen),
@@ -132,17 +130,18 @@ def prepare(
         neighbours=_neighbours(reference, reference_seen, supports, calibration, settings.seed, paired),
     )
     accuracy = float(predicted(reference_margins).float().mean())
-    return Observed(context, flagged_seen.logits, supports, calibration, accuracy, tuple(warnings), tuple(incomplete))
+    return Observed(context, supports, calibration, accuracy, tuple(warnings), tuple(incomplete))
 
 
 def _neighbours(
     reference: ExampleSet, seen: Observation, supports: Support, calibration: Tensor, seed: int, paired: bool
 ) -> Neighbours:
-    """What neighbours say, also of other labels of the reference: how many changed labels they would find."""
+    """What neighbours say, also of the labels that the network gives the reference, and of others that are drawn."""
     drawn = other_labels(reference.labels, seen.logits.shape[1], generator_for(seed, "other labels", ""), paired)
     sample = sampled(len(reference))
-    changed = leave_one_out(seen.features, reference.labels, paired, drawn)
-    return Neighbours(supports, sample, calibration, drawn[sample], changed)
+    said = torch.where(predicted(margin(seen.logits, reference.labels)), reference.labels, seen.logits.argmax(1))
+    given, changed = (leave_one_out(seen.features, reference.labels, paired, asked) for asked in (said, drawn))
+    return Neighbours(supports, sample, calibration, given, drawn[sample], changed)
 
 
 SETS = ("flagged", "reference")

@@ -149,7 +149,7 @@ class Verifier:
     def _membership(
         self, evaluator: Evaluator, observed: Observed, said: Said | None, flagged: ExampleSet, unseen: ExampleSet
     ) -> Membership:
-        context, logits = observed.context, observed.logits
+        context, logits = observed.context, observed.context.flagged_logits
         everyone, reference = context.flagged, context.reference
         estimate = confidence(logits, everyone.labels) + weigh(context).joint.scores - 1
         if said is not None:
@@ -187,7 +187,7 @@ class Verifier:
     ) -> Verification:
         incomplete = [ReportWarning(code="MEM001", message=reason) for reason in self.admitted.incomplete]
         gate = self.policy.judge(found)
-        logits, context = observed.logits, observed.context
+        logits, context = observed.context.flagged_logits, observed.context
         right = predicted(margin(logits, context.flagged.labels))
         members = len(self.compared.flagged)
         unseen = self.unseen.subset(self.compared.unseen)

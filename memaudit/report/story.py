@@ -113,8 +113,8 @@ def how_sure(report: Report) -> str:
         "that the model mispredicts count, too)."
     )
     power = (
-        f"Power: this evidence finds at most {percent(found.power)} "
-        f"({interval(found.power_low, found.power_high)}) of changed labels."
+        f"Power: of {count(found.planted, 'wrong label')} that a copy of the network was made to learn for this "
+        f"trial, the evidence finds at most {percent(found.power)} ({interval(found.power_low, found.power_high)})."
     )
     known = (
         f"The model gives the wrong label of {found.true_label_lost:,} of {found.true_label_known:,} examples whose "

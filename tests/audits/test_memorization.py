@@ -14,15 +14,20 @@ from torch.nn import functional as F
 from memaudit.adapters.base import Adapter
 from memaudit.audits.memorization.along_training import late
 from memaudit.audits.memorization.joint import discrimination, join, weights_of
-from memaudit.audits.memorization.parts import Part, conformal
-from memaudit.audits.memorization.relearned import ASKED, RATE, moved, relearned
+from memaudit.audits.memorization.parts import Calibration, Part, conformal, rests
+from memaudit.audits.memorization.power import Planting, against
+from memaudit.audits.memorization.relearned import ASKED, MEMBERS, RATE, moved, relearned
 from memaudit.audits.memorization.verdict import FALSE_DISCOVERIES, adjusted, call, false_rate, tail
+from memaudit.audits.memorization.views import VIEWS, asked
 from memaudit.audits.retrain import BATCH
 from memaudit.data import Preprocess, from_tensors
+from memaudit.engine.answers import margin, predicted
 from memaudit.engine.draws import generator_for
 from memaudit.engine.evaluator import Evaluator, Panel
 from memaudit.network.layer_groups import LayerGroup
+from memaudit.network.replay import groups_in_order
 from memaudit.network.states import digest, put_back
+from tests.conftest import Trained
 
 SHAPE = Preprocess((1, 8, 8), origin="given")
 
@@ -37,31 +42,62 @@ def test_a_p_value_counts_the_clean_examples_that_score_as_high() -> None:
     assert conformal(scores, clean).tolist() == pytest.approx(expected)
 
 
-def test_a_clean_example_counts_by_its_weight() -> None:
-    scores, clean, weight = drawn(20), drawn(50, seed=1), drawn(50, seed=2)
-    part = Part("views", scores, clean, weight)
-    above = [sum(float(w) for c, w in zip(clean, weight, strict=True) if float(c) >= float(s) - 1e-6) for s in scores]
-    expected = [(1 + one) / (1 + float(weight.sum())) for one in above]
-    assert part.p_values().tolist() == pytest.approx(expected, rel=1e-5)
-    assert part.known == pytest.approx(float(weight.sum()))
+def part(name: str = "views", flagged: int = 20, clean: int = 50, seed: int = 1) -> Part:
+    own, weight, given, doubt = (drawn(clean, seed=seed + n) for n in range(4))
+    return Part(
+        name,
+        drawn(flagged, seed=seed + 9),
+        drawn(flagged, seed=seed + 8) / 2,
+        Calibration(own, weight, given, doubt / 2),
+    )
+
+
+def test_a_p_value_is_the_larger_of_a_right_label_and_of_one_given_unseen() -> None:
+    one = part()
+    clean, found = one.calibration, []
+    for unsupported, doubt in zip(one.unsupported.tolist(), one.doubt.tolist(), strict=True):
+        above = sum(float(w) for c, w in zip(clean.own, clean.weight, strict=True) if float(c) >= unsupported - 1e-6)
+        right = (1 + above) / (1 + float(clean.weight.sum()))
+        share = 1 - (1 - unsupported) / (1 - doubt)
+        unseen = sum(
+            1 - (1 - g) / (1 - d) >= share - 1e-6
+            for g, d in zip(clean.given.tolist(), clean.doubt.tolist(), strict=True)
+        )
+        found.append(max(right, (1 + unseen) / (1 + len(clean.given))))
+    assert one.p_values().tolist() == pytest.approx(found, rel=1e-5)
+    assert clean.known == pytest.approx(float(clean.weight.sum()))
+    assert one.scores.tolist() == pytest.approx((one.unsupported - one.doubt).clamp(min=0).tolist())
+
+
+def test_what_a_sure_network_gives_rests_on_its_example_as_far_as_nothing_else_supports_it() -> None:
+    unsupported = drawn(10)
+    assert torch.allclose(rests(unsupported, torch.zeros(10)), unsupported.double())
+    assert torch.allclose(rests(unsupported, unsupported), torch.zeros(10).double())  # nothing is added by the example
+    assert bool(torch.isfinite(rests(torch.ones(2), torch.ones(2))).all())
 
 
 def test_parts_join_to_their_weighted_mean_for_flagged_and_clean_alike() -> None:
-    weight = drawn(8, seed=9)
-    one = Part("relearned", drawn(5), drawn(8), weight)
-    two = Part("neighbours", drawn(5, seed=2), drawn(8, seed=3), weight)
+    one, two = part("relearned", 5, 8), part("neighbours", 5, 8, seed=30)
     joint = join([one, two], torch.tensor([0.8, 0.2], dtype=torch.float64))
-    assert joint.scores.tolist() == pytest.approx((0.8 * one.scores + 0.2 * two.scores).tolist(), rel=1e-5)
-    assert joint.calibration.tolist() == pytest.approx((0.8 * one.calibration + 0.2 * two.calibration).tolist())
-    assert joint.weight is weight
+    pairs = [
+        (joint.unsupported, one.unsupported, two.unsupported),
+        (joint.calibration.own, one.calibration.own, two.calibration.own),
+        (joint.calibration.given, one.calibration.given, two.calibration.given),
+    ]
+    for both, first, second in pairs:
+        assert both.tolist() == pytest.approx((0.8 * first + 0.2 * second).tolist(), rel=1e-5)
+    assert joint.doubt is one.doubt
+    assert joint.calibration.weight is one.calibration.weight
 
 
 def test_a_part_that_cannot_tell_changed_labels_counts_nothing() -> None:
-    blind = Part("relearned", drawn(5), drawn(400, seed=3))
-    seeing = Part("neighbours", drawn(5, seed=2), drawn(400, seed=4) / 2)
+    blind, seeing = (
+        Part(name, drawn(5), torch.zeros(5), Calibration(own, torch.ones(400), own, torch.zeros(400)))
+        for name, own in (("relearned", drawn(400, seed=3)), ("neighbours", drawn(400, seed=4) / 2))
+    )
     weights = weights_of([blind, seeing], [drawn(400, seed=5), drawn(400, seed=6) / 2 + 0.5]).tolist()
     assert weights[0] < 0.3 < 0.7 < weights[1]
-    assert weights_of([blind], [blind.calibration]).tolist() == [1.0]
+    assert weights_of([blind], [blind.calibration.own]).tolist() == [1.0]
 
 
 def test_discrimination_is_that_of_the_area_under_the_curve() -> None:
@@ -210,3 +246,21 @@ def test_weights_put_back_keep_their_scale_and_nothing_of_their_order() -> None:
     value = put_back(network, group, generator_for(0, "test", ""), {})["5.weight"]
     assert torch.equal(value.flatten().sort().values, network[5].weight.detach().flatten().sort().values)
     assert not torch.equal(value, network[5].weight)
+
+
+def test_planted_labels_are_learned_and_spread_and_the_network_is_as_before(trained: Trained) -> None:
+    evaluator, before = trained.evaluator(), digest(trained.module)
+    reference = trained.reference
+    known = predicted(margin(evaluator.logits(reference), reference.labels)).nonzero().flatten()
+    rows, beside, taught = known[:20].tolist(), known[20:80].tolist(), known[80:200].tolist()
+    labels = (reference.labels[rows] + 3) % 10
+    groups = groups_in_order(trained.module, evaluator.adapter.forward, reference.batch([0, 1]))
+    work = Planting(reference, trained.space, groups, rows, labels, beside, VIEWS[1:5], MEMBERS[0], taught, False, 0)
+    ((number, found),) = work(evaluator, range(1))
+    assert number == 0
+    assert digest(trained.module) == before
+    assert set(found) == {"neighbours", "views", "relearned"}
+    assert {len(scores) for scores in found.values()} == {len(found["views"])}
+    assert len(found["views"]) >= 18  # nine in ten are learned
+    unlearned = torch.stack([asked(evaluator, Panel(reference, rows), view) for view in VIEWS[1:5]]).mean(0)
+    assert float(found["views"].median()) < float(against(unlearned, labels).median()) - 0.2

@@ -52,17 +52,17 @@ def test_views_that_change_what_is_seen_are_not_asked() -> None:
     examples = from_tensors(pixels, labels, preprocess=shape, num_classes=2, source="drawn")
     evaluator = Evaluator(Adapter(Sides().eval(), architecture="sides", preprocess=shape, reason="a test"), 16)
     panel = Panel(examples, range(40))
-    found = seen(evaluator, [panel], labels, torch.ones(40, dtype=torch.bool))
-    assert found is not None
+    used, found = seen(evaluator, [panel], labels, torch.ones(40, dtype=torch.bool))
+    assert used == [view for view in VIEWS if not view.mirror]
     upright = torch.stack([Sides()(view(pixels)).softmax(1) for view in VIEWS if not view.mirror]).mean(0)
     assert torch.allclose(found[0], upright, atol=1e-5)
-    assert seen(evaluator, [panel], 1 - labels, torch.ones(40, dtype=torch.bool)) is not None  # mirrored ones alone
+    mirrored, _ = seen(evaluator, [panel], 1 - labels, torch.ones(40, dtype=torch.bool))
+    assert mirrored == [view for view in VIEWS if view.mirror]
 
 
 def test_what_is_no_image_has_no_views() -> None:
     shape = Preprocess((6,), origin="given")
     table = from_tensors(torch.rand(10, 6), torch.arange(10) % 2, preprocess=shape, num_classes=2, source="drawn")
     network = Adapter(nn.Linear(6, 2).eval(), architecture="linear", preprocess=shape, reason="a test")
-    assert (
-        seen(Evaluator(network, 4), [Panel(table, range(10))], table.labels, torch.ones(10, dtype=torch.bool)) is None
-    )
+    known = torch.ones(10, dtype=torch.bool)
+    assert seen(Evaluator(network, 4), [Panel(table, range(10))], table.labels, known) == ([], [])

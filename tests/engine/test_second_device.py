@@ -143,10 +143,10 @@ def test_the_host_waits_for_results_alone(runs: Runs, name: str) -> None:
     assert not [place for place in waits if place.endswith("forward")]
     once = {place: count for place, count in waits.items() if place.startswith(("premises.py", "sites.py"))}
     chosen = {"population.py typical", "search.py _extended", "search.py _best"}
-    # Relearning: what is asked, what a killed run goes on from, and the proof that the network is as it was.
+    # Relearning, planting: what is asked, what a killed run goes on from, and the proof that nothing is changed.
     asked = {"views.py __call__"}
     chosen |= asked | {"journal.py <dictcomp>", "states.py digest"}
-    more = chosen if name != "vit" else asked | {"load.py answers"}
+    more = chosen if name != "vit" else asked | {"load.py answers", "states.py digest"}
     assert waits.keys() - once.keys() == {"passes.py __call__", "passes.py <genexpr>"} | more
     assert 0 < waits["passes.py __call__"] <= 2 * batches
 

@@ -148,7 +148,7 @@ def test_the_effort_counts_search_and_verification_in_forward_passes(found: Repo
     search = passes["localize forward"] + passes["population forward"]
     search += 1.5 * (passes["localize backward"] + passes["population backward"])
     assert effort.search == search
-    others = {"check", "reference", "population", "localize", "relearning", "views"}
+    others = {"check", "reference", "population", "localize", "planting", "relearning", "views"}
     verified = [(n.rsplit(" ", 1), count) for n, count in passes.items() if n.rsplit(" ", 1)[0] not in others]
     assert {stage for (stage, _), _ in verified} == {"panel", "verify", "neurons", "trade-off", "matched clean"}
     assert effort.verification == sum(count * (1.5 if way == "backward" else 1) for (_, way), count in verified)

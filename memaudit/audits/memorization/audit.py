@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
 from memaudit.audits.base import ForExample, ForReport, Piece, Workload
 from memaudit.audits.context import Context
 from memaudit.audits.memorization.estimating import FOLDS, Weighed, weigh
-from memaudit.audits.memorization.parts import conformal
+from memaudit.audits.memorization.power import planting
 from memaudit.audits.memorization.relearned import ASKED, epochs_for
 from memaudit.audits.memorization.verdict import LEVEL, Calls, call
 from memaudit.audits.memorization.views import VIEWS
@@ -31,14 +32,15 @@ class Memorized:
     name = "memorization"
 
     def passes(self, size: Workload) -> float:
-        """Relearning on half of the reference at a time, asking every example; a forward a view, and a checkpoint."""
+        """Relearning on half of the reference at a time, asking everybody; views, checkpoints; the planted labels."""
         rows = min(size.reference, size.profile.relearn_rows)
         epochs = epochs_for(-(-rows // FOLDS))
         asked = min(ASKED, epochs) * (size.flagged + rows)
         learned = epochs * rows * (FOLDS - 1) * (1 + BACKWARD)
         series = size.states * (size.flagged + rows) if size.states > 1 else 0
         views = len(VIEWS) * (size.flagged + rows)
-        return size.profile.relearnings * (learned + asked) + series + views
+        trial = planting(size.reference, rows, learned if size.profile.relearnings else 0)
+        return size.profile.relearnings * (learned + asked) + series + views + trial
 
     def pieces(self, size: Workload) -> int:
         """One a relearning of each half, or a batch of every view."""
@@ -49,7 +51,7 @@ class Memorized:
         found = weigh(context)
         fitted = context.fitted
         p_values = found.joint.p_values()
-        calls = call(p_values[fitted], int(found.joint.known))
+        calls = call(p_values[fitted], int(found.joint.calibration.known))
         called = {row for row, yes in zip(fitted, calls.called.tolist(), strict=True) if yes}
         adjusted = dict(zip(fitted, calls.q_values.tolist(), strict=True))
         by_part = [(part, part.p_values().tolist()) for part in found.parts]
@@ -68,14 +70,15 @@ class Memorized:
             yield ForExample(row, {"estimate": estimate, "memorized": row in called})
         said = _summed(found, calls, len(called))
         yield ForReport("memorization", said)
-        yield ForReport("estimates", found.joint.calibration)
+        yield ForReport("estimates", found.joint.calibration.own)
         yield ForReport("warnings", doubts(said))
 
 
 def _summed(found: Weighed, calls: Calls, called: int) -> Memorization:
     joint = found.joint
-    power, hard = _share(found.other), _share(conformal(joint.calibration, joint.calibration, joint.weight))
-    known = int(joint.known)
+    clean = joint.calibration
+    power, hard = _share(found.planted), _share(clean.p_values(clean.own, torch.zeros(len(clean.own))))
+    known = int(clean.known)
     return Memorization(
         called=called,
         reached=calls.reached,
@@ -86,6 +89,7 @@ def _summed(found: Weighed, calls: Calls, called: int) -> Memorization:
         chance=tidy(calls.chance),
         level=LEVEL,
         calibration=known,
+        planted=len(found.planted),
         power=tidy(power[0]),
         power_low=tidy(power[1]),
         power_high=tidy(power[2]),
@@ -113,8 +117,9 @@ def doubts(found: Memorization) -> list[ReportWarning]:
         )
     if found.power_high < POOR_POWER:
         said.append(
-            f"this evidence finds at most {percent(found.power)} of changed labels: many memorized labels are missed. "
-            "More reference examples of the same classes serve better, and so does a series (--checkpoints)."
+            f"of wrong labels that the network was made to learn this evidence finds {percent(found.power)}: many "
+            "memorized labels are missed. More reference examples of the same classes serve better, and so does a "
+            "series (--checkpoints)."
         )
     if found.false_alarms_hard > POOR_FALSE_ALARMS:
         said.append(

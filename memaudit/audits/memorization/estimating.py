@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,12 +12,13 @@ from torch import Tensor
 from memaudit.audits.atypicality import Neighbours
 from memaudit.audits.context import Context
 from memaudit.audits.memorization.along_training import followed, late
-from memaudit.audits.memorization.joint import join, mean, weights_of
-from memaudit.audits.memorization.parts import Part, conformal
+from memaudit.audits.memorization.joint import join, weights_of
+from memaudit.audits.memorization.parts import Calibration, Part
+from memaudit.audits.memorization.power import BESIDE, PLANTED, Planting, against
 from memaudit.audits.memorization.relearned import MEMBERS, relearned
-from memaudit.audits.memorization.views import VIEWS, asked, mirrored, seen
+from memaudit.audits.memorization.views import VIEWS, View, seen
 from memaudit.data import ExampleSet
-from memaudit.engine.answers import predicted
+from memaudit.engine.answers import confidence, predicted
 from memaudit.engine.draws import generator_for
 from memaudit.engine.engines import Work
 from memaudit.engine.evaluator import Evaluator, Panel
@@ -39,6 +40,7 @@ class Clean:
         rows: of the reference `(n,)`.
         labels: their own `(n,)`.
         learned: the labels that the network gives them `(n,)`.
+        doubt: `(n,)`: 1 - the network's probability of those.
         others: other labels, drawn `(n,)`.
         weight: `(n,)`, what each counts: 1 where the network predicts its label, else `HARD`.
     """
@@ -46,6 +48,7 @@ class Clean:
     rows: Tensor
     labels: Tensor
     learned: Tensor
+    doubt: Tensor
     others: Tensor
     weight: Tensor
 
@@ -57,29 +60,33 @@ class Clean:
 
 @dataclass(frozen=True)
 class PartScores:
-    """One kind of evidence on everybody.
+    """One kind of evidence on everybody: 1 - the probability of labels by what never saw them.
 
     Attributes:
         flagged: `(N,)`.
-        own, other: `(n,)` of the clean examples under their own and under other labels.
+        own, given, other: `(n,)` of the clean examples' own labels, of those the network gives them, and of others.
+        once: `own` and `given` as the first relearning alone has them, where more are averaged.
     """
 
     name: str
     flagged: Tensor
     own: Tensor
+    given: Tensor
     other: Tensor
+    once: tuple[Tensor, Tensor] | None = None
 
     def part(self, clean: Clean, doubt: Tensor) -> Part:
         """As a part that is calibrated on the clean examples.
 
-        Memorization is the probability of the label, less what it is without the example (Feldman and Zhang 2020). So
-        what the network itself doubts is subtracted: a label that it gives by mistake, without having seen it, is given
-        half-heartedly. Clean examples are scored as if the network were sure of them.
-
         Args:
             doubt: `(N,)` 1 - the network's probability of each flagged label.
         """
-        return Part(self.name, (self.flagged - doubt).clamp_min(0), self.own, clean.weight)
+        return Part(self.name, self.flagged, doubt, Calibration(self.own, clean.weight, self.given, clean.doubt))
+
+    def trial(self, clean: Clean, planted: Tensor, doubt: Tensor) -> Part:
+        """The same of labels that were planted; `planted` and `doubt` `(K,)`."""
+        own, given = self.once or (self.own, self.given)
+        return Part(self.name, planted, doubt, Calibration(own, clean.weight, given, clean.doubt))
 
 
 @dataclass(frozen=True)
@@ -89,15 +96,12 @@ class Weighed:
     Attributes:
         parts: each with the clean examples' scores.
         joint: the parts joined.
-        other: p-values of the clean examples that the model predicts, under other labels.
+        planted: p-values of clean examples under wrong labels that a copy of the network learned.
     """
 
     parts: tuple[Part, ...]
     joint: Part
-    other: Tensor
-
-
-Kind = Callable[[Context, Clean], PartScores | None]
+    planted: Tensor
 
 
 def weigh(context: Context) -> Weighed:
@@ -110,14 +114,51 @@ def weigh(context: Context) -> Weighed:
     if found is None:
         raise ValueError("neighbours were not asked")
     clean = _clean(context, found)
-    kinds: tuple[Kind, ...] = (_neighbours(found), _views, _relearned, _along_training)
-    scores = [one for kind in kinds if (one := kind(context, clean)) is not None]
-    doubt = _doubt(context)
+    views, viewed = _views(context, clean)
+    mirror = VIEWS[0] in views
+    asked_for = (_neighbours(found, clean), viewed, _relearned(context, clean, mirror), _along_training(context, clean))
+    scores = [one for one in asked_for if one is not None]
+    doubt = 1 - confidence(context.flagged_logits, context.flagged.labels)
     parts = tuple(one.part(clean, doubt) for one in scores)
-    others = [one.other[clean.known] for one in scores]
-    weights = weights_of(parts, others)
-    joint = join(parts, weights)
-    return Weighed(parts, joint, conformal(mean(others, weights), joint.calibration, joint.weight))
+    weights = weights_of(parts, [one.other[clean.known] for one in scores])
+    planted = _planted(context, clean, views, mirror)
+    fitted = doubt[context.fitted] if context.fitted else torch.zeros(1)
+    trials = [
+        one.trial(clean, planted[one.name], fitted[torch.arange(len(planted[one.name])) % len(fitted)])
+        for one in scores
+        if one.name in planted
+    ]
+    told = torch.tensor([one.name in planted for one in scores])
+    trial = join(trials, weights[told] / weights[told].sum().clamp_min(1e-9))
+    return Weighed(parts, join(parts, weights), trial.p_values())
+
+
+def _planted(context: Context, clean: Clean, views: Sequence[View], mirror: bool) -> dict[str, Tensor]:
+    """By part, what it says of planted labels; relearned once, where the profile relearns at all."""
+    known = clean.known.nonzero().flatten()
+    known = known[torch.randperm(len(known), generator=generator_for(context.seed, "planting", ""))]
+    count = min(PLANTED, len(known) // (1 + BESIDE))
+    chosen = known[:count]
+    rest = torch.ones(len(clean.rows), dtype=torch.bool)
+    rest[chosen] = False
+    taught = clean.rows[rest & (_folds(len(clean.rows), context.seed, "0") == 0)]
+    work = Planting(
+        reference=context.reference,
+        space=context.space,
+        groups=context.all_groups,
+        rows=clean.rows[chosen].tolist(),
+        labels=clean.others[chosen],
+        beside=clean.rows[known[count : count * (1 + BESIDE)]].tolist(),
+        views=views,
+        member=MEMBERS[0] if context.profile.relearnings and len(clean.rows) >= FOLDS * 2 else None,
+        taught=taught.tolist(),
+        mirror=mirror,
+        seed=context.seed,
+    )
+    with context.stage("planting", 1, own_steps=True):
+        ((_, found),) = context.evaluator.engine.each(context.evaluator, work, range(1))
+        context.progress.advance()
+    return found
 
 
 def _clean(context: Context, found: Neighbours) -> Clean:
@@ -126,17 +167,10 @@ def _clean(context: Context, found: Neighbours) -> Clean:
     known = predicted(context.reference_margins[rows])
     if int(known.sum()) < 2:  # nothing that the model predicts: every clean example has to do
         known = torch.ones_like(known)
-    with context.stage("reference", len(rows), intact=True):
-        said = asked(context.evaluator, Panel(context.reference, rows.tolist()))
-    learned = torch.where(known, labels, said.argmax(1))
-    return Clean(rows, labels, learned, found.others[: len(rows)], torch.where(learned == labels, 1.0, HARD))
-
-
-def _doubt(context: Context) -> Tensor:
-    """`(N,)`: 1 - the network's probability of each flagged label."""
-    with context.stage("reference", len(context.flagged), intact=True):
-        said = asked(context.evaluator, Panel(context.flagged, range(len(context.flagged))))
-    return _against(said, context.flagged.labels)
+    logits = context.reference_logits[rows]
+    learned = torch.where(known, labels, logits.argmax(1))
+    weight = torch.where(learned == labels, 1.0, HARD)
+    return Clean(rows, labels, learned, 1 - confidence(logits, learned), found.others[: len(rows)], weight)
 
 
 def _everybody(context: Context) -> Panel:
@@ -144,12 +178,9 @@ def _everybody(context: Context) -> Panel:
     return Panel(context.flagged.unnumbered(), range(len(context.flagged)))
 
 
-def _neighbours(found: Neighbours) -> Kind:
-    def kind(context: Context, clean: Clean) -> PartScores:
-        count = len(clean.rows)
-        return PartScores("neighbours", found.flagged.score, found.own[:count], found.other[:count])
-
-    return kind
+def _neighbours(found: Neighbours, clean: Clean) -> PartScores:
+    count = len(clean.rows)
+    return PartScores("neighbours", found.flagged.score, found.own[:count], found.given[:count], found.other[:count])
 
 
 def _along_training(context: Context, clean: Clean) -> PartScores | None:
@@ -160,28 +191,28 @@ def _along_training(context: Context, clean: Clean) -> PartScores | None:
     with context.stage("along training", len(context.states) * (len(flagged) + len(reference))):
         courses = [followed(context.evaluator, context.states, panel) for panel in (flagged, reference)]
     own, other = late(courses[1], clean.learned), late(courses[1], clean.others)
-    return PartScores("along training", late(courses[0], context.flagged.labels), own, other)
+    return PartScores("along training", late(courses[0], context.flagged.labels), own, own, other)
 
 
-def _views(context: Context, clean: Clean) -> PartScores | None:
+def _views(context: Context, clean: Clean) -> tuple[list[View], PartScores | None]:
     flagged = _everybody(context)
     reference = Panel(context.reference, clean.rows.tolist())
     with context.stage("views", len(VIEWS) * (len(flagged) + len(reference)), intact=True):
-        said = seen(context.evaluator, [flagged, reference], clean.learned, clean.known)
-    if said is None:
-        return None
-    own, other = _against(said[1], clean.learned), _against(said[1], clean.others)
-    return PartScores("views", _against(said[0], context.flagged.labels), own, other)
+        views, said = seen(context.evaluator, [flagged, reference], clean.learned, clean.known)
+    if not said:
+        return [], None
+    own, other = against(said[1], clean.learned), against(said[1], clean.others)
+    return views, PartScores("views", against(said[0], context.flagged.labels), own, own, other)
 
 
-def _relearned(context: Context, clean: Clean) -> PartScores | None:
+def _relearned(context: Context, clean: Clean, mirror: bool) -> PartScores | None:
     count = context.profile.relearnings
     if not count or len(clean.rows) < FOLDS * 2:
         return None
     evaluator, groups, everybody = context.evaluator, context.all_groups, _everybody(context)
-    scores = [torch.zeros(len(everybody)), torch.zeros(len(clean.rows)), torch.zeros(len(clean.rows))]
+    scores = [torch.zeros(len(everybody)), *(torch.zeros(len(clean.rows)) for _ in range(3))]
+    once = torch.zeros(len(clean.rows)), torch.zeros(len(clean.rows))
     with context.stage("relearning", count * FOLDS, own_steps=True):
-        mirror = mirrored(evaluator, Panel(context.reference, clean.rows[clean.known].tolist()))
         spans = [MEMBERS[number % len(MEMBERS)].span(groups) for number in range(count)]
         work = Relearning(spans, everybody.examples, context.reference, clean, context.seed, mirror)
         found: dict[int, list[Tensor]] = {}
@@ -190,9 +221,12 @@ def _relearned(context: Context, clean: Clean) -> PartScores | None:
             context.progress.advance()
     for place in sorted(found):
         inside, asked_here = work.split(place)
-        for total, rows, part in zip(scores, (asked_here, ~inside, ~inside), found[place], strict=True):
+        for total, rows, part in zip(scores, (asked_here, ~inside, ~inside, ~inside), found[place], strict=True):
             total[rows] += part / count
-    return PartScores("relearned", *scores)
+        if place < FOLDS:
+            once[0][~inside], once[1][~inside] = found[place][1:3]
+    flagged, own, given, other = scores
+    return PartScores("relearned", flagged, own, given, other, once)
 
 
 @dataclass(frozen=True)
@@ -220,7 +254,7 @@ class Relearning(Work[list[Tensor]]):
         return fold != k, _folds(len(self.flagged), self.seed, f"{member} flagged") == k
 
     def __call__(self, evaluator: Evaluator, rows: Sequence[int]) -> Iterator[tuple[int, list[Tensor]]]:
-        """As `Work`: 1 - probability of flagged labels, and of the clean ones' own and other labels."""
+        """As `Work`: 1 - probability of flagged labels, and of the clean ones' own, given and other labels."""
         clean = self.clean
         for place in rows:
             member, k = divmod(place, FOLDS)
@@ -235,8 +269,8 @@ class Relearning(Work[list[Tensor]]):
                 share=MEMBERS[member % len(MEMBERS)].share,
                 mirror=self.mirror,
             )
-            own, other = (_against(said[1], labels[~inside]) for labels in (clean.labels, clean.others))
-            yield place, [_against(said[0], self.flagged.labels[panel.rows]), own, other]
+            scored = [against(said[1], labels[~inside]) for labels in (clean.labels, clean.learned, clean.others)]
+            yield place, [against(said[0], self.flagged.labels[panel.rows]), *scored]
 
 
 def _folds(rows: int, seed: int, name: str) -> Tensor:
@@ -248,8 +282,3 @@ def _folds(rows: int, seed: int, name: str) -> Tensor:
     """
     order = torch.randperm(rows, generator=generator_for(seed, "folds", name))
     return torch.empty(rows, dtype=torch.int64).scatter(0, order, torch.arange(rows) % FOLDS)
-
-
-def _against(said: Tensor, labels: Tensor) -> Tensor:
-    """1 - the probability of `labels` `(n,)`, by `said` `(n, classes)`."""
-    return 1 - said.gather(1, labels[:, None]).squeeze(1)

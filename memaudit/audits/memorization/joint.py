@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from memaudit.audits.memorization.parts import EQUAL, Part
+from memaudit.audits.memorization.parts import EQUAL, Calibration, Part
 
 # The estimate that parts join to; by name, as reports print it.
 JOINT = "estimate"
@@ -23,7 +23,7 @@ def weights_of(parts: Sequence[Part], other: Sequence[Tensor]) -> Tensor:
     """
     prior = torch.tensor([WEIGHTS.get(part.name, 1.0) for part in parts], dtype=torch.float64)
     told = torch.tensor(
-        [discrimination(scores, p.calibration) for p, scores in zip(parts, other, strict=True)], dtype=torch.float64
+        [discrimination(scores, p.calibration.own) for p, scores in zip(parts, other, strict=True)], dtype=torch.float64
     )
     weights = prior * told
     return weights / weights.sum() if float(weights.sum()) > 0 else prior / prior.sum()
@@ -38,8 +38,10 @@ def discrimination(other: Tensor, own: Tensor) -> float:
 
 def join(parts: Sequence[Part], weights: Tensor) -> Part:
     """Their weighted mean, for the examples in question and for the clean ones alike."""
-    scores, calibration = mean([p.scores for p in parts], weights), mean([p.calibration for p in parts], weights)
-    return Part(JOINT, scores, calibration, parts[0].weight)
+    clean = parts[0].calibration
+    own, given = (mean([getattr(p.calibration, name) for p in parts], weights) for name in ("own", "given"))
+    unsupported = mean([p.unsupported for p in parts], weights)
+    return Part(JOINT, unsupported, parts[0].doubt, Calibration(own, clean.weight, given, clean.doubt))
 
 
 def mean(scores: Sequence[Tensor], weights: Tensor) -> Tensor:

@@ -13,6 +13,45 @@ from torch import Tensor
 
 # Scores that differ by less are equal: averages of few votes under float rounding.
 EQUAL = 1e-6
+# Least probability that a share is taken of.
+SLIGHT = 1e-3
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Clean examples that p-values compare with.
+
+    Attributes:
+        own: `(R,)`: how little supports their own labels, each computed by something that never saw that label.
+        weight: `(R,)` in (0, 1], what each of them counts.
+        given: `(R,)`: the same for the labels that the network gives them.
+        doubt: `(R,)`: 1 - the network's probability of those.
+    """
+
+    own: Tensor
+    weight: Tensor
+    given: Tensor
+    doubt: Tensor
+
+    @property
+    def known(self) -> float:
+        """How many clean examples the p-values rest on: the sum of their weights."""
+        return float(self.weight.sum())
+
+    def p_values(self, unsupported: Tensor, doubt: Tensor) -> Tensor:
+        """`(N,)` in (0, 1]: the larger of two p-values of labels that the network gives.
+
+        A label that is not memorized is one of two things, and a list does not say which. It is right, and its example
+        may have been trained on: then it is as little supported as clean examples' own labels are. Or the network gives
+        it unseen, by mistake perhaps: then as large a share of its probability is supported as of the labels that
+        the network gives clean examples.
+
+        Args:
+            unsupported: `(N,)`: 1 - the probability of each label without its example.
+            doubt: `(N,)`: 1 - the network's own.
+        """
+        unseen = conformal(rests(unsupported, doubt), rests(self.given, self.doubt))
+        return torch.maximum(conformal(unsupported, self.own, self.weight), unseen)
 
 
 @dataclass(frozen=True)
@@ -21,24 +60,29 @@ class Part:
 
     Attributes:
         name: as reports print it.
-        scores: `(N,)` in [0, 1], larger: more memorized.
-        calibration: `(R,)`, the same score of clean examples, each computed by something that never saw its label.
-        weight: `(R,)` in (0, 1], what each of them counts; None: 1 each.
+        unsupported: `(N,)` in [0, 1]: 1 - the probability of each label without its example.
+        doubt: `(N,)`: 1 - the network's own.
+        calibration: what p-values compare with.
     """
 
     name: str
-    scores: Tensor
-    calibration: Tensor
-    weight: Tensor | None = None
+    unsupported: Tensor
+    doubt: Tensor
+    calibration: Calibration
 
     @property
-    def known(self) -> float:
-        """How many clean examples the p-values rest on: the sum of their weights."""
-        return float(len(self.calibration) if self.weight is None else self.weight.sum())
+    def scores(self) -> Tensor:
+        """`(N,)` in [0, 1]: the label's probability less what it is without the example (Feldman and Zhang 2020)."""
+        return (self.unsupported - self.doubt).clamp_min(0)
 
     def p_values(self) -> Tensor:
-        """`(N,)`: the chance that a clean example scores as high."""
-        return conformal(self.scores, self.calibration, self.weight)
+        """`(N,)`: the chance that a label which is not memorized looks as much as if it were."""
+        return self.calibration.p_values(self.unsupported, self.doubt)
+
+
+def rests(unsupported: Tensor, doubt: Tensor) -> Tensor:
+    """`(N,)` at most 1: the share of a label's probability, 1 - `doubt`, that nothing but its example supports."""
+    return 1 - (1 - unsupported.double()) / (1 - doubt.double()).clamp_min(SLIGHT)
 
 
 def conformal(scores: Tensor, calibration: Tensor, weight: Tensor | None = None) -> Tensor:

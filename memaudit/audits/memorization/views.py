@@ -96,22 +96,24 @@ def mirrored(evaluator: Evaluator, panel: Panel) -> bool:
     return float(same.float().mean()) >= KEPT
 
 
-def seen(evaluator: Evaluator, panels: Sequence[Panel], labels: Tensor, known: Tensor) -> list[Tensor] | None:
+def seen(
+    evaluator: Evaluator, panels: Sequence[Panel], labels: Tensor, known: Tensor
+) -> tuple[list[View], list[Tensor]]:
     """Per panel `(len(panel), classes)`: the mean probabilities over the views under which clean labels hold.
 
     Args:
         panels: the last holds clean examples, with `labels` `(n,)`; `known` `(n,)` bool: the network predicts them.
 
     Returns:
-        None where the inputs are no images, or no view shows the same classes.
+        The views, and the probabilities; nothing where the inputs are no images, or no view shows the same classes.
     """
     if evaluator.inputs(panels[-1].examples, panels[-1].rows[:1]).dim() != 4:
-        return None
+        return [], []
     # The clean labels that decide whether a view is asked come first; the others are asked of no view in vain.
     order = known.int().argsort(descending=True, stable=True)
     tried = order[: min(TRIED, int(known.sum()))]
     total: list[Tensor] = []
-    used = 0
+    used: list[View] = []
     for view in VIEWS:
         first = asked(evaluator, panels[-1].at(tried), view)
         if float((first.argmax(1) == labels[tried]).float().mean()) < KEPT:
@@ -120,6 +122,6 @@ def seen(evaluator: Evaluator, panels: Sequence[Panel], labels: Tensor, known: T
         rest = asked(evaluator, panels[-1].at(order[len(tried) :]), view)
         clean = torch.cat([first, rest.reshape(-1, first.shape[1])])[order.argsort()]
         said = [*(asked(evaluator, panel, view) for panel in panels[:-1]), clean]
-        used += 1
+        used.append(view)
         total = [a + b for a, b in zip(total, said, strict=True)] if total else said
-    return [one / used for one in total] if used else None
+    return used, [one / len(used) for one in total]

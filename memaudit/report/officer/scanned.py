@@ -103,8 +103,8 @@ def _sure(report: Report) -> list[str]:
             "about one may be called so wrongly."
         )
     lines.append(
-        f"To learn what the check can miss, it was tried on {count(said.calibration, 'comparison example')} that were "
-        f"given a wrong label for this trial: it recognised {percent(said.power)} of them "
+        f"To learn what the check can miss, a copy of the model was made to learn {count(said.planted, 'wrong label')} "
+        f"of comparison examples by heart: the check recognised {percent(said.power)} of them "
         f"({certain(said.power_low, said.power_high)})."
     )
     return lines
