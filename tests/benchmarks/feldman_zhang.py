@@ -129,12 +129,16 @@ def share(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
 
 def reliability(truth: Truth) -> float:
     """Correlation of the truth with that of as many other networks, by its halves (Spearman and Brown)."""
-    halves = pearson(truth.memorization(slice(0, None, 2)), truth.memorization(slice(1, None, 2)))
+    one, other = truth.memorization(slice(0, None, 2)), truth.memorization(slice(1, None, 2))
+    both = np.isfinite(one + other)
+    halves = pearson(one[both], other[both])
     return 2 * halves / (1 + halves)
 
 
 def pearson(a: np.ndarray, b: np.ndarray) -> float:
-    return float(np.corrcoef(a, b)[0, 1])
+    """Correlation; NaN of what is constant."""
+    with np.errstate(invalid="ignore"):
+        return float(np.corrcoef(a, b)[0, 1])
 
 
 def audited(case: Case, **options: Any) -> tuple[Scores, str]:
@@ -176,6 +180,7 @@ def compared(asked: Problem, work: Path) -> str:
     """The table: the one network's scores and the truth."""
     truth, case = Truth.of(work), asked.case(work / "all")
     real, changed = truth.memorization(), case.changed
+    known = np.isfinite(real)  # some network learned the row, and some did not
     scores: Scores = {}
     notes = []
     for name, profile in (("discover", "standard"), ("discover, fast", "fast")):
@@ -208,11 +213,14 @@ def compared(asked: Problem, work: Path) -> str:
         outside=float(truth.right[~truth.inside].mean()),
         own=float(said.double().mean()),
         own_changed=float(said[torch.from_numpy(changed)].double().mean()),
-        mean=real.mean(),
-        spread=real.std(),
+        known=int(known.sum()),
+        mean=real[known].mean(),
+        spread=real[known].std(),
         reliability=reliability(truth),
         ceiling=f"{reliability(truth) ** 0.5:.2f}",
-        lines="\n".join(lines(scores, real, changed, "discover: estimate")),
+        lines="\n".join(
+            lines({name: s[known] for name, s in scores.items()}, real[known], changed[known], "discover: estimate")
+        ),
         retrained="\n".join(retrained),
         notes="\n\n".join(notes),
     )
@@ -223,10 +231,11 @@ TABLE = """
 {seconds:,.0f} processor seconds in all. They give {fitted:.3f} of the labels they learned and {outside:.3f} of the
 others. The network that is asked learned all of them and gives {own:.3f} ({own_changed:.3f} of the changed ones).
 
-The truth is p(label given by networks that learned it) - p(label given by those that did not): mean {mean:.3f},
-standard deviation {spread:.3f}. No score can correlate with it better than about {ceiling}: its reliability is
-{reliability:.3f}. `discover` is given the images and labels that were learned, and nothing else; `audit` also
-{held_out:,} held-out images as the reference, which second-split forgetting goes on with.
+The truth is p(label given by networks that learned it) - p(label given by those that did not), for the {known:,}
+images that some network did not learn: mean {mean:.3f}, standard deviation {spread:.3f}. No score can correlate
+with it better than about {ceiling}: its reliability is {reliability:.3f}. `discover` is given the images and labels
+that were learned, and nothing else; `audit` also {held_out:,} held-out images as the reference, which second-split
+forgetting goes on with.
 
 | score | Pearson (95 %) | Spearman | Pearson, true labels | AUROC, changed labels | `discover` is ahead by (95 %) |
 |---|---|---|---|---|---|

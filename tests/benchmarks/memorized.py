@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -243,6 +243,13 @@ def retrained(case: Case, work: Path) -> np.ndarray:
     return score[case.asked]
 
 
+def auroc(yes: np.ndarray, no: np.ndarray) -> float:
+    """The chance that a score of `yes` is larger than one of `no`, ties by half; faster than scikit-learn's."""
+    ordered = np.sort(no)
+    below = np.searchsorted(ordered, yes, "left") + np.searchsorted(ordered, yes, "right")
+    return float(below.mean() / 2 / len(no))
+
+
 def row(name: str, score: np.ndarray, changed: np.ndarray, seconds: float | None = None) -> str:
     """One line: AUROC with a bootstrap interval, average precision, changed labels found at 5 % of true ones."""
     rng = np.random.default_rng(0)
@@ -250,13 +257,13 @@ def row(name: str, score: np.ndarray, changed: np.ndarray, seconds: float | None
     yes, no = score[changed], score[~changed]
     for _ in range(300):
         a, b = rng.choice(yes, len(yes)), rng.choice(no, len(no))
-        draws.append(roc_auc_score(np.r_[np.ones(len(a)), np.zeros(len(b))], np.r_[a, b]))
+        draws.append(auroc(a, b))
     low, high = np.quantile(draws, [0.025, 0.975])
     hits = int((yes > np.sort(no)[::-1][int(LEVEL * len(no))]).sum())
     found = wilson(hits, len(yes))
     time_said = "" if seconds is None else f"{seconds:.0f}"
     return (
-        f"| {name} | {roc_auc_score(changed, score):.3f} ({low:.3f} to {high:.3f}) | "
+        f"| {name} | {auroc(yes, no):.3f} ({low:.3f} to {high:.3f}) | "
         f"{average_precision_score(changed, score):.3f} | {hits} of {len(yes)}, {hits / len(yes):.2f} "
         f"({found[0]:.2f} to {found[1]:.2f}) | {time_said} |"
     )
