@@ -1,12 +1,13 @@
 """The definition of memorization, measured: networks trained with and without each example, beside what one says.
 
     python -m tests.benchmarks.feldman_zhang CASE --data DIR --work DIR --train 200
+    python -m tests.benchmarks.feldman_zhang CASE --data DIR --work DIR --ask
     python -m tests.benchmarks.feldman_zhang CASE --data DIR --work DIR --out reports/benchmarks/feldman-zhang-CASE.md
 
 Feldman and Zhang 2020: how often networks that were trained with an example give its label, less how often networks
 that were trained without it do. Each network learns a random 70 % of the rows. `--train` adds networks until there are
-so many, and one that learns all rows, a checkpoint an epoch; what each says is kept in DIR. Without it that one network
-is asked, and every score is compared with the truth.
+so many, and one that learns all rows, a checkpoint an epoch; what each says is kept in DIR. `--ask` scores all rows by
+that one network, and keeps the scores. Without either, scores are compared with the truth of the networks there are.
 
 Cases: `digits` (the demo's network and digits, 5 % of the labels changed), `cifar` (5,000 CIFAR-10 images, 5 % changed,
 a timm ResNet-10t of half the width). Another `--seed` takes other images or labels.
@@ -176,32 +177,40 @@ def lines(scores: Scores, truth: np.ndarray, changed: np.ndarray, ours: str | No
     return found
 
 
-def compared(asked: Problem, work: Path) -> str:
-    """The table: the one network's scores and the truth."""
-    truth, case = Truth.of(work), asked.case(work / "all")
-    real, changed = truth.memorization(), case.changed
-    known = np.isfinite(real)  # some network learned the row, and some did not
+def ask(case: Case, work: Path) -> None:
+    """Every score of every row by the network that learned all, kept in `work` with what they cost."""
     scores: Scores = {}
     notes = []
+    for name, options in (("audit", {}), ("audit with the series", {"checkpoints": case.series[:-1]})):
+        found, cost = audited(case, **options)
+        scores |= {f"{name}: {part}": score for part, score in found.items() if not options or part in NEW}
+        notes.append(f"{name}: {cost}.")
     for name, profile in (("discover", "standard"), ("discover, fast", "fast")):
         found, ranking, cost = ranked(case, profile)
         shares = ranking.shares
         scores |= {f"{name}: {part}": score for part, score in found.items() if part != "loss"}
         mean = f"{shares.memorized:.3f} ({shares.memorized_low:.3f} to {shares.memorized_high:.3f})"
         notes.append(f"{name}: {cost}. The mean of its estimates: {mean}.")
-    for name, options in (("audit", {}), ("audit with the series", {"checkpoints": case.series[:-1]})):
-        found, said = audited(case, **options)
-        scores |= {f"{name}: {part}": score for part, score in found.items() if not options or part in NEW}
-        notes.append(f"{name}: {said}.")
+    print(*notes, sep="\n", flush=True)
     scores |= baselines(case, case.references["held-out images"])
+    said = (answers(case.network(), case.inputs[case.asked]).argmax(1) == case.labels).numpy()
+    np.savez(work / "scores.npz", said=said, notes=np.array(notes), **{f"score {n}": s for n, s in scores.items()})
+
+
+def compared(case: Case, work: Path) -> str:
+    """The table: the one network's scores and the truth."""
+    truth = Truth.of(work)
+    real, changed = truth.memorization(), case.changed
+    known = np.isfinite(real)  # some network learned the row, and some did not
+    with np.load(work / "scores.npz") as kept:
+        said, notes = kept["said"], kept["notes"].tolist()
+        scores = {name[6:]: kept[name][known] for name in kept if name.startswith("score ")}
     retrained = []
     for count in (1, 4):
         score, others = truth.without(count)
         enough = np.isfinite(others)
         name = f"really retrained without it, {count} times"
         retrained += lines({name: score[enough]}, others[enough], changed[enough], None)
-    said = answers(case.network(), case.inputs[case.asked]).argmax(1) == case.labels
-    print(*notes, sep="\n", flush=True)
     return TABLE.format(
         networks=len(truth.inside),
         rows=len(real),
@@ -211,16 +220,14 @@ def compared(asked: Problem, work: Path) -> str:
         seconds=truth.seconds,
         fitted=truth.fitted(),
         outside=float(truth.right[~truth.inside].mean()),
-        own=float(said.double().mean()),
-        own_changed=float(said[torch.from_numpy(changed)].double().mean()),
+        own=float(said.mean()),
+        own_changed=float(said[changed].mean()),
         known=int(known.sum()),
         mean=real[known].mean(),
         spread=real[known].std(),
         reliability=reliability(truth),
         ceiling=f"{reliability(truth) ** 0.5:.2f}",
-        lines="\n".join(
-            lines({name: s[known] for name, s in scores.items()}, real[known], changed[known], "discover: estimate")
-        ),
+        lines="\n".join(lines(scores, real[known], changed[known], "discover: estimate")),
         retrained="\n".join(retrained),
         notes="\n\n".join(notes),
     )
@@ -252,6 +259,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder with CIFAR-10")
     parser.add_argument("--work", type=Path, required=True, help="folder of the networks")
     parser.add_argument("--train", type=int, default=0, help="train until there are so many networks")
+    parser.add_argument("--ask", action="store_true", help="score all rows anew")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -259,8 +267,12 @@ def main() -> None:
     if args.train:
         train(chosen, args.train, args.work)
         return
+    case = chosen.case(args.work / "all")
+    if args.ask:
+        ask(case, args.work)
+        return
     title = f"# Feldman and Zhang's memorization: {args.case}\n\nMade by `python -m tests.benchmarks.feldman_zhang "
-    publish(f"{title}{args.case}`.\n{compared(chosen, args.work)}", args.out)
+    publish(f"{title}{args.case}`.\n{compared(case, args.work)}", args.out)
 
 
 if __name__ == "__main__":
