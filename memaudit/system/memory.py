@@ -1,6 +1,7 @@
 """Memory: whether an error says that it ran out, what becomes of freed memory, and the way to a GPU's.
 
-Freed memory is kept between batches and given back to the system between stages; only glibc offers that.
+Freed memory is kept between batches, and given back to the system between stages and now and then in a long one; only
+glibc offers that.
 """
 
 from __future__ import annotations
