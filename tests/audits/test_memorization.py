@@ -42,28 +42,28 @@ def test_a_p_value_counts_the_clean_examples_that_score_as_high() -> None:
     assert conformal(scores, clean).tolist() == pytest.approx(expected)
 
 
-def part(name: str = "views", flagged: int = 20, clean: int = 50, seed: int = 1) -> Part:
-    own, weight, given, doubt = (drawn(clean, seed=seed + n) for n in range(4))
-    return Part(
-        name,
-        drawn(flagged, seed=seed + 9),
-        drawn(flagged, seed=seed + 8) / 2,
-        Calibration(own, weight, given, doubt / 2),
-    )
+def part(name: str = "views", flagged: int = 20, clean: int = 50, mistakes: int = 60, seed: int = 1) -> Part:
+    own, weight = drawn(clean, seed=seed), drawn(clean, seed=seed + 1)
+    given, doubt = drawn(mistakes, seed=seed + 2), drawn(mistakes, seed=seed + 3) / 2
+    compared = Calibration(own, weight, given, doubt)
+    return Part(name, drawn(flagged, seed=seed + 4), drawn(flagged, seed=seed + 5) / 2, compared)
 
 
-def test_a_p_value_is_the_larger_of_a_right_label_and_of_one_given_unseen() -> None:
-    one = part()
+@pytest.mark.parametrize("mistakes", [60, 3])
+def test_a_p_value_is_the_larger_of_a_right_label_and_of_a_mistake(mistakes: int) -> None:
+    one = part(mistakes=mistakes)
     clean, found = one.calibration, []
+
+    def right(score: float) -> float:
+        above = sum(float(w) for c, w in zip(clean.own, clean.weight, strict=True) if float(c) >= score - 1e-6)
+        return (1 + above) / (1 + float(clean.weight.sum()))
+
     for unsupported, doubt in zip(one.unsupported.tolist(), one.doubt.tolist(), strict=True):
-        above = sum(float(w) for c, w in zip(clean.own, clean.weight, strict=True) if float(c) >= unsupported - 1e-6)
-        right = (1 + above) / (1 + float(clean.weight.sum()))
         share = 1 - (1 - unsupported) / (1 - doubt)
-        unseen = sum(
-            1 - (1 - g) / (1 - d) >= share - 1e-6
-            for g, d in zip(clean.given.tolist(), clean.doubt.tolist(), strict=True)
-        )
-        found.append(max(right, (1 + unseen) / (1 + len(clean.given))))
+        others = zip(clean.given.tolist(), clean.doubt.tolist(), strict=True)
+        as_much = sum(1 - (1 - g) / (1 - d) >= share - 1e-6 for g, d in others)
+        mistake = (1 + as_much) / (1 + mistakes) if mistakes > 3 else right(unsupported - doubt)
+        found.append(max(right(unsupported), mistake))
     assert one.p_values().tolist() == pytest.approx(found, rel=1e-5)
     assert clean.known == pytest.approx(float(clean.weight.sum()))
     assert one.scores.tolist() == pytest.approx((one.unsupported - one.doubt).clamp(min=0).tolist())

@@ -57,6 +57,11 @@ class Clean:
         """`(n,)` bool: the network predicts its label."""
         return self.labels == self.learned
 
+    def calibration(self, own: Tensor, given: Tensor) -> Calibration:
+        """What p-values compare with, from the scores `(n,)` of their own and of the given labels."""
+        wrong = ~self.known
+        return Calibration(own, self.weight, given[wrong], self.doubt[wrong])
+
 
 @dataclass(frozen=True)
 class PartScores:
@@ -81,12 +86,12 @@ class PartScores:
         Args:
             doubt: `(N,)` 1 - the network's probability of each flagged label.
         """
-        return Part(self.name, self.flagged, doubt, Calibration(self.own, clean.weight, self.given, clean.doubt))
+        return Part(self.name, self.flagged, doubt, clean.calibration(self.own, self.given))
 
     def trial(self, clean: Clean, planted: Tensor, doubt: Tensor) -> Part:
         """The same of labels that were planted; `planted` and `doubt` `(K,)`."""
         own, given = self.once or (self.own, self.given)
-        return Part(self.name, planted, doubt, Calibration(own, clean.weight, given, clean.doubt))
+        return Part(self.name, planted, doubt, clean.calibration(own, given))
 
 
 @dataclass(frozen=True)
@@ -121,16 +126,24 @@ def weigh(context: Context) -> Weighed:
     doubt = 1 - confidence(context.flagged_logits, context.flagged.labels)
     parts = tuple(one.part(clean, doubt) for one in scores)
     weights = weights_of(parts, [one.other[clean.known] for one in scores])
+    joint = join(parts, weights)
     planted = _planted(context, clean, views, mirror)
-    fitted = doubt[context.fitted] if context.fitted else torch.zeros(1)
-    trials = [
-        one.trial(clean, planted[one.name], fitted[torch.arange(len(planted[one.name])) % len(fitted)])
-        for one in scores
-        if one.name in planted
-    ]
+    doubts = _doubts(joint, context.fitted, len(planted["neighbours"]))
+    trials = [one.trial(clean, planted[one.name], doubts) for one in scores if one.name in planted]
     told = torch.tensor([one.name in planted for one in scores])
     trial = join(trials, weights[told] / weights[told].sum().clamp_min(1e-9))
-    return Weighed(parts, join(parts, weights), trial.p_values())
+    return Weighed(parts, joint, trial.p_values())
+
+
+def _doubts(joint: Part, fitted: Sequence[int], count: int) -> Tensor:
+    """`(count,)`: how the network doubts those of the list that least supports: planted labels are taken as given so.
+
+    A network that was stopped early gives what it learned by heart half-heartedly, and planted labels are learned well.
+    """
+    if not fitted:
+        return torch.zeros(count)
+    rows = torch.tensor(fitted)[joint.unsupported[fitted].argsort(descending=True, stable=True)[:count]]
+    return joint.doubt[rows[torch.arange(count) % len(rows)]]
 
 
 def _planted(context: Context, clean: Clean, views: Sequence[View], mirror: bool) -> dict[str, Tensor]:

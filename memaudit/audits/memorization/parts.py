@@ -15,6 +15,8 @@ from torch import Tensor
 EQUAL = 1e-6
 # Least probability that a share is taken of.
 SLIGHT = 1e-3
+# Mistakes that make a p-value of 0.05 possible, and then some.
+MISTAKES = 40
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,8 @@ class Calibration:
     Attributes:
         own: `(R,)`: how little supports their own labels, each computed by something that never saw that label.
         weight: `(R,)` in (0, 1], what each of them counts.
-        given: `(R,)`: the same for the labels that the network gives them.
-        doubt: `(R,)`: 1 - the network's probability of those.
+        given: `(M,)`: the same for wrong labels that the network gives clean examples.
+        doubt: `(M,)`: 1 - the network's probability of those.
     """
 
     own: Tensor
@@ -42,16 +44,20 @@ class Calibration:
         """`(N,)` in (0, 1]: the larger of two p-values of labels that the network gives.
 
         A label that is not memorized is one of two things, and a list does not say which. It is right, and its example
-        may have been trained on: then it is as little supported as clean examples' own labels are. Or the network gives
-        it unseen, by mistake perhaps: then as large a share of its probability is supported as of the labels that
-        the network gives clean examples.
+        may have been trained on: then it is as little supported as clean examples' own labels are. Or it is wrong, and
+        the network gives it by mistake: then as large a share of its probability is supported as of the wrong labels
+        that the network gives clean examples. Where it gives hardly any, a label counts for as much less as the network
+        doubts it: mistakes are made half-heartedly.
 
         Args:
             unsupported: `(N,)`: 1 - the probability of each label without its example.
             doubt: `(N,)`: 1 - the network's own.
         """
-        unseen = conformal(rests(unsupported, doubt), rests(self.given, self.doubt))
-        return torch.maximum(conformal(unsupported, self.own, self.weight), unseen)
+        if len(self.given) >= MISTAKES:
+            mistaken = conformal(rests(unsupported, doubt), rests(self.given, self.doubt))
+        else:
+            mistaken = conformal(unsupported - doubt, self.own, self.weight)
+        return torch.maximum(conformal(unsupported, self.own, self.weight), mistaken)
 
 
 @dataclass(frozen=True)
