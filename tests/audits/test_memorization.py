@@ -42,31 +42,35 @@ def test_a_p_value_counts_the_clean_examples_that_score_as_high() -> None:
     assert conformal(scores, clean).tolist() == pytest.approx(expected)
 
 
-def part(name: str = "views", flagged: int = 20, clean: int = 50, mistakes: int = 60, seed: int = 1) -> Part:
-    own, weight = drawn(clean, seed=seed), drawn(clean, seed=seed + 1)
-    given, doubt = drawn(mistakes, seed=seed + 2), drawn(mistakes, seed=seed + 3) / 2
-    compared = Calibration(own, weight, given, doubt)
+def part(name: str = "views", flagged: int = 20, clean: int = 200, mistakes: int = 50, seed: int = 1) -> Part:
+    own, weight, given, doubt = (drawn(clean, seed=seed + n) for n in range(4))
+    compared = Calibration(own, weight, given, doubt / 2, torch.arange(clean) < mistakes)
     return Part(name, drawn(flagged, seed=seed + 4), drawn(flagged, seed=seed + 5) / 2, compared)
 
 
-@pytest.mark.parametrize("mistakes", [60, 3])
-def test_a_p_value_is_the_larger_of_a_right_label_and_of_a_mistake(mistakes: int) -> None:
-    one = part(mistakes=mistakes)
-    clean, found = one.calibration, []
+@pytest.mark.parametrize(("mistakes", "one"), [(150, 1.0), (50, 1.5), (3, None)])
+def test_a_p_value_is_the_larger_of_a_right_label_and_of_one_given_unseen(mistakes: int, one: float | None) -> None:
+    asked = part(mistakes=mistakes)
+    clean, found = asked.calibration, []
 
     def right(score: float) -> float:
         above = sum(float(w) for c, w in zip(clean.own, clean.weight, strict=True) if float(c) >= score - 1e-6)
         return (1 + above) / (1 + float(clean.weight.sum()))
 
-    for unsupported, doubt in zip(one.unsupported.tolist(), one.doubt.tolist(), strict=True):
+    for unsupported, doubt in zip(asked.unsupported.tolist(), asked.doubt.tolist(), strict=True):
+        if one is None:
+            found.append(max(right(unsupported), right(unsupported - doubt)))
+            continue
         share = 1 - (1 - unsupported) / (1 - doubt)
-        others = zip(clean.given.tolist(), clean.doubt.tolist(), strict=True)
-        as_much = sum(1 - (1 - g) / (1 - d) >= share - 1e-6 for g, d in others)
-        mistake = (1 + as_much) / (1 + mistakes) if mistakes > 3 else right(unsupported - doubt)
-        found.append(max(right(unsupported), mistake))
-    assert one.p_values().tolist() == pytest.approx(found, rel=1e-5)
+        others = [
+            1 - (1 - g) / (1 - d) >= share - 1e-6
+            for g, d in zip(clean.given.tolist(), clean.doubt.tolist(), strict=True)
+        ]
+        above = one * sum(others[:mistakes]) + sum(others[mistakes:])
+        found.append(max(right(unsupported), (one + above) / (one + one * mistakes + 200 - mistakes)))
+    assert asked.p_values().tolist() == pytest.approx(found, rel=1e-5)
     assert clean.known == pytest.approx(float(clean.weight.sum()))
-    assert one.scores.tolist() == pytest.approx((one.unsupported - one.doubt).clamp(min=0).tolist())
+    assert asked.scores.tolist() == pytest.approx((asked.unsupported - asked.doubt).clamp(min=0).tolist())
 
 
 def test_what_a_sure_network_gives_rests_on_its_example_as_far_as_nothing_else_supports_it() -> None:
@@ -92,7 +96,12 @@ def test_parts_join_to_their_weighted_mean_for_flagged_and_clean_alike() -> None
 
 def test_a_part_that_cannot_tell_changed_labels_counts_nothing() -> None:
     blind, seeing = (
-        Part(name, drawn(5), torch.zeros(5), Calibration(own, torch.ones(400), own, torch.zeros(400)))
+        Part(
+            name,
+            drawn(5),
+            torch.zeros(5),
+            Calibration(own, torch.ones(400), own, torch.zeros(400), torch.zeros(400, dtype=torch.bool)),
+        )
         for name, own in (("relearned", drawn(400, seed=3)), ("neighbours", drawn(400, seed=4) / 2))
     )
     weights = weights_of([blind, seeing], [drawn(400, seed=5), drawn(400, seed=6) / 2 + 0.5]).tolist()

@@ -2,10 +2,10 @@
 
     python -m tests.benchmarks.honest --networks 6 --out reports/benchmarks/honest.md
 
-scikit-learn's digits. A hundred classes are pairs of digits, four reference examples a class. Each network
-learns true labels alone. Three lists are audited: examples that it was trained on, examples that it never saw, and
-the wrong labels that it gives some of those. None is memorized in the sense of the verdict; of those that are fitted at most 5 %
-should have a p-value of at most 0.05, and one list in twenty should have any called.
+scikit-learn's digits. A hundred classes are pairs of digits, four reference examples a class. Each network learns true
+labels alone. Three lists are audited: examples that it was trained on, examples that it never saw, and the wrong labels
+that it gives some of those. None is memorized in the sense of the verdict; of those that are fitted at most 5 % should
+have a p-value of at most 0.05, and one list in twenty should have any called.
 """
 
 from __future__ import annotations

@@ -59,8 +59,7 @@ class Clean:
 
     def calibration(self, own: Tensor, given: Tensor) -> Calibration:
         """What p-values compare with, from the scores `(n,)` of their own and of the given labels."""
-        wrong = ~self.known
-        return Calibration(own, self.weight, given[wrong], self.doubt[wrong])
+        return Calibration(own, self.weight, given, self.doubt, ~self.known)
 
 
 @dataclass(frozen=True)

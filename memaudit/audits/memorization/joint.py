@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from memaudit.audits.memorization.parts import EQUAL, Calibration, Part
+from memaudit.audits.memorization.parts import EQUAL, Part
 
 # The estimate that parts join to; by name, as reports print it.
 JOINT = "estimate"
@@ -41,7 +42,7 @@ def join(parts: Sequence[Part], weights: Tensor) -> Part:
     clean = parts[0].calibration
     own, given = (mean([getattr(p.calibration, name) for p in parts], weights) for name in ("own", "given"))
     unsupported = mean([p.unsupported for p in parts], weights)
-    return Part(JOINT, unsupported, parts[0].doubt, Calibration(own, clean.weight, given, clean.doubt))
+    return Part(JOINT, unsupported, parts[0].doubt, replace(clean, own=own, given=given))
 
 
 def mean(scores: Sequence[Tensor], weights: Tensor) -> Tensor:

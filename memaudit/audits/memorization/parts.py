@@ -15,7 +15,7 @@ from torch import Tensor
 EQUAL = 1e-6
 # Least probability that a share is taken of.
 SLIGHT = 1e-3
-# Mistakes that make a p-value of 0.05 possible, and then some.
+# Fewer mistakes do not show how mistakes look.
 MISTAKES = 40
 
 
@@ -26,14 +26,16 @@ class Calibration:
     Attributes:
         own: `(R,)`: how little supports their own labels, each computed by something that never saw that label.
         weight: `(R,)` in (0, 1], what each of them counts.
-        given: `(M,)`: the same for wrong labels that the network gives clean examples.
-        doubt: `(M,)`: 1 - the network's probability of those.
+        given: `(R,)`: the same for the labels that the network gives them.
+        doubt: `(R,)`: 1 - the network's probability of those.
+        mistaken: `(R,)` bool: those are not their own.
     """
 
     own: Tensor
     weight: Tensor
     given: Tensor
     doubt: Tensor
+    mistaken: Tensor
 
     @property
     def known(self) -> float:
@@ -44,20 +46,23 @@ class Calibration:
         """`(N,)` in (0, 1]: the larger of two p-values of labels that the network gives.
 
         A label that is not memorized is one of two things, and a list does not say which. It is right, and its example
-        may have been trained on: then it is as little supported as clean examples' own labels are. Or it is wrong, and
-        the network gives it by mistake: then as large a share of its probability is supported as of the wrong labels
-        that the network gives clean examples. Where it gives hardly any, a label counts for as much less as the network
-        doubts it: mistakes are made half-heartedly.
+        may have been trained on: then it is as little supported as clean examples' own labels are. Or the network gives
+        it unseen, by mistake perhaps: then as large a share of its probability is supported as of the labels that
+        the network gives clean examples, of which mistakes count a third at least. Where it makes too few to tell, a
+        label counts for as much less as the network doubts it: mistakes are made half-heartedly.
 
         Args:
             unsupported: `(N,)`: 1 - the probability of each label without its example.
             doubt: `(N,)`: 1 - the network's own.
         """
-        if len(self.given) >= MISTAKES:
-            mistaken = conformal(rests(unsupported, doubt), rests(self.given, self.doubt))
+        mistakes = int(self.mistaken.sum())
+        if mistakes >= MISTAKES:
+            one = max(1.0, (len(self.given) - mistakes) / (2 * mistakes))
+            weight = torch.where(self.mistaken, one, 1.0)
+            unseen = conformal(rests(unsupported, doubt), rests(self.given, self.doubt), weight, one)
         else:
-            mistaken = conformal(unsupported - doubt, self.own, self.weight)
-        return torch.maximum(conformal(unsupported, self.own, self.weight), mistaken)
+            unseen = conformal(unsupported - doubt, self.own, self.weight)
+        return torch.maximum(conformal(unsupported, self.own, self.weight), unseen)
 
 
 @dataclass(frozen=True)
@@ -91,10 +96,15 @@ def rests(unsupported: Tensor, doubt: Tensor) -> Tensor:
     return 1 - (1 - unsupported.double()) / (1 - doubt.double()).clamp_min(SLIGHT)
 
 
-def conformal(scores: Tensor, calibration: Tensor, weight: Tensor | None = None) -> Tensor:
-    """`(N,)` in (0, 1]: (1 + calibration scores at least as large) / (1 + calibration scores), each by its weight."""
+def conformal(scores: Tensor, calibration: Tensor, weight: Tensor | None = None, one: float = 1.0) -> Tensor:
+    """`(N,)` in (0, 1]: (1 + calibration scores at least as large) / (1 + calibration scores), each by its weight.
+
+    Args:
+        weight: `(R,)`; None: 1 each.
+        one: what the example in question counts (Tibshirani et al. 2019).
+    """
     total = len(calibration) if weight is None else float(weight.sum())
-    return (1 + reached(scores, calibration, weight)).double() / (1 + total)
+    return (one + reached(scores, calibration, weight)).double() / (one + total)
 
 
 def reached(scores: Tensor, calibration: Tensor, weight: Tensor | None = None) -> Tensor:
