@@ -227,6 +227,7 @@ def compared(case: Case, work: Path) -> str:
         spread=real[known].std(),
         reliability=reliability(truth),
         ceiling=f"{reliability(truth) ** 0.5:.2f}",
+        corrected=pearson(scores["discover: estimate"], real[known]) / reliability(truth) ** 0.5,
         lines="\n".join(lines(scores, real[known], changed[known], "discover: estimate")),
         retrained="\n".join(retrained),
         notes="\n\n".join(notes),
@@ -240,9 +241,10 @@ others. The network that is asked learned all of them and gives {own:.3f} ({own_
 
 The truth is p(label given by networks that learned it) - p(label given by those that did not), for the {known:,}
 images that some network did not learn: mean {mean:.3f}, standard deviation {spread:.3f}. No score can correlate
-with it better than about {ceiling}: its reliability is {reliability:.3f}. `discover` is given the images and labels
-that were learned, and nothing else; `audit` also {held_out:,} held-out images as the reference, which second-split
-forgetting goes on with.
+with it better than about {ceiling}: its reliability is {reliability:.3f}. Corrected for that, the estimate
+of `discover` has {corrected:.3f}. `discover` is given the images and labels
+that were learned, and nothing else; `audit` also
+{held_out:,} held-out images as the reference, which second-split forgetting goes on with.
 
 | score | Pearson (95 %) | Spearman | Pearson, true labels | AUROC, changed labels | `discover` is ahead by (95 %) |
 |---|---|---|---|---|---|

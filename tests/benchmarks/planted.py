@@ -91,10 +91,11 @@ def main() -> None:
 
 TABLE = """# Planted wrong labels: digits
 
-Made by `python -m tests.benchmarks.planted`. The demo's network learns 1,438 digits in 20 epochs; networks a line: {draws}.
-Everything is ranked by `discover`, one checkpoint, nothing else given. AUROC of wrong against right labels
-(a wrong label that the network does not give is not memorized, and comes last): mean of the draws, for ours the lowest one behind it. The estimated share of wrong labels has its 95 % interval, for
-each draw: {missed} of {all} intervals miss the truth.
+Made by `python -m tests.benchmarks.planted`. The demo's network learns 1,438 digits in 20 epochs, and there are so
+many for each line: {draws}. Everything is ranked by `discover`, one checkpoint, nothing else given. AUROC of wrong
+against right labels is the mean over them, for ours the lowest one behind it; a wrong label that the network does not
+give is not memorized, and comes last. The estimated share of wrong labels has its 95 % interval: {missed} of {all} miss
+the truth.
 
 | noise | share | fitted | AUROC | precision at the true share | share estimated | loss | k-NN, penultimate | CSL |
 |---|---|---|---|---|---|---|---|---|
