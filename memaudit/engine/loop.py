@@ -53,6 +53,7 @@ class Loop:
     journal: Journal | None = field(default=None, init=False)
     _short: bool = field(default=False, init=False)
     _advanced: int = field(default=0, init=False)
+    _made: int = field(default=0, init=False)
 
     @property
     def device(self) -> torch.device:
@@ -146,7 +147,8 @@ class Loop:
                 self.passes[f"{self.stage} backward"] += size * backward
             self._advance(size)
             start += size
-            if len(results) % TOGETHER == 0:
+            self._made += 1
+            if self._made % TOGETHER == 0:
                 give_back()
         return results
 
