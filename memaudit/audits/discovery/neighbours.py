@@ -158,4 +158,4 @@ def _mean(layer: Tensor) -> Tensor:
 
 
 def _keyed(values: Tensor, centre: Tensor) -> Tensor:
-    return F.normalize(values.float() - centre, dim=1).half()
+    return torch.cat([F.normalize(part.float() - centre, dim=1).half() for part in torch.split(values, PART)])
