@@ -282,7 +282,7 @@ def _table(seen: Seen, judged: Judged, parts: Mapping[str, Tensor]) -> Table:
     """All rows, the most memorized first."""
     columns = (
         *("index", "id", "declared_id", "source", "label", "true_label", "prediction", "fitted", "standing"),
-        *("estimate", "p_value", "wrong", "suggested_label", "support"),
+        *("estimate", "p_value", "unsupported", "wrong", "suggested_label", "support"),
         *(name.replace(" ", "_").replace(".", "_") for name in parts),
     )
     return Table(columns, Lines(seen, judged, parts), _listed(judged))
@@ -318,7 +318,10 @@ class Lines(Compact[tuple[Cell, ...]]):
         return (
             *(example.index, example.id, example.declared_id, example.source, example.label, example.true_label),
             *(said.prediction, int(said.prediction == example.label), judged.standings[row].value),
-            *(tidy(float(values[row])) for values in (judged.estimate, judged.p_value, judged.wrong)),
+            *(
+                tidy(float(values[row]))
+                for values in (judged.estimate, judged.p_value, judged.unsupported, judged.wrong)
+            ),
             *(suggested, tidy(float(judged.noise.support[row, suggested]))),
             *(tidy(float(values[row])) for values in self.parts.values()),
         )

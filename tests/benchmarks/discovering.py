@@ -35,7 +35,7 @@ def ranked(case: Case, profile: str) -> tuple[Scores, Ranking, str]:
     places = {name: number for number, name in enumerate(table.columns)}
     order = np.array([int(str(line[places["index"]])) for line in table.rows])
     scores = {}
-    for name in ("estimate", *(name.replace(" ", "_").replace(".", "_") for name in ranking.parts)):
+    for name in ("estimate", "unsupported", *(name.replace(" ", "_").replace(".", "_") for name in ranking.parts)):
         scores[name] = np.empty(len(order))
         scores[name][order] = [float(str(line[places[name]])) for line in table.rows]
     each = effort(ranking.passes) / len(order)

@@ -30,6 +30,8 @@ class Judged:
         estimate: 1 where the model gives the label, less its support without the example (Feldman and Zhang 2020), in
             [0, 1]. What is learned by heart is given with less confidence, so that does not enter.
         gap: the same, negative where the model does not give the label.
+        unsupported: 1 - the label's support without the example, whether the model gives it or not: what finds wrong
+            labels, also those that the model resisted.
         p_value: the chance that a fitting label has as little support.
         wrong: the probability that the label was replaced.
         suggested: the class with the most support.
@@ -40,6 +42,7 @@ class Judged:
     confidence: Tensor
     estimate: Tensor
     gap: Tensor
+    unsupported: Tensor
     p_value: Tensor
     wrong: Tensor
     suggested: Tensor
@@ -74,7 +77,8 @@ def judge(
     own = confidence(logits, labels)
     fitted = predicted(margin(logits, labels))
     kinds = [noise.support, shares, *([] if views is None else [views])]
-    gap = fitted.double() - agreed(kinds, labels)
+    support = agreed(kinds, labels)
+    gap = fitted.double() - support
     wrong = noise.replaced(labels)
     suggested = noise.support.argmax(1)
     return Judged(
@@ -82,6 +86,7 @@ def judge(
         own,
         gap.clamp(0, 1),
         gap,
+        1 - support,
         noise.p_values(labels),
         wrong,
         suggested,
