@@ -64,6 +64,12 @@ def quick_processes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
     end_shared()  # the next test's processes are forked from what it has changed here
 
 
+@pytest.fixture(autouse=True)
+def quick_planting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrong labels are planted for two epochs, but where the power is what is tested."""
+    monkeypatch.setattr("memaudit.audits.memorization.power.MOST_EPOCHS", 2)
+
+
 @dataclass(frozen=True)
 class Trained:
     """A network that memorized 50 changed labels of 1,000; `reference` are digits it never saw. Copy it first."""

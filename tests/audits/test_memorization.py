@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from memaudit.adapters.base import Adapter
+from memaudit.audits.memorization import power
 from memaudit.audits.memorization.along_training import late
 from memaudit.audits.memorization.joint import discrimination, join, weights_of
 from memaudit.audits.memorization.parts import Calibration, Part, conformal, rests
@@ -58,16 +59,14 @@ def test_a_p_value_is_the_larger_of_a_right_label_and_of_one_given_unseen(mistak
         return (1 + above) / (1 + float(clean.weight.sum()))
 
     for unsupported, doubt in zip(asked.unsupported.tolist(), asked.doubt.tolist(), strict=True):
-        if one is None:
-            found.append(max(right(unsupported), right(unsupported - doubt)))
-            continue
-        share = 1 - (1 - unsupported) / (1 - doubt)
-        others = [
-            1 - (1 - g) / (1 - d) >= share - 1e-6
-            for g, d in zip(clean.given.tolist(), clean.doubt.tolist(), strict=True)
-        ]
-        above = one * sum(others[:mistakes]) + sum(others[mistakes:])
-        found.append(max(right(unsupported), (one + above) / (one + one * mistakes + 200 - mistakes)))
+        unseen = right(unsupported - doubt)
+        if one is not None:
+            share = 1 - (1 - unsupported) / (1 - doubt)
+            pairs = zip(clean.given.tolist(), clean.doubt.tolist(), strict=True)
+            others = [1 - (1 - g) / (1 - d) >= share - 1e-6 for g, d in pairs]
+            above = one * sum(others[:mistakes]) + sum(others[mistakes:])
+            unseen = min(unseen, (one + above) / (one + one * mistakes + 200 - mistakes))
+        found.append(max(right(unsupported), unseen))
     assert asked.p_values().tolist() == pytest.approx(found, rel=1e-5)
     assert clean.known == pytest.approx(float(clean.weight.sum()))
     assert asked.scores.tolist() == pytest.approx((asked.unsupported - asked.doubt).clamp(min=0).tolist())
@@ -257,7 +256,10 @@ def test_weights_put_back_keep_their_scale_and_nothing_of_their_order() -> None:
     assert not torch.equal(value, network[5].weight)
 
 
-def test_planted_labels_are_learned_and_spread_and_the_network_is_as_before(trained: Trained) -> None:
+def test_planted_labels_are_learned_and_spread_and_the_network_is_as_before(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(power, "MOST_EPOCHS", 24)
     evaluator, before = trained.evaluator(), digest(trained.module)
     reference = trained.reference
     known = predicted(margin(evaluator.logits(reference), reference.labels)).nonzero().flatten()

@@ -47,21 +47,22 @@ class Calibration:
 
         A label that is not memorized is one of two things, and a list does not say which. It is right, and its example
         may have been trained on: then it is as little supported as clean examples' own labels are. Or the network gives
-        it unseen, by mistake perhaps: then as large a share of its probability is supported as of the labels that
-        the network gives clean examples, of which mistakes count a third at least. Where it makes too few to tell, a
-        label counts for as much less as the network doubts it: mistakes are made half-heartedly.
+        it unseen, by mistake perhaps: half-heartedly, and with as large a share of its probability supported as labels
+        have that the network gives clean examples. Either shows that it does not, so the smaller of these two counts:
+        what the network doubts is subtracted; or the shares are compared, where there are `MISTAKES` to tell, which
+        count a third of the clean examples at least.
 
         Args:
             unsupported: `(N,)`: 1 - the probability of each label without its example.
             doubt: `(N,)`: 1 - the network's own.
         """
+        unseen = conformal(unsupported - doubt, self.own, self.weight)
         mistakes = int(self.mistaken.sum())
         if mistakes >= MISTAKES:
             one = max(1.0, (len(self.given) - mistakes) / (2 * mistakes))
             weight = torch.where(self.mistaken, one, 1.0)
-            unseen = conformal(rests(unsupported, doubt), rests(self.given, self.doubt), weight, one)
-        else:
-            unseen = conformal(unsupported - doubt, self.own, self.weight)
+            shares = conformal(rests(unsupported, doubt), rests(self.given, self.doubt), weight, one)
+            unseen = torch.minimum(unseen, shares)
         return torch.maximum(conformal(unsupported, self.own, self.weight), unseen)
 
 
