@@ -36,7 +36,8 @@ PLANTED, BESIDE = 48, 3
 # Learned without views (shifted copies would teach the label to the views that are to find it), by AdamW without decay,
 # until so many are predicted. The rate grows by a quarter an epoch, so that large and small networks all get there: 9
 # epochs on CIFAR-10. At 1e-3 from the start the ResNet-10t forgot most of what it had learned by heart.
-RATE, GROWTH, LEARNED, USUAL_EPOCHS, MOST_EPOCHS = 1e-4, 1.25, 0.9, 9, 24
+RATE, GROWTH, MOST_RATE = 1e-4, 1.25, 2e-3
+LEARNED, USUAL_EPOCHS, MOST_EPOCHS = 0.9, 9, 30
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class Planting(Work[dict[str, Tensor]]):
                 if float((said.argmax(1) == self.labels).float().mean()) >= LEARNED:
                     return
                 for part in optimizer.param_groups:
-                    part["lr"] *= GROWTH
+                    part["lr"] = min(MOST_RATE, part["lr"] * GROWTH)
 
     def _parts(self, evaluator: Evaluator, panel: Panel) -> dict[str, Tensor]:
         """By part `(K,)`; the examples themselves are no neighbours and teach nothing."""
