@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from memaudit.adapters.base import Adapter
+from memaudit.audits.memorization import power
 from memaudit.data import ExampleSet, Preprocess, from_tensors
 from memaudit.data.images.workers import end_shared
 from memaudit.engine.evaluator import Evaluator
@@ -22,6 +23,7 @@ from tests.networks import DigitsNet
 from tests.quick import forked
 
 DIGIT = Preprocess((1, 8, 8))
+MOST_EPOCHS = power.MOST_EPOCHS
 
 
 class NetworkBlocked(OSError):
@@ -64,10 +66,12 @@ def quick_processes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
     end_shared()  # the next test's processes are forked from what it has changed here
 
 
-@pytest.fixture(autouse=True)
-def quick_planting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wrong labels are planted for two epochs, but where the power is what is tested."""
-    monkeypatch.setattr("memaudit.audits.memorization.power.MOST_EPOCHS", 2)
+@pytest.fixture(scope="session", autouse=True)
+def quick_planting() -> Iterator[None]:
+    """Wrong labels are planted for two epochs, but where the power is tested, or processes that others start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(power, "MOST_EPOCHS", 2)
+        yield
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ def short_trainings() -> Iterator[None]:
     with (
         mock.patch.object(relearned, "EPOCHS", 2),
         mock.patch.object(relearned, "LEAST_STEPS", 6),
-        mock.patch.object(power, "MOST_EPOCHS", 2),  # also in the process that has no fixture
+        mock.patch.object(power, "MOST_EPOCHS", 2),
         mock.patch.object(retrain, "LEAST_STEPS", 20),
     ):
         yield

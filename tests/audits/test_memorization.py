@@ -28,7 +28,7 @@ from memaudit.engine.evaluator import Evaluator, Panel
 from memaudit.network.layer_groups import LayerGroup
 from memaudit.network.replay import groups_in_order
 from memaudit.network.states import digest, put_back
-from tests.conftest import Trained
+from tests.conftest import MOST_EPOCHS, Trained
 
 SHAPE = Preprocess((1, 8, 8), origin="given")
 
@@ -259,7 +259,7 @@ def test_weights_put_back_keep_their_scale_and_nothing_of_their_order() -> None:
 def test_planted_labels_are_learned_and_spread_and_the_network_is_as_before(
     trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(power, "MOST_EPOCHS", 24)
+    monkeypatch.setattr(power, "MOST_EPOCHS", MOST_EPOCHS)
     evaluator, before = trained.evaluator(), digest(trained.module)
     reference = trained.reference
     known = predicted(margin(evaluator.logits(reference), reference.labels)).nonzero().flatten()

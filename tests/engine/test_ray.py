@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from memaudit.__main__ import run
+from memaudit.audits.memorization import power
 from memaudit.errors import ExitCode
 from tests.cli_support import FAST, MODEL, NPZ, write_work
-from tests.conftest import Trained
+from tests.conftest import MOST_EPOCHS, Trained
 from tests.pipeline.test_identity import forked
 
 SCAN = ("scan", *MODEL, *NPZ, *FAST, "--threads", "1")
@@ -59,6 +60,7 @@ def cluster(lives: Path) -> Iterator[str]:
 def test_killed_workers_change_nothing(
     cluster: str, lives: Path, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(power, "MOST_EPOCHS", MOST_EPOCHS)  # as the workers have it
     folder = write_work(tmp_path, trained)
     network = folder / "network.py"
     head = "def forward(self, x: Tensor) -> Tensor:\n"
