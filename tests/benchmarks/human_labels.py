@@ -106,7 +106,8 @@ TABLE = """# Labels that people got wrong: {kind}
 Made by `python -m tests.benchmarks.human_labels {kind}`. A ResNet-10t of half the width learned {rows:,} CIFAR-10
 images in {epochs} epochs ({seconds} processor seconds), of which people labelled {wrong:,} ({share:.3f}) otherwise than
 the data set does. It gives {fitted:.3f} of all labels it learned and {fitted_wrong:.3f} of the wrong ones, and for
-{right:.3f} of these the true label. All images are ranked; nothing but images and labels is given.
+{right:.3f} of these the true label. All images are ranked; nothing but images and labels is given. `estimate` says what
+is memorized, so it is 0 for labels that the network does not give; `unsupported` is the column for wrong labels.
 
 | score | AUROC (95 %) | average precision | found at 5 % of the true labels | | precision at the true share |
 |---|---|---|---|---|---|
