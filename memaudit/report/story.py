@@ -112,10 +112,12 @@ def how_sure(report: Report) -> str:
         f"({interval(found.false_alarms_low, found.false_alarms_high)}; {percent(found.false_alarms_hard)} where those "
         "that the model mispredicts count, too)."
     )
-    power = (
-        f"Power: of {count(found.planted, 'wrong label')} that a copy of the network was made to learn for this "
-        f"trial, the evidence finds at most {percent(found.power)} ({interval(found.power_low, found.power_high)})."
-    )
+    power = "Power: not measured, no wrong label could be planted."
+    if found.planted:
+        power = (
+            f"Power: of {count(found.planted, 'wrong label')} that a copy of the network was made to learn for this "
+            f"trial, the evidence finds at most {percent(found.power)} ({interval(found.power_low, found.power_high)})."
+        )
     known = (
         f"The model gives the wrong label of {found.true_label_lost:,} of {found.true_label_known:,} examples whose "
         "true label is known."

@@ -127,6 +127,8 @@ def weigh(context: Context) -> Weighed:
     weights = weights_of(parts, [one.other[clean.known] for one in scores])
     joint = join(parts, weights)
     planted = _planted(context, clean, views, mirror)
+    if not planted:
+        return Weighed(parts, joint, torch.zeros(0))
     doubts = _doubts(joint, context.fitted, len(planted["neighbours"]))
     trials = [one.trial(clean, planted[one.name], doubts) for one in scores if one.name in planted]
     told = torch.tensor([one.name in planted for one in scores])
@@ -146,10 +148,15 @@ def _doubts(joint: Part, fitted: Sequence[int], count: int) -> Tensor:
 
 
 def _planted(context: Context, clean: Clean, views: Sequence[View], mirror: bool) -> dict[str, Tensor]:
-    """By part, what it says of planted labels; relearned once, where the profile relearns at all."""
+    """By part, what it says of planted labels; relearned once, where the profile relearns at all.
+
+    Empty where there are too few clean examples to plant any.
+    """
     known = clean.known.nonzero().flatten()
     known = known[torch.randperm(len(known), generator=generator_for(context.seed, "planting", ""))]
     count = min(PLANTED, len(known) // (1 + BESIDE))
+    if not count:
+        return {}
     chosen = known[:count]
     rest = torch.ones(len(clean.rows), dtype=torch.bool)
     rest[chosen] = False

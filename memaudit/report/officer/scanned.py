@@ -102,11 +102,12 @@ def _sure(report: Report) -> list[str]:
             f"({said.beyond_low:,} to {said.beyond_high:,} with 95 % certainty). Of ten examples called memorized, "
             "about one may be called so wrongly."
         )
-    lines.append(
-        f"To learn what the check can miss, a copy of the model was made to learn {count(said.planted, 'wrong label')} "
-        f"of comparison examples by heart: the check recognised {percent(said.power)} of them "
-        f"({certain(said.power_low, said.power_high)})."
-    )
+    if said.planted:
+        lines.append(
+            f"To learn what the check can miss, a copy of the model was made to learn "
+            f"{count(said.planted, 'wrong label')} of comparison examples by heart: the check recognised "
+            f"{percent(said.power)} of them ({certain(said.power_low, said.power_high)})."
+        )
     return lines
 
 
