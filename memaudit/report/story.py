@@ -115,8 +115,9 @@ def how_sure(report: Report) -> str:
     power = "Power: not measured, no wrong label could be planted."
     if found.planted:
         power = (
-            f"Power: of {count(found.planted, 'wrong label')} that a copy of the network was made to learn for this "
-            f"trial, the evidence finds at most {percent(found.power)} ({interval(found.power_low, found.power_high)})."
+            f"Power, roughly: of {count(found.planted, 'wrong label')} that a copy of the network was made to learn "
+            f"for this trial, the evidence finds {percent(found.power)} "
+            f"({interval(found.power_low, found.power_high)})."
         )
     known = (
         f"The model gives the wrong label of {found.true_label_lost:,} of {found.true_label_known:,} examples whose "

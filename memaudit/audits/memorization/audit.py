@@ -118,7 +118,7 @@ def doubts(found: Memorization) -> list[ReportWarning]:
     if found.power_high < POOR_POWER:
         said.append(
             f"of wrong labels that the network was made to learn this evidence finds {percent(found.power)}: many "
-            "memorized labels are missed. More reference examples of the same classes serve better, and so does a "
+            "memorized labels may be missed. More reference examples of the same classes serve better, and so does a "
             "series (--checkpoints)."
         )
     if found.false_alarms_hard > POOR_FALSE_ALARMS:
