@@ -53,7 +53,7 @@ TWINS: dict[str, str] = {
     "memaudit.audits.discovery.copies:near_copies": (
         "tests/audits/test_discovery.py::test_copies_found_part_by_part_are_those_of_a_plain_comparison"
     ),
-    "memaudit.audits.discovery.neighbours:vote": (
+    "memaudit.audits.discovery.neighbours:Voters.asked": (
         "tests/audits/test_discovery.py::test_votes_are_those_of_a_plain_count"
     ),
     "memaudit.audits.memorization.relearned:relearned": (

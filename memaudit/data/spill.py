@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from typing import BinaryIO
+from io import FileIO
 
 import numpy as np
 
@@ -27,7 +27,7 @@ class Spill:
 
     def __init__(self, size: int) -> None:
         self.size, self.used = size, 0
-        self._file: BinaryIO | None = None
+        self._file: FileIO | None = None
         self._room: int | None = None
 
     def append(self, values: np.ndarray) -> bool:
@@ -57,11 +57,28 @@ class Spill:
 
     def _open(self) -> None:
         self._room = 0
-        if not hasattr(os, "preadv"):
-            return
-        folder = os.environ.get("TMPDIR") or (LARGE if os.access(LARGE, os.W_OK) else tempfile.gettempdir())
-        try:
-            self._room = int(min(SPILLED, SHARE * shutil.disk_usage(folder).free)) // self.size
-            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
-        except OSError:
-            self._room = 0
+        if hasattr(os, "preadv") and (free := room()):
+            self._room = min(SPILLED, free) // self.size
+            self._file = nameless()
+
+
+def room() -> int:
+    """Bytes that a file of a moment may take; 0 where there is no place for one."""
+    try:
+        nameless().close()
+        return int(SHARE * shutil.disk_usage(_folder()).free)
+    except OSError:
+        return 0
+
+
+def nameless() -> FileIO:
+    """A new file for large values, without a name; what is written is written at once.
+
+    Raises:
+        OSError: there is no place for it.
+    """
+    return tempfile.TemporaryFile(dir=_folder(), buffering=0)
+
+
+def _folder() -> str:
+    return os.environ.get("TMPDIR") or (LARGE if os.access(LARGE, os.W_OK) else tempfile.gettempdir())

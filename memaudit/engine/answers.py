@@ -6,6 +6,9 @@ are not finite: such a label is not *lost* either, for nothing was measured.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Self
+
 import torch
 from torch import Tensor
 
@@ -42,6 +45,63 @@ def loss(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.nn.functional.cross_entropy(logits.double(), labels, reduction="none")
 
 
+def answered(logits: Tensor, labels: Tensor) -> Tensor:
+    """What is kept of logits `(N, classes)` for labels `(N,)`: `(N, 4)` float64, which `Answers` names.
+
+    Logits of a million examples and a thousand classes would take 5 GB.
+    """
+    gap = margin(logits, labels)
+    other = logits.scatter(1, labels[:, None], -torch.inf).argmax(1)
+    given = torch.where(predicted(gap), labels, other)
+    return torch.stack([given, gap, confidence(logits, labels), torch.isfinite(logits).all(1)], 1).double()
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a network says of examples and their labels.
+
+    Attributes:
+        values: `(N, 4)`, as `answered` gives them.
+        classes: how many it knows.
+    """
+
+    values: Tensor
+    classes: int
+
+    @classmethod
+    def of(cls, logits: Tensor, labels: Tensor) -> Self:
+        """Those that logits `(N, classes)` give to `labels` `(N,)`."""
+        return cls(answered(logits, labels), logits.shape[1])
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def given(self) -> Tensor:
+        """`(N,)` int64: the class that each example is given; its label only where `predicted` says so."""
+        return self.values[:, 0].long()
+
+    @property
+    def margins(self) -> Tensor:
+        """`(N,)` float64: of the labels."""
+        return self.values[:, 1]
+
+    @property
+    def confidence(self) -> Tensor:
+        """`(N,)` float64: of the labels."""
+        return self.values[:, 2]
+
+    @property
+    def finite(self) -> Tensor:
+        """`(N,)` bool: whether all logits were."""
+        return self.values[:, 3] > 0
+
+    def prediction(self, row: int) -> Prediction:
+        """As the function of that name, of finite logits."""
+        given, gap, sure, _ = self.values[row].tolist()
+        return Prediction(prediction=int(given), margin=tidy(gap), confidence=tidy(sure))
+
+
 def share(hits: int, count: int) -> Share:
     """So many of so many, with the Wilson interval; no rate where there is nothing to count."""
     low, high = wilson(hits, count)
@@ -55,9 +115,4 @@ def prediction(logits: Tensor, label: int) -> Prediction:
 
     The predicted class is `label` only where `predicted` says so: on a tie it is the first of the other classes.
     """
-    own = torch.tensor([label])
-    gap = margin(logits[None], own)
-    best = logits if bool(predicted(gap)) else logits.scatter(0, own.to(logits.device), -torch.inf)
-    return Prediction(
-        prediction=int(best.argmax()), margin=tidy(float(gap)), confidence=tidy(float(confidence(logits[None], own)))
-    )
+    return Answers.of(logits[None].cpu(), torch.tensor([label])).prediction(0)

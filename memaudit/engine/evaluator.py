@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -13,11 +13,21 @@ from torch import Tensor
 
 from memaudit.adapters.heads import asking
 from memaudit.data.examples import ExampleSet
-from memaudit.engine.answers import margin, predicted
+from memaudit.engine.answers import Answers, margin, predicted
 from memaudit.engine.engines import Batches, Engine, InProcess
 from memaudit.engine.journal import Changing
 from memaudit.engine.loop import Loop
-from memaudit.engine.passes import Cut, Fill, Logits, MaskGradients, Observe, Pass, Seen, approximate
+from memaudit.engine.passes import (
+    Answered,
+    Cut,
+    Fill,
+    Logits,
+    MaskGradients,
+    Observe,
+    Pass,
+    Seen,
+    approximate,
+)
 from memaudit.network.tied_dropout import example_ids
 from memaudit.network.units import UnitSpace
 from memaudit.system.memory import to_device
@@ -98,8 +108,13 @@ class Evaluator(Loop):
             own = cuts if cuts is None or len(cuts) == 1 else cuts[chunk]
             return Logits(chunk.stop - chunk.start, space, own, fill)
 
-        found = self._over(examples, chosen, at, padded=True)
-        return torch.cat(found) if found else torch.empty(0, 0)
+        return placed(self._over(examples, chosen, at, padded=True), len(chosen))
+
+    def answers(self, examples: ExampleSet) -> Answers:
+        """What the intact network says of all examples and their labels; less than their logits take."""
+        every = range(len(examples))
+        found = self._over(examples, every, lambda rows: Answered(rows.stop - rows.start), padded=True)
+        return Answers(placed(found, len(examples)), self.adapter.num_classes)
 
     def predicted(self, panel: Panel) -> Tensor:
         """Which labels of `panel` the model predicts, `(len(panel),)` bool."""
@@ -143,7 +158,8 @@ class Evaluator(Loop):
                 lambda gradient: reduce(chunk, gradient),
             )
 
-        return tuple(map(torch.cat, zip(*self._over(examples, rows, at, padded=True, backward=1), strict=True)))
+        found = (value for _, value in self._over(examples, rows, at, padded=True, backward=1))
+        return tuple(map(torch.cat, zip(*found, strict=True)))
 
     def observe(
         self, examples: ExampleSet, space: UnitSpace, reduce: Callable[[int, Tensor], Seen]
@@ -153,13 +169,14 @@ class Evaluator(Loop):
         Args:
             reduce: as in `passes.Observe`.
         """
-        found = self._over(examples, range(len(examples)), lambda _: Observe(space, reduce))
+        logits: list[Tensor] = []
         seen: list[list[Seen]] = [[] for _ in space.sites]
-        for _, values in found:
+        for said, values in self.each(examples, range(len(examples)), Observe(space, reduce)):
+            logits.append(said)
             for number, value in enumerate(values):
                 if value is not None:
                     seen[number].append(value)
-        return torch.cat([logits for logits, _ in found]), seen
+        return torch.cat(logits), seen
 
     def each(
         self,
@@ -177,9 +194,14 @@ class Evaluator(Loop):
         Args:
             batch, forward, backward, changing: as in `Loop.run`.
         """
-        return self._over(
+        found = self._over(
             examples, rows, lambda _: work, forward=forward, backward=backward, batch=batch, changing=changing
         )
+        return [value for _, value in found]
+
+    def parts(self, examples: ExampleSet, rows: Sequence[int], work: Pass[T]) -> Iterator[tuple[slice, T]]:
+        """As `each`, one after another: the places of a batch in `rows`, and what `work` makes of it."""
+        return self._over(examples, rows, lambda _: work)
 
     def mixed(
         self,
@@ -218,7 +240,7 @@ class Evaluator(Loop):
             with known, self._asking(labels):
                 return work(origins)(self.adapter, images, labels.to(self.device))
 
-        return self.run(len(order), run, backward=backward, batch=batch, changing=changing)
+        return [found for _, found in self.run(len(order), run, backward=backward, batch=batch, changing=changing)]
 
     def inputs(self, examples: ExampleSet, rows: Sequence[int]) -> Tensor:
         """Inputs `(len(rows), *input_size)` on the model's device, in its parameters' type; token ids stay int64."""
@@ -237,8 +259,8 @@ class Evaluator(Loop):
         backward: int = 0,
         batch: int | None = None,
         changing: Changing | None = None,
-    ) -> list[T]:
-        """What the pass that `at` names for each slice of `rows` makes of it."""
+    ) -> Iterator[tuple[slice, T]]:
+        """Slices of `rows`, and what the pass that `at` names for each makes of it."""
         work = Batches(examples, rows, at, padded)
         engine = self.engine if self.intact and changing is None else InProcess()
         body = engine.batches(self, work)
@@ -277,3 +299,13 @@ class Evaluator(Loop):
         """Example-tied dropout knows which examples run, where their set says so."""
         numbers = examples.numbers
         return nullcontext() if numbers is None else example_ids([numbers[i] for i in rows])
+
+
+def placed(parts: Iterable[tuple[slice, Tensor]], count: int) -> Tensor:
+    """`(count, ...)`: all parts, each written where it belongs when it comes; `(0, 0)` where there is none."""
+    found = torch.empty(0, 0)
+    for rows, part in parts:
+        if not rows.start:
+            found = part.new_empty(count, *part.shape[1:])
+        found[rows] = part
+    return found

@@ -118,27 +118,30 @@ class Journal:
             state = self._write_state(changing.save())
             self._append("change", {"key": key, "size": size, "value": encode(value), "state": state})
 
-    def begin(self, key: str) -> Any | None:
-        """Enter a loop whose result is recorded as a whole; that result if it is there, and then the loop is over."""
+    def begin(self, key: str, *, again: bool = False) -> Any | None:
+        """Enter a loop whose result is recorded as a whole; that result if it is there, and then the loop is over.
+
+        Where it is not recorded, a loop that was left is gone through `again`, batch by batch.
+        """
         first = self._at
         if self._take("begin", key) is None:
             self._append("begin", {"key": key})
             return None
         ends = self._lines.of("end", start=self._at)
-        if ends:
+        if not ends:
+            self._rewind_to_state()
+        elif not again:
             self._at = ends[0]
-            record = self._take("end", key)
-            if record is not None:
+            if (record := self._take("end", key)) and record["value"] is not None:
                 return decode(record["value"])
             self._cut(first)
             self._append("begin", {"key": key})
-            return None
-        self._rewind_to_state()
         return None
 
     def end(self, key: str, value: object) -> None:
         """Leave a loop that `begin` entered, with its result."""
-        self._append("end", {"key": key, "value": encode(value)})
+        if self._take("end", key) is None:
+            self._append("end", {"key": key, "value": encode(value)})
 
     # ---- what the command calls ------------------------------------------------------------------------------------
 

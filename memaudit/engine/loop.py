@@ -83,17 +83,18 @@ class Loop:
         else:
             self.batch_size = begun.size
 
-    def once(self, name: str, compute: Callable[[], T], *, short: bool = False) -> T:
+    def once(self, name: str, compute: Callable[[], T], *, short: bool = False, large: bool = False) -> T:
         """`compute()`, recorded as a whole; what it returns, and what its batches change, is done with afterwards.
 
         Args:
             compute: returns plain data and tensors; from the journal, tuples come back as lists.
             short: its batches are not recorded by themselves: they return more than it does, and are soon made again.
+            large: what it returns is not recorded, but made again of its batches.
         """
         journal = self.journal
         if journal is None:
             return compute()
-        done = journal.begin(name)
+        done = journal.begin(name, again=large)
         if done is None:
             passes, advanced = Counter(self.passes), self._advanced
             self.journal = None if short else journal
@@ -101,7 +102,8 @@ class Loop:
                 value = compute()
             finally:
                 self.journal = journal
-            journal.end(name, [value, self.passes - passes, self.batch_size, self._advanced - advanced])
+            steps = self._advanced - advanced
+            journal.end(name, None if large else [value, self.passes - passes, self.batch_size, steps])
             return value
         value, passes, self.batch_size, steps = done
         self.passes.update(passes)
@@ -117,8 +119,11 @@ class Loop:
         backward: int = 0,
         batch: int | None = None,
         changing: Changing | None = None,
-    ) -> list[T]:
-        """`body` on consecutive slices of `range(count)`; out of memory halves the batch size and tries again.
+    ) -> Iterator[tuple[slice, T]]:
+        """Consecutive slices of `range(count)`, and what `body` makes of each; a batch is run when it is asked for.
+
+        Out of memory halves the batch size and tries again. What is small and kept should be written where it belongs:
+        in a list it lies between the large blocks of its batch and the next one, and keeps what is free there apart.
 
         Args:
             forward, backward: passes the body makes over its slice, for the count.
@@ -128,29 +133,29 @@ class Loop:
         Raises:
             EnvironmentFault: out of memory with a single example.
         """
-        results: list[T] = []
         start = 0
         while start < count:
             size = min(self._size(batch), count - start)
             key = f"{self.stage} {start} of {count}"
             recorded = None if self.journal is None else self.journal.next(key, changing)
+            found: list[T] = []
             if recorded is not None:
                 if recorded.size < size:  # memory ran out here
                     size = self.batch_size = recorded.size
                     self._short = True
-                results.append(recorded.value)
-            elif not self._measure(slice(start, start + size), body, results, key, changing):
+                found.append(recorded.value)
+            elif not self._measure(slice(start, start + size), body, found, key, changing):
                 self._shrink(size)
                 continue
             self.passes[f"{self.stage} forward"] += size * forward
             if backward:
                 self.passes[f"{self.stage} backward"] += size * backward
             self._advance(size)
+            yield slice(start, start + size), found.pop()
             start += size
             self._made += 1
             if self._made % TOGETHER == 0:
                 give_back()
-        return results
 
     def _size(self, batch: int | None) -> int:
         if batch is None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from memaudit.adapters.base import Adapter
+from memaudit.engine.answers import answered
 from memaudit.network.ablate import ablated, without
 from memaudit.network.hooks import hooked
 from memaudit.network.units import UnitSpace, overwritten
@@ -36,6 +37,11 @@ class Pass(Protocol[Result]):
 def identity(gradient: Tensor) -> Seen:
     """The gradient itself, where nothing reduces it."""
     return (gradient,)
+
+
+def whole(logits: Tensor, labels: Tensor) -> Tensor:
+    """The logits themselves."""
+    return logits
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,16 @@ class Logits:
             return nullcontext()
         own = self.cuts if len(self.cuts) == 1 else [*self.cuts, *[()] * (batch - len(self.cuts))]
         return without(network.module, self.space, own, self.fill)
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What is kept of the logits of the intact network, `(size, 4)` as `answers.answered` gives it."""
+
+    size: int
+
+    def __call__(self, network: Adapter, inputs: Tensor, labels: Tensor) -> Tensor:
+        return answered(Logits(self.size)(network, inputs, labels), labels[: self.size].cpu())
 
 
 # Fast path; its slow twin: tests/twins.py.
@@ -103,10 +119,12 @@ class Observe:
     Attributes:
         reduce: from site number and `(batch, positions, elements)` to small tensors, which are moved to the CPU after
             the pass: a device that is waited for at every site stands still.
+        said: from logits `(batch, classes)` and labels, on the CPU, to what takes their place.
     """
 
     space: UnitSpace
     reduce: Callable[[int, Tensor], Seen]
+    said: Callable[[Tensor, Tensor], Tensor] = whole
 
     def __call__(self, network: Adapter, inputs: Tensor, labels: Tensor) -> tuple[Tensor, list[Seen | None]]:
         pending: dict[int, Seen] = {}
@@ -127,7 +145,7 @@ class Observe:
         with torch.no_grad(), hooked(before=before, after=after):
             logits = network.forward(inputs).cpu()
         moved = {number: tuple(value.cpu() for value in values) for number, values in pending.items()}
-        return logits, [moved.get(number) for number in range(len(self.space.sites))]
+        return self.said(logits, labels.cpu()), [moved.get(number) for number in range(len(self.space.sites))]
 
 
 @dataclass(frozen=True)

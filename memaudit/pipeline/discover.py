@@ -16,12 +16,13 @@ from memaudit.adapters.base import Adapter
 from memaudit.audits.context import stage
 from memaudit.audits.discovery import judge
 from memaudit.audits.discovery.copies import Copies, folds, near_copies
-from memaudit.audits.discovery.neighbours import VOTERS, Voters, Votes, features, joined, vote
+from memaudit.audits.discovery.neighbours import VOTERS, Voters, Votes, features, joined
 from memaudit.audits.discovery.unseen import Unseen, effort, unseen
 from memaudit.audits.memorization.views import VIEWS, mirrored, seen
 from memaudit.data import ExampleSet, Preprocess
 from memaudit.data.listing import stratified
-from memaudit.engine.answers import margin, predicted
+from memaudit.data.wide import Wide, wide
+from memaudit.engine.answers import Answers, predicted
 from memaudit.engine.device import exact_arithmetic
 from memaudit.engine.draws import generator_for
 from memaudit.engine.evaluator import Panel
@@ -43,7 +44,7 @@ from memaudit.system.memory import keeping_freed
 
 # Fewer examples than this say nothing of each other.
 FEWEST = 20
-# Examples whose features are held at a time where a sample votes.
+# Examples that are asked for their neighbours at a time, whose features are held where a sample votes.
 TOGETHER = 4096
 # A set of which the model predicts less was probably not what it was trained on.
 FITTED = 0.5
@@ -137,17 +138,16 @@ class Discovery(Proceeding):
             raise PremiseBroken(f"no layer of {self.adapter.architecture} can be followed, so nothing has neighbours")
         self.evaluator.resume(self.journal)
         with stage(self.evaluator, self.progress, "observe", len(self.examples), intact=True):
-            logits, layers = self._seen(space)
-        finite = torch.isfinite(logits).all(1)
-        if not bool(finite.all()):
-            logits, layers = self._drop(finite, logits, layers)
-        labels, classes = self.examples.labels, logits.shape[1]
-        self.warnings += check_accuracy(logits, labels, self.class_names)
-        fitted = float(predicted(margin(logits, labels)).float().mean())
+            said, layers = self._seen(space)
+        if not bool(said.finite.all()):
+            said, layers = self._drop(said, layers)
+        labels, fits = self.examples.labels, predicted(said.margins)
+        self.warnings += check_accuracy(said, labels, self.class_names)
+        fitted = float(fits.float().mean())
         if fitted < FITTED:
-            said = f"the model predicts {percent(fitted)} of these labels: is this what it was trained on?"
-            self.warn("MEM120", said)
-        copies, votes = self._neighbours(layers, classes, space)
+            shown = f"the model predicts {percent(fitted)} of these labels: is this what it was trained on?"
+            self.warn("MEM120", shown)
+        copies, votes = self._neighbours(layers, space)
         teachers = judge.teachers(votes.shares, labels)
         answers = self._relearned(copies, teachers)
         return Seen(
@@ -155,70 +155,65 @@ class Discovery(Proceeding):
             self.evaluator,
             self.examples,
             self.class_names,
-            logits,
+            said,
             copies,
             votes,
             answers,
             self.started,
-            self._viewed(teachers & predicted(margin(logits, labels))),
+            self._viewed(teachers & fits),
         )
 
-    def _seen(self, space: UnitSpace) -> tuple[Tensor, list[Tensor]]:
-        """Logits, and the features of all examples, unless these are more than can ask each other."""
+    def _seen(self, space: UnitSpace) -> tuple[Answers, list[Tensor]]:
+        """What the model says, and the features of all examples, unless these are more than can ask each other."""
         if len(self.examples) > VOTERS:
-            return self.evaluator.logits(self.examples), []
-        return features(self.evaluator, self.examples, space)
+            return self.evaluator.answers(self.examples), []
+        said, layers = features(self.evaluator, self.examples, space)
+        return Answers(said, self.adapter.num_classes), layers
 
-    def _drop(self, finite: Tensor, logits: Tensor, layers: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    def _drop(self, said: Answers, layers: list[Tensor]) -> tuple[Answers, list[Tensor]]:
         """Leave out examples whose logits are not finite: the ranking is incomplete."""
+        finite = said.finite
         lost = int((~finite).sum())
         self.incomplete.append(f"{count(lost, 'example')} gave logits that are not finite")
         if int(finite.sum()) < FEWEST:
             raise Incomplete(f"the logits of {lost} of {len(self.examples)} examples are NaN or infinite")
         self.examples = self.examples.subset(finite.nonzero().flatten().tolist())
-        return logits[finite], [layer[finite] for layer in layers]
+        return replace(said, values=said.values[finite]), [layer[finite] for layer in layers]
 
-    def _neighbours(self, layers: Sequence[Tensor], classes: int, space: UnitSpace) -> tuple[Copies, Votes]:
-        """Near-duplicates and votes, recorded as a whole: no network runs for them."""
-        examples = self.examples
+    def _neighbours(self, layers: Sequence[Tensor], space: UnitSpace) -> tuple[Copies, Votes]:
+        """Near-duplicates and votes; where only a sample of the examples votes, the others' features are not kept."""
+        examples, evaluator, rows = self.examples, self.evaluator, torch.arange(len(self.examples))
         if not layers:
-            return self._sampled(classes, space)
-        with stage(self.evaluator, self.progress, "neighbours", len(examples)):
-
-            def compute() -> list[Tensor]:
-                copies = near_copies(examples)
-                votes = vote(layers, examples.labels, classes, copies, self.progress.advance)
-                return [copies.rows, copies.distances, votes.shares, votes.nearest, votes.similarity]
-
-            found = self.evaluator.once("neighbours", compute)
-        return Copies(found[0], found[1]), Votes(found[2], found[3], found[4])
-
-    def _sampled(self, classes: int, space: UnitSpace) -> tuple[Copies, Votes]:
-        """As `_neighbours`, where a sample of the examples votes; the features of the others are not kept."""
-        examples, evaluator = self.examples, self.evaluator
-        generator = np.random.default_rng(generator_for(self.settings.seed, "voters", "").initial_seed())
-        rows = torch.from_numpy(stratified(examples.labels.numpy(), VOTERS, generator))
-        self.warn("MEM121", f"neighbours are {len(rows):,} of the {len(examples):,} examples, drawn by label")
-        with stage(evaluator, self.progress, "neighbours", len(rows) + len(examples), intact=True):
+            generator = np.random.default_rng(generator_for(self.settings.seed, "voters", "").initial_seed())
+            rows = torch.from_numpy(stratified(examples.labels.numpy(), VOTERS, generator))
+            self.warn("MEM121", f"neighbours are {len(rows):,} of the {len(examples):,} examples, drawn by label")
+        steps = len(examples) + (0 if layers else len(rows))
+        with stage(evaluator, self.progress, "neighbours", steps, intact=True):
 
             def near() -> list[Tensor]:
                 copies = near_copies(examples)
                 return [copies.rows, copies.distances]
 
             copies = Copies(*evaluator.once("copies", near))
-            voters = Voters.of(rows, examples.labels[rows], features(evaluator, examples.subset(rows), space)[1])
+            voting = layers or features(evaluator, examples.subset(rows), space)[1]
+            voters = Voters.of(rows, examples.labels[rows], voting)
+            del voting
 
             def asked(part: Tensor) -> list[Tensor]:
-                seen = features(evaluator, examples.subset(part), space, len(rows))[1]
-                votes = voters.asked(part, seen, classes, copies)
-                return [votes.shares, votes.nearest, votes.similarity]
+                if layers:
+                    own = [layer[part] for layer in layers]
+                    self.progress.advance(len(part))
+                else:
+                    own = features(evaluator, examples.subset(part), space, len(rows))[1]
+                votes = voters.asked(part, own, self.adapter.num_classes, copies)
+                return [votes.shares[:], votes.nearest, votes.similarity]
 
             parts = torch.split(torch.arange(len(examples)), TOGETHER)
             said = (evaluator.once(f"votes from {int(part[0])}", partial(asked, part), short=True) for part in parts)
-            votes = joined((Votes(*one) for one in said), len(examples))
+            votes = joined((Votes(*one) for one in said), len(examples), wide)
         return copies, votes
 
-    def _relearned(self, copies: Copies, teachers: Tensor) -> dict[str, Tensor]:
+    def _relearned(self, copies: Copies, teachers: Tensor) -> dict[str, Wide]:
         """By name, class probabilities `(N, classes)` from layers that were learned again without the example."""
         examples, budget = self.examples, self.budget
         learned = groups_in_order(self.adapter.module, self.adapter.forward, examples.batch([0], self.evaluator.device))
@@ -246,7 +241,7 @@ class Discovery(Proceeding):
     def _limit(self) -> str:
         return f"time limit of {self.settings.time_limit:g} s"
 
-    def _viewed(self, known: Tensor) -> Tensor | None:
+    def _viewed(self, known: Tensor) -> Wide | None:
         """`(N, classes)` probabilities for changed copies; None where they are no images, or time ran out.
 
         Args:

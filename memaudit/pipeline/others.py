@@ -11,7 +11,7 @@ from torch import Tensor
 
 from memaudit.audits.membership.attacks import scaled
 from memaudit.data import ExampleSet
-from memaudit.engine.answers import margin, predicted, share
+from memaudit.engine.answers import Answers, predicted, share
 from memaudit.engine.evaluator import Evaluator
 from memaudit.engine.others import Other, viewed
 from memaudit.errors import MemauditError, UsageError
@@ -62,9 +62,9 @@ def known(others: Sequence[Other], evaluator: Evaluator, reference: ExampleSet) 
 def _known(other: Other, evaluator: Evaluator, reference: ExampleSet) -> OtherModel:
     own = other.among("reference", reference)
     with other.running(evaluator) as one, _named(other):
-        logits = one.logits(own)
-        check_accuracy(logits, own.labels, own.class_names)
-    right = share(int(predicted(margin(logits, own.labels)).sum()), len(own))
+        said = Answers.of(one.logits(own), own.labels)
+        check_accuracy(said, own.labels, own.class_names)
+    right = share(int(predicted(said.margins).sum()), len(own))
     return OtherModel(
         path=clean(other.name),
         sha256=other.sha256,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from memaudit.data import ExampleSet
-from memaudit.engine.answers import margin, predicted
+from memaudit.engine.answers import Answers, predicted
 from memaudit.engine.evaluator import Evaluator
 from memaudit.errors import BugError, DataRejected, PremiseBroken
 from memaudit.findings import ReportWarning
@@ -104,21 +104,21 @@ def check_labels(flagged: ExampleSet, reference: ExampleSet, classes: int) -> li
 
 
 def check_accuracy(
-    logits: Tensor, labels: Tensor, class_names: tuple[str, ...], fitted: Tensor | None = None, accepted: bool = False
+    said: Answers, labels: Tensor, class_names: tuple[str, ...], fitted: Tensor | None = None, accepted: bool = False
 ) -> list[ReportWarning]:
     """The network does on the reference what it was trained for; a warning where it does so badly.
 
     Args:
-        logits: `(R, classes)` of the reference; labels: `(R,)`.
+        said: of the reference; labels: `(R,)`.
         fitted: `(F,)` bool: which flagged labels the network gives. One that gives them is fed as it was trained.
         accepted: the user named an accuracy that is enough, and so knows of a weak network.
 
     Raises:
         PremiseBroken: the accuracy is near chance, below `LEVEL`, or much better with the classes in another order.
     """
-    check_class_order(class_names, logits.argmax(1), labels)
-    warnings = check_spare(class_names, logits.argmax(1), logits.shape[1])
-    given_right, classes = predicted(margin(logits, labels)), logits.shape[1]
+    check_class_order(class_names, said.given, labels)
+    warnings = check_spare(class_names, said.given, said.classes)
+    given_right, classes = predicted(said.margins), said.classes
     right, count = int(given_right.sum()), len(labels)
     low, high = wilson(right, count)
     if near_chance(given_right, labels, classes):
@@ -138,8 +138,8 @@ def check_accuracy(
         )
     if low >= 0.5:
         return warnings
-    said = f"reference accuracy is only {right / count:.3f}: check class order and preprocessing"
-    return [*warnings, ReportWarning(code="MEM104", message=said)]
+    shown = f"reference accuracy is only {right / count:.3f}: check class order and preprocessing"
+    return [*warnings, ReportWarning(code="MEM104", message=shown)]
 
 
 def near_chance(right: Tensor, labels: Tensor, classes: int) -> bool:

@@ -22,7 +22,7 @@ from memaudit.audits.atypicality import (
 from memaudit.audits.context import Context, stage
 from memaudit.audits.memorization.power import other_labels
 from memaudit.data import ExampleSet
-from memaudit.engine.answers import margin, predicted
+from memaudit.engine.answers import Answers, margin, predicted
 from memaudit.engine.draws import generator_for
 from memaudit.engine.evaluator import Evaluator
 from memaudit.engine.journal import Journal
@@ -112,7 +112,8 @@ def prepare(
     else:
         fitted = predicted(margin(flagged_seen.logits, flagged.labels))
         accepted = settings.policy.min_reference_accuracy is not None
-        warnings += check_accuracy(reference_seen.logits, reference.labels, names, fitted, accepted)
+        said = Answers.of(reference_seen.logits, reference.labels)
+        warnings += check_accuracy(said, reference.labels, names, fitted, accepted)
     context = Context(
         evaluator=evaluator,
         settings=settings,

@@ -16,7 +16,8 @@ from memaudit.audits.discovery.judge import Judged, judge
 from memaudit.audits.discovery.neighbours import Votes
 from memaudit.data import ExampleSet, finding_id
 from memaudit.data.compact import Compact
-from memaudit.engine.answers import margin, predicted, prediction
+from memaudit.data.wide import Wide, own
+from memaudit.engine.answers import Answers, predicted
 from memaudit.engine.evaluator import Evaluator
 from memaudit.engine.loop import BACKWARD
 from memaudit.findings import DataSource, ReportWarning, ToolInfo
@@ -63,6 +64,7 @@ class Seen:
     """All that a discovery measured.
 
     Attributes:
+        said: by the model as it is.
         answers: by name `(N, classes)` probabilities from layers that never saw the example.
         started: seconds since the epoch.
         views: `(N, classes)` probabilities for changed copies of each image; None: they were not asked.
@@ -72,12 +74,12 @@ class Seen:
     evaluator: Evaluator
     examples: ExampleSet
     class_names: tuple[str, ...]
-    logits: Tensor
+    said: Answers
     copies: Copies
     votes: Votes
-    answers: Mapping[str, Tensor]
+    answers: Mapping[str, Wide]
     started: float
-    views: Tensor | None = None
+    views: Wide | None = None
 
 
 def assemble(
@@ -89,7 +91,7 @@ def assemble(
 ) -> tuple[Ranking, Table]:
     """The document, and the table of all rows in its order."""
     labels = seen.examples.labels
-    judged = judge(seen.logits, labels, seen.answers, seen.votes.shares, seen.views)
+    judged = judge(seen.said, labels, seen.answers, seen.votes.shares, seen.views)
     parts = _parts(seen, judged)
     twins = [pair for pair in seen.copies.pairs() if int(labels[pair[0]]) != int(labels[pair[1]])]
     examples, evaluator = seen.examples, seen.evaluator
@@ -103,8 +105,8 @@ def assemble(
         volatile=volatile(evaluator, seen.started),
         passes=dict(sorted(evaluator.passes.items())),
         effort=tidy(_cost(evaluator.passes) / len(examples)),
-        model=model_info(seen.adapter, provenance, seen.logits.shape[1]),
-        data=_source(examples, seen.logits),
+        model=model_info(seen.adapter, provenance, seen.said.classes),
+        data=_source(examples, seen.said),
         class_names=list(seen.class_names),
         class_order=provenance.class_order,
         parts={name: MEANINGS.get(name, RELEARNED) for name in parts},
@@ -139,7 +141,7 @@ def skeleton(
         Evaluator(adapter),
         examples,
         class_names,
-        torch.zeros(count, classes),
+        Answers.of(torch.zeros(count, classes), examples.labels),
         Copies(torch.full((count, 1), -1), torch.zeros(count, 1)),
         Votes(even, torch.zeros(count, 1, dtype=torch.int64), torch.zeros(count, 1)),
         {"relearned": even},
@@ -151,13 +153,13 @@ def skeleton(
 def _parts(seen: Seen, judged: Judged) -> dict[str, Tensor]:
     """By name `(N,)` in [0, 1]: how little each kind of evidence supports the label."""
 
-    def against(probabilities: Tensor) -> Tensor:
-        return (1 - probabilities.gather(1, seen.examples.labels[:, None]).squeeze(1).double()).clamp(0, 1)
+    def against(probabilities: Wide) -> Tensor:
+        return (1 - own(probabilities, seen.examples.labels).double()).clamp(0, 1)
 
     found = {name: against(said) for name, said in seen.answers.items()}
     if seen.views is not None:
         found[VIEWS] = against(seen.views)
-    return {**found, NEIGHBOURS: against(seen.votes.shares), LOSS: (1 - judged.confidence).clamp(0, 1)}
+    return {**found, NEIGHBOURS: against(seen.votes.shares), LOSS: (1 - seen.said.confidence).clamp(0, 1)}
 
 
 def _ranked(seen: Seen, judged: Judged, parts: Mapping[str, Tensor], rank: int, row: int) -> Ranked:
@@ -172,12 +174,12 @@ def _ranked(seen: Seen, judged: Judged, parts: Mapping[str, Tensor], rank: int, 
         id=finding_id(example.id, example.label),
         example=example,
         standing=judged.standings[row],
-        before=prediction(seen.logits[row], example.label),
+        before=seen.said.prediction(row),
         estimate=tidy(float(judged.estimate[row])),
         p_value=tidy(float(judged.p_value[row])),
         wrong=tidy(float(judged.wrong[row])),
         suggested_label=suggested,
-        support=tidy(float(judged.noise.support[row, suggested])),
+        support=tidy(float(judged.support[row])),
         parts={name: tidy(float(values[row])) for name, values in parts.items()},
         nearest=nearest[:NEAREST],
     )
@@ -198,7 +200,7 @@ def _shares(seen: Seen, judged: Judged, seed: int) -> Shares:
 
     return Shares(
         examples=len(labels),
-        fitted=tidy(float(predicted(margin(seen.logits, labels)).double().mean())),
+        fitted=tidy(float(predicted(seen.said.margins).double().mean())),
         unseen=tidy(float((judged.suggested == labels).double().mean())),
         memorized=rate(float(judged.gap.mean())),
         memorized_low=rate(low),
@@ -222,7 +224,7 @@ def _cut_offs(seen: Seen, judged: Judged) -> list[CutOff]:
     labels, order = seen.examples.labels, judged.order
     truth = seen.examples.truths
     noise = judged.noise
-    odds = {share: noise.replaced(labels, share)[order].cumsum(0) for share in {noise.low, noise.wrong, noise.high}}
+    odds = {share: noise.replaced(share)[order].cumsum(0) for share in {noise.low, noise.wrong, noise.high}}
     called = sum(standing is Standing.MEMORIZED for standing in judged.standings)
     tops = sorted({t for t in (*TOPS, called, round(noise.wrong * len(labels)), len(labels)) if 0 < t <= len(labels)})
     found = []
@@ -314,7 +316,7 @@ class Lines(Compact[tuple[Cell, ...]]):
         """As `Compact.at`."""
         seen, judged, row = self.seen, self.judged, int(self.judged.order[place])
         example, suggested = seen.examples.examples[row], int(judged.suggested[row])
-        said = prediction(seen.logits[row], example.label)
+        said = seen.said.prediction(row)
         return (
             *(example.index, example.id, example.declared_id, example.source, example.label, example.true_label),
             *(said.prediction, int(said.prediction == example.label), judged.standings[row].value),
@@ -322,13 +324,13 @@ class Lines(Compact[tuple[Cell, ...]]):
                 tidy(float(values[row]))
                 for values in (judged.estimate, judged.p_value, judged.unsupported, judged.wrong)
             ),
-            *(suggested, tidy(float(judged.noise.support[row, suggested]))),
+            *(suggested, tidy(float(judged.support[row]))),
             *(tidy(float(values[row])) for values in self.parts.values()),
         )
 
 
-def _source(examples: ExampleSet, logits: Tensor) -> DataSource:
-    right = float(predicted(margin(logits, examples.labels)).double().mean())
+def _source(examples: ExampleSet, said: Answers) -> DataSource:
+    right = float(predicted(said.margins).double().mean())
     return DataSource(source=examples.source, count=len(examples), sha256=examples.sha256, accuracy=tidy(right))
 
 

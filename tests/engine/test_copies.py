@@ -120,7 +120,7 @@ class Endless(Work[int]):
         if 0 in rows:
             raise ModelRejected("zero")
         while True:
-            evaluator.run(1, lambda _: time.sleep(0.001))
+            list(evaluator.run(1, lambda _: time.sleep(0.001)))
         yield 0, 0
 
 

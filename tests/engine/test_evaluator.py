@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from memaudit.data import ExampleSet, Preprocess, from_tensors
 from memaudit.engine.answers import margin
 from memaudit.engine.device import automatic_batch_size, exact_arithmetic, resolve_device
 from memaudit.engine.evaluator import Evaluator
-from memaudit.engine.journal import journalled
+from memaudit.engine.journal import FILE, journalled
 from memaudit.errors import EnvironmentFault, UsageError
 from memaudit.network.units import UnitSpace
 from memaudit.pipeline.premises import check_network
@@ -77,6 +78,23 @@ def test_what_is_short_is_recorded_as_a_whole_alone(trained: Trained, tmp_path: 
             found = evaluator.once("all", compute, short=True)
             assert torch.equal(found[:20], once)
             assert evaluator.passes == {"audit forward": 70}
+
+
+@pytest.mark.parametrize("then", [True, False], ids=["still large", "now small"])
+def test_what_is_large_is_made_again_of_its_batches(trained: Trained, tmp_path: Path, then: bool) -> None:
+    """No line holds all of it; where it is no longer large, it is measured anew and recorded."""
+    found = []
+    for large, recorded in ((True, 0), (then, 4), (then, 4)):
+        evaluator = trained.evaluator(20)
+        with journalled(tmp_path, {"run": "one"}) as evaluator.journal:
+            assert evaluator.journal is not None
+            assert evaluator.journal.recorded == recorded
+            found.append(evaluator.once("all", partial(evaluator.logits, trained.flagged), large=large))
+            evaluator.logits(trained.flagged, range(20))
+        assert evaluator.passes == {"audit forward": 70}
+        assert (b'"end":{"key":"all","value":null}' in (tmp_path / FILE).read_bytes()) == large
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
 
 
 def test_observing_sees_each_example_once_and_in_order() -> None:

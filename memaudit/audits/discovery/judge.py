@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from memaudit.audits.discovery.noise import PART, Noise, fit_noise
-from memaudit.engine.answers import confidence, margin, predicted
+from memaudit.audits.discovery.noise import Noise, fit_noise
+from memaudit.data.wide import Sliced, own, slices
+from memaudit.engine.answers import Answers, predicted
 from memaudit.findings.ranking import Standing
 
 # Least probability of a class, so that one kind of evidence alone never rules it out.
@@ -26,7 +27,7 @@ class Judged:
 
     Attributes:
         noise: the mixture, with `(N, classes)` support of each class by everything but the example.
-        confidence: of the model in the given label.
+        support: of the class that has the most.
         estimate: 1 where the model gives the label, less its support without the example (Feldman and Zhang 2020), in
             [0, 1]. What is learned by heart is given with less confidence, so that does not enter.
         gap: the same, negative where the model does not give the label.
@@ -39,28 +40,27 @@ class Judged:
     """
 
     noise: Noise
-    confidence: Tensor
     estimate: Tensor
     gap: Tensor
     unsupported: Tensor
     p_value: Tensor
     wrong: Tensor
     suggested: Tensor
+    support: Tensor
     standings: tuple[Standing, ...]
     order: Tensor
 
 
-def teachers(shares: Tensor, labels: Tensor) -> Tensor:
+def teachers(shares: Sliced, labels: Tensor) -> Tensor:
     """`(N,)` bool: examples whose labels may teach others: no class has more of their neighbours' votes.
 
     Edited nearest neighbours (Wilson 1972). The first of two passes; the second asks what those learned again.
     """
-    own = shares.gather(1, labels[:, None]).squeeze(1)
-    return own >= shares.max(1).values - 1e-6
+    return own(shares, labels) >= _most(shares)[0] - 1e-6
 
 
 def judge(
-    logits: Tensor, labels: Tensor, answers: Mapping[str, Tensor], shares: Tensor, views: Tensor | None = None
+    said: Answers, labels: Tensor, answers: Mapping[str, Sliced], shares: Sliced, views: Sliced | None = None
 ) -> Judged:
     """The result of all evidence.
 
@@ -68,31 +68,47 @@ def judge(
     how many labels are wrong, and which, rests on the relearned layers alone.
 
     Args:
-        logits: `(N, classes)` of the model as it is.
+        said: by the model as it is.
         answers: by name `(N, classes)` probabilities of each class, from layers that never saw the example.
         shares: `(N, classes)` of the neighbours' votes.
         views: `(N, classes)` probabilities of each class for changed copies; None: they were not asked.
     """
-    noise = fit_noise(joined(list(answers.values())), labels)
-    own = confidence(logits, labels)
-    fitted = predicted(margin(logits, labels))
+    noise = fit_noise(Joined(list(answers.values())), labels)
+    fitted = predicted(said.margins)
     kinds = [noise.support, shares, *([] if views is None else [views])]
     support = agreed(kinds, labels)
     gap = fitted.double() - support
-    wrong = noise.replaced(labels)
-    suggested = noise.support.argmax(1)
+    wrong = noise.replaced()
+    most, suggested = _most(noise.support)
     return Judged(
         noise,
-        own,
         gap.clamp(0, 1),
         gap,
         1 - support,
-        noise.p_values(labels),
+        noise.p_values(),
         wrong,
         suggested,
+        most,
         _standings(fitted, suggested == labels, wrong),
         _order(gap.clamp(0, 1), wrong),
     )
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Logarithms `(N, classes)` of mean probabilities, made when they are asked for."""
+
+    answers: Sequence[Sliced]
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.answers[0].shape
+
+    def __len__(self) -> int:
+        return len(self.answers[0])
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        return joined([one[rows] for one in self.answers])
 
 
 def joined(answers: list[Tensor]) -> Tensor:
@@ -101,7 +117,7 @@ def joined(answers: list[Tensor]) -> Tensor:
     return ((mean + FLOOR) / (1 + FLOOR * mean.shape[1])).log()
 
 
-def agreed(kinds: Sequence[Tensor], labels: Tensor) -> Tensor:
+def agreed(kinds: Sequence[Sliced], labels: Tensor) -> Tensor:
     """`(N,)`: each label's probability by the geometric mean of what each kind of evidence says (a product of experts).
 
     Means took what one kind is merely unsure of for memorized. Compared with networks trained without each example
@@ -113,10 +129,16 @@ def agreed(kinds: Sequence[Tensor], labels: Tensor) -> Tensor:
         labels: `(N,)`.
     """
     found = []
-    for rows in torch.split(torch.arange(len(labels)), PART):
+    for rows in slices(*kinds[0].shape):
         mean = torch.stack([joined([one[rows]]) for one in kinds]).mean(0)
         found.append(mean.double().softmax(1).gather(1, labels[rows, None]).squeeze(1))
     return torch.cat(found)
+
+
+def _most(numbers: Sliced) -> tuple[Tensor, Tensor]:
+    """`(N,)` the largest number of each row, and its column; the first of equal ones."""
+    parts = [numbers[rows].max(1) for rows in slices(*numbers.shape)]
+    return torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts])
 
 
 def _order(estimate: Tensor, wrong: Tensor) -> Tensor:

@@ -14,13 +14,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from memaudit.data.wide import Sliced, own, slices
+
 # Candidate temperatures: answers may be four times as sure, or as unsure, as they should be.
 TEMPERATURES = torch.logspace(-2, 2, 41, base=2.0, dtype=torch.float64)
 # Half the 95 % quantile of chi-squared with one degree of freedom: where a profile likelihood ends an interval.
 DROP = 1.920729
 STEPS = 40
-# Examples that are computed with at a time.
-PART = 8192
+# Examples that are computed with at a time, and temperatures that are tried in one reading of a table.
+PART, TOGETHER = 8192, 5
 # From more examples than the first number, each label's probability is held at the temperature that fits best and at so
 # many on either side of it: they say it to a percent or two, and its neighbours are seven apart.
 HELD, BESIDE = 20_000, 2
@@ -29,36 +31,60 @@ CALIBRATION = 2_000_000
 
 
 @dataclass(frozen=True)
+class Softened:
+    """Probabilities `(N, classes)`, float32, at a temperature; made when they are asked for.
+
+    Attributes:
+        answers: their logarithms, up to a constant a row.
+    """
+
+    answers: Sliced
+    temperature: float
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.answers.shape
+
+    def __len__(self) -> int:
+        return len(self.answers)
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        return (self.answers[rows].double() / self.temperature).softmax(1).float()
+
+
+@dataclass(frozen=True)
 class Noise:
     """The fitted mixture.
 
     Attributes:
-        support: `(N, classes)` calibrated probability of each label, float32.
+        support: `(N, classes)` calibrated probability of each label.
+        own: `(N,)` of the given ones, float64.
         wrong: share of labels that were replaced, with its 95 % profile likelihood interval.
     """
 
-    support: Tensor
+    support: Sliced
+    own: Tensor
     wrong: float
     low: float
     high: float
 
-    def replaced(self, labels: Tensor, share: float | None = None) -> Tensor:
+    def replaced(self, share: float | None = None) -> Tensor:
         """`(N,)`: the probability that each label was replaced, with `share` of all in place of the fitted one."""
-        own = self.support.gather(1, labels[:, None]).squeeze(1).double()
-        return _posterior(own, self.wrong if share is None else share, self.support.shape[1])
+        return _posterior(self.own, self.wrong if share is None else share, self.support.shape[1])
 
-    def p_values(self, labels: Tensor) -> Tensor:
+    def p_values(self) -> Tensor:
         """`(N,)` in (0, 1]: the chance that a clean label has as little support as the given one."""
         count, classes = self.support.shape
-        rows = self.support[:: -(-count * classes // CALIBRATION)].double()
+        step = -(-count * classes // CALIBRATION)
+        some = [self.support[part][-part.start % step :: step].double() for part in slices(count, classes)]
+        rows = torch.cat(some)  # copies: views would hold all of their parts
         values = rows.flatten().sort().values
         weight = torch.cat([torch.zeros(1, dtype=torch.float64), values.cumsum(0)])
-        own = self.support.gather(1, labels[:, None]).squeeze(1).double()
-        below = weight[torch.searchsorted(values, own * (1 + 1e-6), right=True)]
+        below = weight[torch.searchsorted(values, self.own * (1 + 1e-6), right=True)]
         return ((1 + below) / (1 + len(rows))).clamp(max=1)
 
 
-def fit_noise(answers: Tensor, labels: Tensor) -> Noise:
+def fit_noise(answers: Sliced, labels: Tensor) -> Noise:
     """The mixture that fits `labels` `(N,)` best.
 
     Args:
@@ -66,43 +92,41 @@ def fit_noise(answers: Tensor, labels: Tensor) -> Noise:
     """
     classes = answers.shape[1]
     candidates = _candidates(answers, labels)
-    own = torch.empty(len(candidates), len(labels), dtype=torch.float64)  # a list of them and a stack took it twice
-    for number, temperature in enumerate(candidates.tolist()):
-        own[number] = _own(answers, labels, temperature)
+    given = _own(answers, labels, candidates)
 
     def best(share: float) -> float:
-        return float(_likelihood(own, torch.tensor(share), classes).max())
+        return float(_likelihood(given, torch.tensor(share), classes).max())
 
-    shares = _shares(own, classes)
-    scores = _likelihood(own, shares, classes)
+    shares = _shares(given, classes)
+    scores = _likelihood(given, shares, classes)
     chosen = int(scores.argmax())
     wrong, floor = float(shares[chosen]), float(scores[chosen]) - DROP
     low = _edge(best, floor, wrong, 0.0)
     high = _edge(best, floor, wrong, 1 - 1e-9)
-    return Noise(_softened(answers, float(candidates[chosen])), wrong, low, high)
+    support = Softened(answers, float(candidates[chosen]))
+    return Noise(support, own(support, labels).double(), wrong, low, high)
 
 
-def _candidates(answers: Tensor, labels: Tensor) -> Tensor:
-    """The temperatures that can fit best: all, or of many examples those about the best one, each tried by itself."""
+def _candidates(answers: Sliced, labels: Tensor) -> Tensor:
+    """The temperatures that can fit best: all, or of many examples those about the best one."""
     if len(labels) <= HELD:
         return TEMPERATURES
     classes, fits = answers.shape[1], []
-    for temperature in TEMPERATURES.tolist():
-        own = _own(answers, labels, temperature)[None]
-        fits.append(float(_likelihood(own, _shares(own, classes), classes)))
+    for some in torch.split(TEMPERATURES, TOGETHER):
+        for given in torch.split(_own(answers, labels, some), 1):
+            fits.append(float(_likelihood(given, _shares(given, classes), classes)))
     best = max(range(len(fits)), key=fits.__getitem__)
     return TEMPERATURES[max(0, best - BESIDE) : best + BESIDE + 1]
 
 
-def _softened(answers: Tensor, temperature: float) -> Tensor:
-    """`(N, classes)` float32: the probabilities at a temperature, in parts."""
-    return torch.cat([(part.double() / temperature).softmax(1).float() for part in torch.split(answers, PART)])
-
-
-def _own(answers: Tensor, labels: Tensor, temperature: float) -> Tensor:
-    """`(N,)` probability of each label at a temperature, in parts."""
-    parts = zip(torch.split(answers, PART), torch.split(labels, PART), strict=True)
-    return torch.cat([(a.double() / temperature).softmax(1).gather(1, y[:, None]).squeeze(1) for a, y in parts])
+def _own(answers: Sliced, labels: Tensor, temperatures: Tensor) -> Tensor:
+    """`(temperatures, N)` probability of each label at each temperature, float64, in one reading of the answers."""
+    found = torch.empty(len(temperatures), len(labels), dtype=torch.float64)
+    for rows in slices(*answers.shape):
+        wide = answers[rows].double()
+        for number, temperature in enumerate(temperatures.tolist()):
+            found[number, rows] = (wide / temperature).softmax(1).gather(1, labels[rows, None]).squeeze(1)
+    return found
 
 
 def _posterior(own: Tensor, share: Tensor | float, classes: int) -> Tensor:

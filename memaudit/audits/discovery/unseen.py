@@ -18,6 +18,7 @@ from torch import Tensor
 
 from memaudit.audits.memorization.relearned import ASKED, epochs_for, relearned
 from memaudit.data.examples import ExampleSet
+from memaudit.data.wide import Wide, slices, wide
 from memaudit.engine.draws import generator_for
 from memaudit.engine.engines import Work
 from memaudit.engine.evaluator import Evaluator, Panel
@@ -25,7 +26,7 @@ from memaudit.network.layer_groups import LayerGroup
 
 
 @dataclass(frozen=True)
-class Unseen(Work[Tensor]):
+class Unseen(Work[Wide]):
     """Class probabilities `(rows of the fold, classes)` of each fold, from layers that were taught without it.
 
     Its numbers are `len(folds) * group + fold`.
@@ -48,7 +49,7 @@ class Unseen(Work[Tensor]):
     mirror: bool = False
     alone: ClassVar[bool] = True
 
-    def __call__(self, evaluator: Evaluator, rows: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+    def __call__(self, evaluator: Evaluator, rows: Sequence[int]) -> Iterator[tuple[int, Wide]]:
         """As `Work`."""
         for place in rows:
             if time.time() > self.deadline:
@@ -67,16 +68,22 @@ class Unseen(Work[Tensor]):
             )
             yield place, found
 
+    def plain(self, found: Wide) -> Tensor:
+        """As `Work.plain`."""
+        return found[:]
 
-def unseen(evaluator: Evaluator, work: Unseen) -> list[Tensor]:
+
+def unseen(evaluator: Evaluator, work: Unseen) -> list[Wide]:
     """Class probabilities `(N, classes)` of all examples, one for each group of layers; fewer where time ran out."""
-    said: dict[int, Tensor] = {}
+    said: dict[int, Wide] = {}
     missing = [len(work.folds)] * len(work.groups)
     for place, found in evaluator.engine.each(evaluator, work, range(len(work.groups) * len(work.folds))):
         number, fold = divmod(place, len(work.folds))
         if number not in said:
-            said[number] = torch.zeros(len(work.examples), found.shape[1])
-        said[number][list(work.folds[fold])] = found
+            said[number] = wide(len(work.examples), found.shape[1])
+        own = torch.tensor(work.folds[fold])
+        for rows in slices(*found.shape):
+            said[number][own[rows]] = found[rows]
         missing[number] -= 1
     whole = list(takewhile(lambda number: not missing[number], range(len(work.groups))))
     return [said[number] for number in whole]

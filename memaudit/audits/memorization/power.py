@@ -23,6 +23,7 @@ from memaudit.audits.memorization.relearned import Member, relearned
 from memaudit.audits.memorization.views import VIEWS, View, asked
 from memaudit.audits.retrain import BATCH
 from memaudit.data.examples import ExampleSet
+from memaudit.data.wide import Sliced, own
 from memaudit.engine.draws import generator_for
 from memaudit.engine.engines import Work
 from memaudit.engine.evaluator import Evaluator, Panel
@@ -114,7 +115,7 @@ class Planting(Work[dict[str, Tensor]]):
             said = torch.stack([asked(evaluator, panel, view) for view in self.views]).mean(0)
             found["views"] = against(said, self.labels)
         if self.member is not None:
-            (said,) = relearned(
+            (again,) = relearned(
                 evaluator,
                 self.member.span(self.groups),
                 Panel(self.reference, self.taught),
@@ -123,7 +124,7 @@ class Planting(Work[dict[str, Tensor]]):
                 share=self.member.share,
                 mirror=self.mirror,
             )
-            found["relearned"] = against(said, self.labels)
+            found["relearned"] = against(again, self.labels)
         return found
 
 
@@ -139,9 +140,9 @@ def planting(reference: int, rows: int, learned: float) -> float:
     return USUAL_EPOCHS * count * (1 + BESIDE) * (1 + BACKWARD) + len(VIEWS) * count + reference + learned / 2
 
 
-def against(said: Tensor, labels: Tensor) -> Tensor:
+def against(said: Sliced, labels: Tensor) -> Tensor:
     """1 - the probability of `labels` `(n,)`, by `said` `(n, classes)`."""
-    return 1 - said.gather(1, labels[:, None]).squeeze(1)
+    return 1 - own(said, labels)
 
 
 def other_labels(labels: Tensor, classes: int, generator: torch.Generator, paired: bool = False) -> Tensor:

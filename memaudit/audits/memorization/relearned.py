@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from memaudit.adapters.base import Adapter
-from memaudit.audits.memorization.views import as_is, asked, flipped
+from memaudit.audits.memorization.views import as_is, each_asked, flipped
 from memaudit.audits.retrain import BATCH, own_norms
+from memaudit.data.wide import OnDisk, Wide, add, divide, wide
 from memaudit.engine.evaluator import Evaluator, Panel
 from memaudit.engine.train import Descent, changes_of
 from memaudit.network.layer_groups import LayerGroup, spans
@@ -104,7 +105,7 @@ def relearned(
     share: float = 1.0,
     mirror: bool = False,
     epochs: int | None = None,
-) -> list[Tensor]:
+) -> list[Wide]:
     """What the network says of `judged` while `group` is learned again from `training`, averaged over epochs.
 
     Args:
@@ -121,9 +122,10 @@ def relearned(
     count = epochs_for(len(training)) if epochs is None else epochs
     first = max(0, count - ASKED)
 
-    def measure() -> list[Tensor]:
+    total = [wide(len(panel), evaluator.adapter.num_classes) for panel in judged]
+
+    def measure() -> list[Wide]:
         values = put_back(module, group, generator, start or {}, share)
-        total: list[Tensor] = []
         with (
             unchanged(module, f"relearning {group.layer}"),
             holding(module, values),
@@ -138,12 +140,15 @@ def relearned(
                     evaluator.each(training.examples, rows, step, batch=BATCH, backward=1, changing=changing)
                 if epoch >= first:
                     view = flipped if mirror and epoch % 2 else as_is
-                    said = [asked(evaluator, panel, view) for panel in judged]
-                    total = [a + b for a, b in zip(total, said, strict=True)] if total else said
-        return [one / (count - first) for one in total]
+                    for panel, sums in zip(judged, total, strict=True):
+                        for places, said in each_asked(evaluator, panel, view):
+                            add(sums, places, said)
+        for sums in total:
+            divide(sums, count - first)
+        return total
 
     name = f"relearn {group.layer} {generator.initial_seed()}"
-    return list(evaluator.once(name, measure))
+    return evaluator.once(name, measure, large=any(isinstance(sums, OnDisk) for sums in total))
 
 
 def _shuffled(rows: Sequence[int], generator: torch.Generator) -> list[int]:

@@ -7,7 +7,7 @@ same. Nothing is trained, so it is cheap beside relearning, and finds other labe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from memaudit.adapters.base import Adapter
-from memaudit.engine.evaluator import Evaluator, Panel
+from memaudit.data.wide import NUMBERS, Wide, add, divide, wide
+from memaudit.engine.evaluator import Evaluator, Panel, placed
 
 # A view is used where this share of the clean labels that the network predicts stays predicted: digits are not
 # mirrored. Training images that were never mirrored keep 0.75 of them on CIFAR-10.
@@ -84,7 +85,9 @@ class Asked:
 
 def asked(evaluator: Evaluator, panel: Panel, view: Callable[[Tensor], Tensor] = as_is) -> Tensor:
     """Softmax probabilities `(len(panel), classes)`, float32, of a panel's inputs or of one view of them."""
-    return torch.cat(evaluator.each(panel.examples, panel.rows, Asked(view))) if len(panel) else torch.zeros(0, 1)
+    if not len(panel):
+        return torch.zeros(0, 1)
+    return placed(evaluator.parts(panel.examples, panel.rows, Asked(view)), len(panel))
 
 
 def mirrored(evaluator: Evaluator, panel: Panel) -> bool:
@@ -96,9 +99,17 @@ def mirrored(evaluator: Evaluator, panel: Panel) -> bool:
     return float(same.float().mean()) >= KEPT
 
 
-def seen(
-    evaluator: Evaluator, panels: Sequence[Panel], labels: Tensor, known: Tensor
-) -> tuple[list[View], list[Tensor]]:
+def each_asked(
+    evaluator: Evaluator, panel: Panel, view: Callable[[Tensor], Tensor] = as_is
+) -> Iterator[tuple[slice, Tensor]]:
+    """As `asked`, in parts: the places in the panel, and what is said of them."""
+    step = evaluator.batch_size * max(1, NUMBERS // (evaluator.batch_size * evaluator.adapter.num_classes))
+    for start in range(0, len(panel), step):
+        rows = slice(start, min(start + step, len(panel)))
+        yield rows, asked(evaluator, Panel(panel.examples, panel.rows[rows]), view)
+
+
+def seen(evaluator: Evaluator, panels: Sequence[Panel], labels: Tensor, known: Tensor) -> tuple[list[View], list[Wide]]:
     """Per panel `(len(panel), classes)`: the mean probabilities over the views under which clean labels hold.
 
     Args:
@@ -111,17 +122,22 @@ def seen(
         return [], []
     # The clean labels that decide whether a view is asked come first; the others are asked of no view in vain.
     order = known.int().argsort(descending=True, stable=True)
-    tried = order[: min(TRIED, int(known.sum()))]
-    total: list[Tensor] = []
+    tried, rest = order.tensor_split([min(TRIED, int(known.sum()))])
+    total: list[Wide] = []
     used: list[View] = []
     for view in VIEWS:
         first = asked(evaluator, panels[-1].at(tried), view)
-        if float((first.argmax(1) == labels[tried]).float().mean()) < KEPT:
+        if not float((first.argmax(1) == labels[tried]).float().mean()) >= KEPT:
             evaluator.advance(sum(map(len, panels)) - len(tried))
             continue
-        rest = asked(evaluator, panels[-1].at(order[len(tried) :]), view)
-        clean = torch.cat([first, rest.reshape(-1, first.shape[1])])[order.argsort()]
-        said = [*(asked(evaluator, panel, view) for panel in panels[:-1]), clean]
         used.append(view)
-        total = [a + b for a, b in zip(total, said, strict=True)] if total else said
-    return used, [one / len(used) for one in total]
+        total = total or [wide(len(panel), first.shape[1]) for panel in panels]
+        add(total[-1], tried, first)
+        for rows, said in each_asked(evaluator, panels[-1].at(rest), view):
+            add(total[-1], rest[rows], said)
+        for panel, sums in zip(panels[:-1], total, strict=False):
+            for rows, said in each_asked(evaluator, panel, view):
+                add(sums, rows, said)
+    for sums in total:
+        divide(sums, len(used))
+    return used, total
