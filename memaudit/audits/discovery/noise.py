@@ -77,11 +77,14 @@ class Noise:
         count, classes = self.support.shape
         step = -(-count * classes // CALIBRATION)
         some = [self.support[part][-part.start % step :: step].double() for part in slices(count, classes)]
-        rows = torch.cat(some)  # copies: views would hold all of their parts
-        values = rows.flatten().sort().values
-        weight = torch.cat([torch.zeros(1, dtype=torch.float64), values.cumsum(0)])
+        values = torch.cat(some).flatten()  # copies: views would hold all of their parts
+        asked = sum(map(len, some))
+        del some
+        values.numpy().sort()  # in place, and without the order, which nobody asks for
+        weight = torch.zeros(len(values) + 1, dtype=torch.float64)
+        torch.cumsum(values, 0, out=weight[1:])
         below = weight[torch.searchsorted(values, self.own * (1 + 1e-6), right=True)]
-        return ((1 + below) / (1 + len(rows))).clamp(max=1)
+        return ((1 + below) / (1 + asked)).clamp(max=1)
 
 
 def fit_noise(answers: Sliced, labels: Tensor) -> Noise:
