@@ -34,6 +34,7 @@ from tests.benchmarks.table import publish
 
 LEVEL = 0.05
 FOLDS = 4
+SERIES = 9
 Scores = dict[str, np.ndarray]
 CIFAR = Preprocess(input_size=(3, 32, 32), mean=MEAN, std=STD)
 
@@ -213,10 +214,14 @@ def penultimate(case: Case, rows: np.ndarray, k: int = 10) -> np.ndarray:
     return 1 - (near == case.labels[:, None]).double().mean(1).numpy()
 
 
+def spread(case: Case, count: int) -> list[dict[str, Tensor]]:
+    """Weights of `count` epochs, evenly spread, the last included."""
+    return [case.series[round((i + 1) * len(case.series) / count) - 1] for i in range(count)]
+
+
 def along(case: Case, count: int) -> Scores:
-    """AUM, CSL and mean probability over `count` epochs, evenly spread, the last included."""
-    chosen = [case.series[round((i + 1) * len(case.series) / count) - 1] for i in range(count)]
-    said = torch.stack([answers(case.network(w), case.inputs[case.asked]) for w in chosen])
+    """AUM, CSL and mean probability over `count` epochs."""
+    said = torch.stack([answers(case.network(w), case.inputs[case.asked]) for w in spread(case, count)])
     index = case.labels.expand(count, -1)[..., None]
     own, other = said.gather(2, index).squeeze(2), said.scatter(2, index, -torch.inf).amax(2)
     logs = said.log_softmax(2).gather(2, index).squeeze(2)
@@ -322,17 +327,24 @@ def main() -> None:
     args = parser.parse_args()
     case = CASES[args.case](args.data, args.work)
     changed, lines, verdicts, notes = case.changed, [], [], [""]
-    for name, rows in case.references.items():
+    audits: list[tuple[str, np.ndarray, dict[str, Any]]] = [(name, rows, {}) for name, rows in case.references.items()]
+    if len(case.series) >= SERIES:
+        audits += [
+            (f"{name}, a series of {SERIES}", rows, {"checkpoints": spread(case, SERIES)[:-1]})
+            for name, rows, _ in audits
+        ]
+    for name, rows, options in audits:
         start = time.process_time()
-        report = scanned(case, rows)
+        report = scanned(case, rows, **options)
         spent = time.process_time() - start
         verdicts.append(verdict(name, report, changed))
         for part, score in estimates(report).items():
             lines.append(row(f"{part}; {name}", score, changed, spent if part == "estimate" else None))
-        lines.append(row(f"k-NN, penultimate layer; {name}", penultimate(case, rows), changed))
+        if not options:
+            lines.append(row(f"k-NN, penultimate layer; {name}", penultimate(case, rows), changed))
         print(verdicts[-1], *lines[-6:], sep="\n", flush=True)
     lines += [row(name, score, changed) for name, score in simple(case).items()]
-    for count in (1, 2, 3, 5, 9, 16) if len(case.series) >= 9 else ():
+    for count in (1, 2, 3, 5, 9, 16) if len(case.series) >= SERIES else ():
         if count <= len(case.series):
             lines += [row(f"{name}, {count} checkpoints", score, changed) for name, score in along(case, count).items()]
     if args.without:
