@@ -329,10 +329,8 @@ def main() -> None:
     changed, lines, verdicts, notes = case.changed, [], [], [""]
     audits: list[tuple[str, np.ndarray, dict[str, Any]]] = [(name, rows, {}) for name, rows in case.references.items()]
     if len(case.series) >= SERIES:
-        audits += [
-            (f"{name}, a series of {SERIES}", rows, {"checkpoints": spread(case, SERIES)[:-1]})
-            for name, rows, _ in audits
-        ]
+        earlier = {"checkpoints": spread(case, SERIES)[:-1]}
+        audits += [(f"{name}, a series of {SERIES}", rows, earlier) for name, rows, _ in audits]
     for name, rows, options in audits:
         start = time.process_time()
         report = scanned(case, rows, **options)
