@@ -22,6 +22,7 @@ TWINS: dict[str, str] = {
     "memaudit.engine.journal:Journal": (
         "tests/pipeline/test_identity.py::test_killed_at_any_step_the_same_command_ends_with_the_same_report"
     ),
+    "memaudit.engine.train:AdamW": "tests/engine/test_train.py::test_steps_are_those_of_pytorchs_class",
     "memaudit.engine.batchnorm:reestimated": (
         "tests/erase/test_curvature.py::test_statistics_are_those_of_plain_means_over_batches"
     ),

@@ -21,7 +21,7 @@ from memaudit.engine.draws import generator_for
 from memaudit.engine.engines import Work
 from memaudit.engine.evaluator import Evaluator, Panel
 from memaudit.engine.journal import Changing
-from memaudit.engine.train import Descent, changes_of
+from memaudit.engine.train import AdamW, Descent, changes_of
 from memaudit.errors import BugError
 from memaudit.findings import Retrain as Retrained
 from memaudit.findings import RetrainEpoch
@@ -96,7 +96,7 @@ def retrain(
         values = {n: start.tensors.get(n, tensors[n]).detach().clone() for n in group.names}
         history: list[tuple[int, float, float, float | None]] = []
         with holding(module, values), needing_gradients(module, group.names) as parameters:
-            optimizer = torch.optim.AdamW(parameters.values(), lr=rate, weight_decay=0.0)
+            optimizer = AdamW(parameters.values(), rate)
             changing = changes_of(values, optimizer)
             for epoch in range(epochs + 1):
                 if epoch:
@@ -166,7 +166,7 @@ def _train(
     evaluator: Evaluator,
     group: LayerGroup,
     reference: Panel,
-    optimizer: torch.optim.Optimizer,
+    optimizer: AdamW,
     generator: torch.Generator,
     changing: Changing,
 ) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from memaudit.adapters.base import Adapter
 from memaudit.engine.batchnorm import norms, of_the_batch
 from memaudit.engine.evaluator import Evaluator, Panel
-from memaudit.engine.train import Descent
+from memaudit.engine.train import AdamW, Descent
 from memaudit.network.scoped import holding, needing_gradients
 
 # AdamW without decay; the rate rises over the first tenth of the steps, then stays.
@@ -26,20 +26,21 @@ WARM = 0.1
 BATCH = 64
 
 
-@dataclass(frozen=True)
+@dataclass
 class AveragedDescent:
-    """A pass: one step at the scheduled rate; `mean` averages the trained tensors from step `start` on."""
+    """A pass: one step at the rate of its place among `steps`; `mean` averages `trained` over the second half."""
 
-    descend: Descent
-    schedule: torch.optim.lr_scheduler.LambdaLR
+    optimizer: AdamW
+    steps: int
     trained: Mapping[str, Tensor]
     mean: Mapping[str, Tensor]
-    start: int
+    taken: int = 0
 
     def __call__(self, network: Adapter, inputs: Tensor, labels: Tensor) -> None:
-        self.descend(network, inputs, labels)
-        self.schedule.step()
-        if (within := self.schedule.last_epoch - self.start) > 0:
+        self.taken += 1
+        self.optimizer.rate = RATE * min(1.0, self.taken / (WARM * self.steps))
+        Descent(self.optimizer)(network, inputs, labels)
+        if (within := self.taken - self.steps // 2) > 0:
             for name, value in self.trained.items():
                 self.mean[name].lerp_(value, 1 / within)
 
@@ -69,9 +70,7 @@ def finetuned(
     batchwise = of_the_batch(m for p, m in norms(module).items() if p in paths)
     mean = {n: torch.zeros_like(t) for n, t in trained.items()}
     with holding(module, {**edit, **trained}), needing_gradients(module, names) as parameters, batchwise:
-        optimizer = torch.optim.AdamW(parameters.values(), lr=RATE, weight_decay=0.0)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (WARM * steps)))
-        step = AveragedDescent(Descent(optimizer), schedule, trained, mean, steps // 2)
+        step = AveragedDescent(AdamW(parameters.values(), RATE), steps, trained, mean)
         evaluator.each(clean.examples, _rows(clean, steps, generator), step, batch=BATCH, backward=1)
     return mean
 

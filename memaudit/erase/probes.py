@@ -14,7 +14,7 @@ from memaudit.data import ExampleSet
 from memaudit.engine.answers import margin, predicted
 from memaudit.engine.draws import generator_for
 from memaudit.engine.evaluator import Evaluator, Panel
-from memaudit.engine.train import Descent
+from memaudit.engine.train import AdamW, Descent
 from memaudit.erase.request import Sets
 from memaudit.findings import NoisePoint, RandomEdit, RelearnPoint
 from memaudit.network.scoped import holding, needing_gradients
@@ -122,7 +122,7 @@ def _relearn(evaluator: Evaluator, shown: Panel, rest: Panel, seed: int) -> list
     generator = generator_for(seed, "relearn", "order")
     found = []
     with _restored(module), needing_gradients(module) as parameters:
-        step = Descent(torch.optim.AdamW(parameters.values(), lr=RATE, weight_decay=0.0))
+        step = Descent(AdamW(parameters.values(), RATE))
         for number in range(STEPS[-1] + 1):
             if number in STEPS:
                 found.append(float(evaluator.predicted(rest).float().mean()))

@@ -496,7 +496,10 @@ def test_an_interrupted_scan_keeps_what_it_measured_and_goes_on(
     cli: Command, work: Path, finished: Path, number: int, code: int
 ) -> None:
     network = (work / "network.py").read_text()
-    sleep = "        __import__('time').sleep(float(__import__('os').environ.get('SLEEP', '0')))\n"
+    sleep = (
+        "        if not self.head.weight.requires_grad:  # as while wrong labels are planted\n"
+        "            __import__('time').sleep(float(__import__('os').environ.get('SLEEP', '0')))\n"
+    )
     head = "def forward(self, x: Tensor) -> Tensor:\n"
     (work / "network.py").write_text(network.replace(head, head + sleep))
     before = tree(work)

@@ -28,7 +28,7 @@ from memaudit.engine.draws import generator_for
 from memaudit.engine.engines import Work
 from memaudit.engine.evaluator import Evaluator, Panel
 from memaudit.engine.loop import BACKWARD
-from memaudit.engine.train import Descent, changes_of
+from memaudit.engine.train import AdamW, Descent, changes_of
 from memaudit.network.layer_groups import LayerGroup, spans, tensors_of
 from memaudit.network.scoped import holding, needing_gradients, unchanged
 from memaudit.network.units import UnitSpace
@@ -92,7 +92,7 @@ class Planting(Work[dict[str, Tensor]]):
         generator = generator_for(self.seed, "planting", "order")
         everybody = torch.tensor([*self.rows, *self.beside])
         with needing_gradients(evaluator.adapter.module, whole.names) as parameters:
-            optimizer = torch.optim.AdamW(parameters.values(), lr=RATE, weight_decay=0.0)
+            optimizer = AdamW(parameters.values(), RATE)
             step, changing = Descent(optimizer), changes_of(values, optimizer)
             for _ in range(MOST_EPOCHS):
                 order = everybody[torch.randperm(len(everybody), generator=generator)].tolist()
@@ -100,8 +100,7 @@ class Planting(Work[dict[str, Tensor]]):
                 said = asked(evaluator, panel)
                 if float((said.argmax(1) == self.labels).float().mean()) >= LEARNED:
                     return
-                for part in optimizer.param_groups:
-                    part["lr"] = min(MOST_RATE, part["lr"] * GROWTH)
+                optimizer.rate = min(MOST_RATE, optimizer.rate * GROWTH)
 
     def _parts(self, evaluator: Evaluator, panel: Panel) -> dict[str, Tensor]:
         """By part `(K,)`; the examples themselves are no neighbours and teach nothing."""

@@ -18,7 +18,7 @@ from memaudit.audits.memorization.views import as_is, each_asked, flipped
 from memaudit.audits.retrain import BATCH, own_norms
 from memaudit.data.wide import OnDisk, Wide, add, divide, wide
 from memaudit.engine.evaluator import Evaluator, Panel
-from memaudit.engine.train import Descent, changes_of
+from memaudit.engine.train import AdamW, Descent, changes_of
 from memaudit.network.layer_groups import LayerGroup, spans
 from memaudit.network.scoped import attributes, holding, needing_gradients, unchanged
 from memaudit.network.states import put_back
@@ -131,7 +131,7 @@ def relearned(
             holding(module, values),
             needing_gradients(module, group.names) as parameters,
         ):
-            optimizer = torch.optim.AdamW(parameters.values(), lr=RATE, weight_decay=0.0)
+            optimizer = AdamW(parameters.values(), RATE)
             changing = changes_of(values, optimizer)
             step = Views(Descent(optimizer), mirror)
             for epoch in range(count):
