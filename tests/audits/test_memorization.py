@@ -16,10 +16,10 @@ from memaudit.audits.memorization import power
 from memaudit.audits.memorization.along_training import late
 from memaudit.audits.memorization.joint import discrimination, join, weights_of
 from memaudit.audits.memorization.parts import Calibration, Part, conformal, rests
-from memaudit.audits.memorization.power import Planting, against
+from memaudit.audits.memorization.power import Planting
 from memaudit.audits.memorization.relearned import ASKED, MEMBERS, RATE, moved, relearned
 from memaudit.audits.memorization.verdict import FALSE_DISCOVERIES, adjusted, call, false_rate, tail
-from memaudit.audits.memorization.views import VIEWS, asked
+from memaudit.audits.memorization.views import VIEWS, against, asked
 from memaudit.audits.retrain import BATCH
 from memaudit.data import Preprocess, from_tensors
 from memaudit.engine.answers import margin, predicted

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from memaudit.audits.base import ForExample, ForReport, Piece, Workload
 from memaudit.audits.context import Context
-from memaudit.audits.memorization.estimating import FOLDS, Weighed, weigh
+from memaudit.audits.memorization.crossfitted import FOLDS
+from memaudit.audits.memorization.estimating import Weighed, weigh
 from memaudit.audits.memorization.power import planting
 from memaudit.audits.memorization.relearned import ASKED, epochs_for
 from memaudit.audits.memorization.verdict import LEVEL, Calls, call

@@ -19,11 +19,13 @@ import torch
 from torch import Tensor
 
 from memaudit.audits.atypicality import atypicality, observe
-from memaudit.audits.memorization.relearned import Member, relearned
-from memaudit.audits.memorization.views import VIEWS, View, asked
+from memaudit.audits.context import Context
+from memaudit.audits.memorization.clean import Clean
+from memaudit.audits.memorization.crossfitted import FOLDS, folds_of
+from memaudit.audits.memorization.relearned import MEMBERS, Member, relearned
+from memaudit.audits.memorization.views import VIEWS, View, against, asked
 from memaudit.audits.retrain import BATCH
 from memaudit.data.examples import ExampleSet
-from memaudit.data.wide import Sliced, own
 from memaudit.engine.draws import generator_for
 from memaudit.engine.engines import Work
 from memaudit.engine.evaluator import Evaluator, Panel
@@ -127,6 +129,39 @@ class Planting(Work[dict[str, Tensor]]):
         return found
 
 
+def planted(context: Context, clean: Clean, views: Sequence[View], mirror: bool) -> dict[str, Tensor]:
+    """By part, what it says of planted labels; relearned once, where the profile relearns at all.
+
+    Empty where there are too few clean examples to plant any.
+    """
+    known = clean.known.nonzero().flatten()
+    known = known[torch.randperm(len(known), generator=generator_for(context.seed, "planting", ""))]
+    count = min(PLANTED, len(known) // (1 + BESIDE))
+    if not count:
+        return {}
+    chosen = known[:count]
+    rest = torch.ones(len(clean.rows), dtype=torch.bool)
+    rest[chosen] = False
+    taught = clean.rows[rest & (folds_of(len(clean.rows), context.seed, "0") == 0)]
+    work = Planting(
+        reference=context.reference,
+        space=context.space,
+        groups=context.all_groups,
+        rows=clean.rows[chosen].tolist(),
+        labels=clean.others[chosen],
+        beside=clean.rows[known[count : count * (1 + BESIDE)]].tolist(),
+        views=views,
+        member=MEMBERS[0] if context.profile.relearnings and len(clean.rows) >= FOLDS * 2 else None,
+        taught=taught.tolist(),
+        mirror=mirror,
+        seed=context.seed,
+    )
+    with context.stage("planting", 1, own_steps=True):
+        ((_, found),) = context.evaluator.engine.each(context.evaluator, work, range(1))
+        context.progress.advance()
+    return found
+
+
 def planting(reference: int, rows: int, learned: float) -> float:
     """About how many forward passes it takes.
 
@@ -137,11 +172,6 @@ def planting(reference: int, rows: int, learned: float) -> float:
     """
     count = min(PLANTED, rows // (1 + BESIDE))
     return USUAL_EPOCHS * count * (1 + BESIDE) * (1 + BACKWARD) + len(VIEWS) * count + reference + learned / 2
-
-
-def against(said: Sliced, labels: Tensor) -> Tensor:
-    """1 - the probability of `labels` `(n,)`, by `said` `(n, classes)`."""
-    return 1 - own(said, labels)
 
 
 def other_labels(labels: Tensor, classes: int, generator: torch.Generator, paired: bool = False) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from memaudit.adapters.base import Adapter
-from memaudit.data.wide import NUMBERS, Wide, add, divide, wide
+from memaudit.data.wide import NUMBERS, Sliced, Wide, add, divide, own, wide
 from memaudit.engine.evaluator import Evaluator, Panel, placed
 
 # A view is used where this share of the clean labels that the network predicts stays predicted: digits are not
@@ -141,3 +141,8 @@ def seen(evaluator: Evaluator, panels: Sequence[Panel], labels: Tensor, known: T
     for sums in total:
         divide(sums, len(used))
     return used, total
+
+
+def against(said: Sliced, labels: Tensor) -> Tensor:
+    """1 - the probability of `labels` `(n,)`, by `said` `(n, classes)`."""
+    return 1 - own(said, labels)
