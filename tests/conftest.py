@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,10 @@ from memaudit.engine.evaluator import Evaluator
 from memaudit.network.units import UnitSpace, select
 from tests.networks import DigitsNet
 from tests.quick import forked
+
+# Containers often say that no bytecode is written: each command that a test starts would compile memaudit anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 DIGIT = Preprocess((1, 8, 8))
 MOST_EPOCHS = power.MOST_EPOCHS
