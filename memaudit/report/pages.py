@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Iterator
+from functools import cache
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from memaudit.numbers import MISSING, count, interval, percent, points
 from memaudit.report import glossary
@@ -14,7 +15,7 @@ from memaudit.report.words import MAX_COMMAND, MAX_MESSAGE, checkpoint
 from memaudit.text import clean
 
 if TYPE_CHECKING:
-    from jinja2 import Environment
+    from jinja2 import BytecodeCache, Environment
     from markupsafe import Markup
 
     from memaudit.findings import Share
@@ -67,6 +68,24 @@ def _digest(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
+@cache
+def _compiled() -> BytecodeCache:
+    """Keeps compiled templates for the pages to come: each has an environment of its own, for it links a term once."""
+    from jinja2 import BytecodeCache
+    from jinja2.bccache import Bucket
+
+    class Kept(BytecodeCache):
+        codes: ClassVar[dict[tuple[str, str], Any]] = {}
+
+        def load_bytecode(self, bucket: Bucket) -> None:
+            bucket.code = self.codes.get((bucket.key, bucket.checksum))
+
+        def dump_bytecode(self, bucket: Bucket) -> None:
+            self.codes[bucket.key, bucket.checksum] = bucket.code
+
+    return Kept()
+
+
 def templates() -> Environment:
     """Templates beside this file; whatever they print is one printable line, escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -79,6 +98,7 @@ def templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+        bytecode_cache=_compiled(),
     )
     found.filters.update(percent=percent, counted=count, setting=_setting, brief=clean, checkpoint=checkpoint)
     found.filters.update(
