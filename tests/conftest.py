@@ -62,6 +62,14 @@ def one_thread() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"  # commands that tests start inherit it
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_the_disk() -> Iterator[None]:
+    """No test cuts the power; a killed process leaves what it wrote."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def quick_processes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What opens pickles and images is forked, but where the process itself is tested (mark `processes`)."""

@@ -31,11 +31,11 @@ FEW = ("--max-units", "3")
 SERIES = ("--checkpoints", "run/epoch-*.safetensors", "--audit", "gradients,rewind,retrain")
 ERASE = ("erase", "standard-cpu/report.json", "--model", "digits.safetensors", "--adapter", "network.py:build")
 COMMANDS: dict[str, tuple[str, ...]] = {
-    "standard": ("scan", *MODEL, *ALL, *OTHERS, "--limit", "4"),
+    "standard": ("scan", *MODEL, *ALL, *OTHERS, "--limit", "2"),
     "deep": ("scan", *MODEL, *NPZ, *OTHERS, *FEW, "--profile", "deep", "--ablation", "mean", "--limit", "1"),
     "time": ("scan", *MODEL, *NPZ, *OTHERS, *SERIES, "--profile", "fast"),
     "tied": ("scan", "tied.safetensors", *MODEL[1:], *NUMBERED, *OTHERS, "--profile", "fast"),
-    "vit": ("scan", "vit/test_vit.safetensors", "--model-kwargs", "img_size=32", *VIT, *OTHERS, "--profile", "fast"),
+    "vit": ("scan", "vit/test_vit.safetensors", "--model-kwargs", "img_size=32", *VIT, *OTHERS, "--profile", "fast", "--limit", "3"),
     "units": (*ERASE, "--all", "--max-test-drop", "100", "--clean-steps", "5"),
     "curvature": (*ERASE, *ALL, "--method", "curvature", "--clean-steps", "5"),
 }
