@@ -119,10 +119,14 @@ def raise_best(order: Fault, way: Fault) -> None:
             raise found[0]
 
 
-def other_way(before: Tried, tried: Sequence[tuple[str, Tried]], option: Option) -> Fault:
-    """The best of `tried`, if decisively better than `before`; and which labels of the reference it gives."""
+def other_way(before: Tried, tried: Sequence[tuple[str, Tried]], option: Option, least: float = 0.0) -> Fault:
+    """The best of `tried`, if decisively better than `before`; and which labels of the reference it gives.
+
+    Args:
+        least: share of all labels that it has to give more.
+    """
     name, best = max((t for t in tried if t[1].beats(before)), key=lambda t: t[1].share, default=("", before))
-    if best is before:
+    if best is before or best.share - before.share < least:
         return None
     wrong = PremiseBroken(
         f"images are not prepared as the network was trained (MEM909): reference accuracy is {before}, and {best} with "

@@ -33,3 +33,14 @@ def test_nonsense_that_gives_half_of_the_wrong_labels_of_two_classes_is_no_bette
     assert int(nonsense.right.sum()) - int(before.right.sum()) == 100
     assert not nonsense.beats(before)
     assert other_way(before, [("nonsense", nonsense)], lambda way, base: "") is None
+
+
+def test_what_was_said_is_contradicted_by_a_large_difference_only() -> None:
+    """The network of a list that it never saw: few flagged labels are given either way."""
+    before = tried([True] * 109 + [False] * 91, [True] * 7 + [False] * 193)
+    other = tried([True] * 117 + [False] * 83, [True] * 12 + [False] * 188)
+    assert other.beats(before)
+    assert other_way(before, [("other", other)], lambda way, base: "") is not None
+    assert other_way(before, [("other", other)], lambda way, base: "", least=0.1) is None
+    much = tried([True] * 160 + [False] * 40, [True] * 7 + [False] * 193)
+    assert other_way(before, [("other", much)], lambda way, base: "", least=0.1) is not None
