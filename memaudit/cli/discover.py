@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from memaudit.cli.progress import Stages
     from memaudit.data import ExampleSet
     from memaudit.engine.ray import Workers
+    from memaudit.pipeline.discover import Discovery
     from memaudit.report.ranked import Ranking
     from memaudit.settings import Provenance, Settings
 
@@ -62,6 +63,7 @@ class RankOptions:
     limit: Annotated[int | None, typer.Option(min=1, help="Rank only N rows, evenly spread; incomplete.")] = None
     seed: opt.Seed = 0
     time_limit: Annotated[float | None, typer.Option(help="Seconds; then the ranking is incomplete.")] = None
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Read everything, print the plan, rank nothing.")] = False
     fresh: Annotated[bool, typer.Option("--fresh", help="Start anew, whatever an interrupted run has kept.")] = False
     quiet: opt.Quiet = False
 
@@ -109,6 +111,11 @@ def discover(
 
     from memaudit.cli.progress import Stages
 
+    if ranked.dry_run:
+        with Stages(ranked.quiet) as progress:
+            _, _, discovery = _loaded(folder, context, model, training, network, ranked, compute, progress)
+            typer.echo(discovery.plan())
+        return int(ExitCode.INCOMPLETE if discovery.incomplete else ExitCode.OK)
     with Stages(ranked.quiet) as progress, outputs.locked(folder):
         ranking, paths = ranked_into(
             folder, context, model, training, network, ranked, compute, written, progress, workers, keep=False
@@ -140,19 +147,7 @@ def ranked_into(
 
     targets = list(dict.fromkeys([folder / "ranking.json", folder / "ranking.html", folder / FLAGGED, *written.output]))
     views.check(targets)
-    sources = Sources.training(model, training.data, training.class_order)
-    loaded = load(model, network, sources, compute, progress)
-
-    from memaudit.pipeline.discover import Discovery
-
-    discovery = Discovery(
-        loaded.settled.adapter,
-        loaded.flagged,
-        _settings(ranked, compute),
-        provenance=_provenance(context, loaded, network, sources, folder),
-        class_names=loaded.class_names,
-        progress=progress,
-    )
+    sources, loaded, discovery = _loaded(folder, context, model, training, network, ranked, compute, progress)
     views.rehearse(discovery.skeleton(), targets)
     with discovery.journalled(folder, fresh=ranked.fresh) as journal:
         if journal.recorded:
@@ -166,6 +161,33 @@ def ranked_into(
         if not (discovery.late or keep):
             journal.discard()
     return ranking, paths
+
+
+def _loaded(
+    folder: Path,
+    context: typer.Context,
+    model: str,
+    training: Training,
+    network: opt.Network,
+    ranked: RankOptions,
+    compute: opt.Compute,
+    progress: Stages,
+) -> tuple[Sources, Loaded, Discovery]:
+    """Where the data are, the model with them, and the ranking to make of both."""
+    sources = Sources.training(model, training.data, training.class_order)
+    loaded = load(model, network, sources, compute, progress)
+
+    from memaudit.pipeline.discover import Discovery
+
+    discovery = Discovery(
+        loaded.settled.adapter,
+        loaded.flagged,
+        _settings(ranked, compute),
+        provenance=_provenance(context, loaded, network, sources, folder),
+        class_names=loaded.class_names,
+        progress=progress,
+    )
+    return sources, loaded, discovery
 
 
 def _settings(ranked: RankOptions, compute: opt.Compute) -> Settings:

@@ -34,6 +34,7 @@ from memaudit.network.scoped import as_found
 from memaudit.network.units import UnitSpace, select
 from memaudit.numbers import count, percent
 from memaudit.pipeline.library import as_given, examples_of, settings_for, wrap
+from memaudit.pipeline.plan_ranking import plan_ranking
 from memaudit.pipeline.premises import check_accuracy, check_network
 from memaudit.pipeline.proceeding import Proceeding
 from memaudit.pipeline.ranking import Seen, assemble, skeleton
@@ -41,6 +42,7 @@ from memaudit.report.ranked import Ranking
 from memaudit.report.table import Table
 from memaudit.settings import RELEARNING, Progress, Provenance, Relearning, Settings
 from memaudit.system.memory import keeping_freed
+from memaudit.text import clean
 
 # Fewer examples than this say nothing of each other.
 FEWEST = 20
@@ -126,6 +128,20 @@ class Discovery(Proceeding):
         with exact_arithmetic(), keeping_freed(), threads_kept():
             seen = self._measured()
         return assemble(seen, self.settings, self.provenance, self.warnings, self.incomplete)
+
+    def plan(self) -> str:
+        """What it would take, after the checks that it makes first; nothing is measured but a few batches.
+
+        Raises:
+            PremiseBroken: a check fails.
+        """
+        self.begin(self.examples)
+        with exact_arithmetic(), threads_kept():
+            check_network(self.evaluator, self.examples)
+            settle_threads(self.evaluator, self.examples, self.settings.threads)
+            lines = [plan_ranking(self.evaluator, self.examples, self.settings)]
+        lines += [f"warning    {clean(w.message, 400)} ({w.code})" for w in self.warnings]
+        return "\n".join([*lines, *(f"incomplete {clean(reason, 400)}" for reason in self.incomplete)])
 
     # ---- the steps -------------------------------------------------------------------------------------------------
 

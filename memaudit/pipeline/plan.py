@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -41,17 +41,8 @@ def plan(evaluator: Evaluator, flagged: ExampleSet, reference: ExampleSet, setti
     with exact_arithmetic():
         few = reference.batch(list(range(min(3, len(reference)))), evaluator.device)
         space = select(adapter.sites(few), settings.unit, settings.layers)
-        rows = list(range(min(evaluator.batch_size, len(flagged), 32)))
-        timed = Evaluator(adapter, len(rows))
-        timed.engine, timed.intact = evaluator.engine, True
-        panel = Panel(flagged, rows * evaluator.engine.workers)
-        timed.logits(flagged, panel.rows)  # the first pass of each worker prepares memory
-        start = time.perf_counter()
-        fitted = float(timed.predicted(panel).float().mean())
-        if evaluator.device.type == "cuda":
-            torch.cuda.synchronize()
-        each = (time.perf_counter() - start) / len(panel)
-        peak = _memory(evaluator, flagged, rows, space)
+        each, fitted = timed(evaluator, flagged)
+        peak = memory(evaluator, flagged, space, evaluator.batch_size)
     use = watch(adapter.module, adapter.forward, few[:1]).first_use if states > 1 else {}
     groups = layer_groups(adapter.module, use, depth=settings.group_depth, layers=settings.layers) if use else ()
     size = Workload(
@@ -83,17 +74,28 @@ def plan(evaluator: Evaluator, flagged: ExampleSet, reference: ExampleSet, setti
             f"reference  {len(reference)}",
             *([f"series     {states} checkpoints, the audited model included"] if states > 1 else []),
             f"passes     about {round(total):,} examples forward (batches of {evaluator.batch_size})",
-            *(
-                f"           {round(amount):>12,}  {_time(amount * each):>10}  {name}"
-                for name, amount in passes.items()
-            ),
-            f"time       about {_time(total * each)} with {_workers(evaluator)}",
+            *by_stage(passes, each),
+            f"time       about {spoken(total * each)} with {workers_of(evaluator)}",
             f"memory     about {peak / 2**30:.1f} GiB at the most",
             spread(audits, size, each * evaluator.engine.workers, time.process_time()),
-            *_cheaper([(option, other * each) for option, other in cheaper], total * each),
+            *cheaper_line([(option, other * each) for option, other in cheaper], total * each),
             *_more(size, audits, each),
         ]
     )
+
+
+def timed(evaluator: Evaluator, examples: ExampleSet) -> tuple[float, float]:
+    """Seconds of an example's forward pass where all workers are busy, and the share of labels that are predicted."""
+    rows = range(min(evaluator.batch_size, len(examples), 32))
+    small = Evaluator(evaluator.adapter, len(rows))
+    small.engine, small.intact = evaluator.engine, True
+    panel = Panel(examples, list(rows) * evaluator.engine.workers)
+    small.logits(examples, panel.rows)  # the first pass of each worker prepares memory
+    start = time.perf_counter()
+    fitted = float(small.predicted(panel).float().mean())
+    if evaluator.device.type == "cuda":
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) / len(panel), fitted
 
 
 def spread(audits: Sequence[Audit], size: Workload, each: float, alone: float) -> str:
@@ -104,22 +106,33 @@ def spread(audits: Sequence[Audit], size: Workload, each: float, alone: float) -
         alone: seconds of the processor that this process has needed so far: it does this by itself.
     """
 
+    shared = [(audit.passes(size), audit.pieces(size)) for audit in audits]
+    return workers_line([(size.flagged + size.reference, max(WORKERS)), *shared], each, alone)
+
+
+def workers_line(shared: Sequence[tuple[float, int]], each: float, alone: float) -> str:
+    """As `spread`, of passes and the pieces that they come in."""
+
     def took(workers: int) -> float:
-        shared = sum(audit.passes(size) / min(workers, max(1, audit.pieces(size))) for audit in audits)
-        return alone + START + each * ((size.flagged + size.reference) / workers + shared)
+        return alone + START + each * sum(passes / min(workers, max(1, pieces)) for passes, pieces in shared)
 
-    said = ", ".join(f"{workers} in {_time(took(workers))}" for workers in WORKERS)
-    return f"workers    --engine ray --workers N: {said}; {_time(alone + START)} of it by one process"
+    said = ", ".join(f"{workers} in {spoken(took(workers))}" for workers in WORKERS)
+    return f"workers    --engine ray --workers N: {said}; {spoken(alone + START)} of it by one process"
 
 
-def _workers(evaluator: Evaluator) -> str:
+def by_stage(passes: Mapping[str, float], each: float) -> list[str]:
+    """A line for each, in passes and in time."""
+    return [f"           {round(n):>12,}  {spoken(n * each):>10}  {name}" for name, n in passes.items()]
+
+
+def workers_of(evaluator: Evaluator) -> str:
     workers = evaluator.engine.workers
     return count(evaluator.threads, "thread") if workers == 1 else f"{count(workers, 'copy', 'copies')} of the network"
 
 
-def _cheaper(options: Sequence[tuple[str, float]], seconds: float) -> list[str]:
+def cheaper_line(options: Sequence[tuple[str, float]], seconds: float) -> list[str]:
     """What would save a tenth or more of `seconds`, and how long it then takes."""
-    said = "; ".join(f"{option}: about {_time(other)}" for option, other in options if other < SAVED * seconds)
+    said = "; ".join(f"{option}: about {spoken(other)}" for option, other in options if other < SAVED * seconds)
     return [f"cheaper    {said}"] if said else []
 
 
@@ -137,7 +150,7 @@ def _more(size: Workload, audits: Sequence[Audit], each: float) -> list[str]:
     if size.states < 2 or not left:
         return []
     more = sum(BY_NAME[name].passes(size) for name in left)
-    return [f"more       --audit all adds {', '.join(AUDITS[n].title for n in left)}: about {_time(more * each)}"]
+    return [f"more       --audit all adds {', '.join(AUDITS[n].title for n in left)}: about {spoken(more * each)}"]
 
 
 def left_out(context: Context, audits: Sequence[Audit], seconds: float) -> list[str]:
@@ -160,12 +173,12 @@ def left_out(context: Context, audits: Sequence[Audit], seconds: float) -> list[
     return _more(size, audits, seconds / max(1.0, total))
 
 
-def _memory(evaluator: Evaluator, examples: ExampleSet, rows: Sequence[int], space: UnitSpace) -> float:
-    """Bytes at the most: what is held so far, and what a backward pass of a full batch keeps for its gradients.
+def memory(evaluator: Evaluator, examples: ExampleSet, space: UnitSpace, batch: int) -> float:
+    """Bytes at the most: what is held so far, and what a backward pass of `batch` examples keeps for its gradients.
 
     The tensors that a pass of a few rows keeps are counted; all but the parameters grow with the batch.
     """
-    few, kept = list(rows[:4]), dict[int, int]()
+    few, kept = list(range(min(4, len(examples)))), dict[int, int]()
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -176,12 +189,12 @@ def _memory(evaluator: Evaluator, examples: ExampleSet, rows: Sequence[int], spa
         evaluator.mask_gradients(examples, few, [[]] * len(few), space, margin)
     for parameter in evaluator.adapter.module.parameters():
         kept.pop(parameter.untyped_storage().data_ptr(), None)
-    graph = sum(kept.values()) * evaluator.batch_size / len(few)
+    graph = sum(kept.values()) * batch / len(few)
     cuda = evaluator.device.type == "cuda"
     return graph + (torch.cuda.memory_allocated(evaluator.device) if cuda else most_held())
 
 
-def _time(seconds: float) -> str:
+def spoken(seconds: float) -> str:
     """`45 s`, `12 min`, `3 h 20 min`."""
     whole = max(1, round(seconds))
     if whole < 120:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from memaudit.engine.loop import BACKWARD
 from memaudit.errors import ExitCode
 from memaudit.report.ranked import Ranking
 from memaudit.report.reading import load
@@ -66,6 +68,19 @@ def test_changed_labels_come_first_without_being_named(found: Ranking) -> None:
     first = found.ranked[:CHANGED]
     assert sum(one.example.true_label != one.example.label for one in first) >= 0.9 * CHANGED
     assert sum(one.suggested_label == one.example.true_label for one in first) >= 0.8 * CHANGED
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(memaudit: Command, work: Path, found: Ranking) -> None:
+    before = sorted(work.rglob("*"))
+    ran = memaudit(*DISCOVER, "--dry-run", "--out", "elsewhere")
+    assert (ran.code, sorted(work.rglob("*"))) == (ExitCode.OK, before)
+    assert "data       1,000 examples" in ran.out
+    assert "neighbours among 1,000" in ran.out
+    assert "workers    --engine ray --workers N: 2 in " in ran.out
+    foretold = int(re.search(r"passes     about ([\d,]+)", ran.out)[1].replace(",", ""))  # type: ignore[index]
+    took = sum(n * (BACKWARD if stage.endswith(" backward") else 1) for stage, n in found.passes.items())
+    assert 0.9 <= took / foretold <= 1.1
+    assert memaudit(*DISCOVER, "--dry-run", "--limit", "100").code == ExitCode.INCOMPLETE
 
 
 def test_the_precision_that_is_foretold_is_the_one_that_is_found(found: Ranking) -> None:
