@@ -28,7 +28,7 @@ STANDINGS: dict[Standing, tuple[str, str, str]] = {
 LIMITS = (
     "A wrong label that the model also gives unseen is learned, not memorized: only near-duplicates show it here.",
     "A rightly labelled, ordinary image leaves no trace: not being listed does not prove that it is not in the model.",
-    "Shares of wrong labels hold for errors regardless of the image; where people confuse classes, expect more.",
+    "Shares of wrong labels assume errors on any image; where people confuse classes, expect two or three times more.",
     "Hard images with right labels are listed too: what was taught without them had less to learn from than the model.",
 )
 
@@ -62,8 +62,7 @@ def summary(ranking: Ranking) -> str:
     shares = ranking.shares
     data = (
         f"About {percent(shares.wrong)} of the labels are probably wrong "
-        f"({interval(shares.wrong_low, shares.wrong_high)}), counted as if mistakes fell on any class alike: of those "
-        "between similar classes, as people make them, many are missed."
+        f"({interval(shares.wrong_low, shares.wrong_high)}); more, where people confused classes."
     )
     model = (
         f"The model gives {percent(shares.fitted)} of all labels, and {percent(shares.unseen)} where it was taught "
@@ -102,8 +101,7 @@ def figures(ranking: Ranking) -> list[Figure]:
             "Wrong labels",
             percent(shares.wrong),
             f"95% interval {interval(shares.wrong_low, shares.wrong_high)}",
-            "of all labels, estimated from what the others say of each; of labels that people got wrong on CIFAR-10 it "
-            "counted a third to two fifths, for the others teach such mistakes, too",
+            "of all labels, estimated from what the others say of each",
         ),
         Figure(
             "Memorized share",
