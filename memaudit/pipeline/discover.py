@@ -139,7 +139,7 @@ class Discovery(Proceeding):
         with exact_arithmetic(), threads_kept():
             check_network(self.evaluator, self.examples)
             settle_threads(self.evaluator, self.examples, self.settings.threads)
-            lines = [plan_ranking(self.evaluator, self.examples, self.settings)]
+            lines = [plan_ranking(self.evaluator, self.examples, self._space(), self.settings.profile)]
         lines += [f"warning    {clean(w.message, 400)} ({w.code})" for w in self.warnings]
         return "\n".join([*lines, *(f"incomplete {clean(reason, 400)}" for reason in self.incomplete)])
 
@@ -149,9 +149,7 @@ class Discovery(Proceeding):
         self.progress.stage("check")
         check_network(self.evaluator, self.examples)
         self.progress.stage(settle_threads(self.evaluator, self.examples, self.settings.threads))
-        space = select(self.adapter.sites(self.examples.batch(range(3), self.evaluator.device)), "auto", None)
-        if not space.sites:
-            raise PremiseBroken(f"no layer of {self.adapter.architecture} can be followed, so nothing has neighbours")
+        space = self._space()
         self.evaluator.resume(self.journal)
         with stage(self.evaluator, self.progress, "observe", len(self.examples), intact=True):
             said, layers = self._seen(space)
@@ -178,6 +176,13 @@ class Discovery(Proceeding):
             self.started,
             self._viewed(teachers & fits),
         )
+
+    def _space(self) -> UnitSpace:
+        """The units whose values are features."""
+        space = select(self.adapter.sites(self.examples.batch(range(3), self.evaluator.device)), "auto", None)
+        if not space.sites:
+            raise PremiseBroken(f"no layer of {self.adapter.architecture} can be followed, so nothing has neighbours")
+        return space
 
     def _seen(self, space: UnitSpace) -> tuple[Answers, list[Tensor]]:
         """What the model says, and the features of all examples, unless these are more than can ask each other."""

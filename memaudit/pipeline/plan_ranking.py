@@ -12,31 +12,33 @@ from memaudit.audits.memorization.relearned import ASKED, epochs_for
 from memaudit.audits.memorization.views import VIEWS
 from memaudit.audits.retrain import BATCH
 from memaudit.data import ExampleSet
-from memaudit.engine.device import exact_arithmetic
 from memaudit.engine.evaluator import Evaluator
 from memaudit.engine.loop import BACKWARD
-from memaudit.network.units import UnitSpace, select
+from memaudit.network.units import UnitSpace
 from memaudit.pipeline.plan import WORKERS, by_stage, cheaper_line, memory, spoken, timed, workers_line, workers_of
-from memaudit.settings import RELEARNING, Relearning, Settings
+from memaudit.settings import RELEARNING, Relearning
 
 # Examples whose neighbours are sought to see how long it takes, among so many others.
 SOUGHT, AMONG = 256, 4096
 
 
-def plan_ranking(evaluator: Evaluator, examples: ExampleSet, settings: Settings) -> str:
-    """A few lines, as `plan.plan` for an audit."""
-    adapter, count, profile = evaluator.adapter, len(examples), settings.profile
-    with exact_arithmetic():
-        space = select(adapter.sites(examples.batch(range(3), evaluator.device)), "auto", None)
-        each, fitted = timed(evaluator, examples)
-        seconds, held = _neighbours(evaluator, examples, space)
-        peak = memory(evaluator, examples, space, BATCH) + held
-    passes = _passes(count, RELEARNING[profile])
+def plan_ranking(evaluator: Evaluator, examples: ExampleSet, space: UnitSpace, profile: str) -> str:
+    """A few lines, as `plan.plan` for an audit.
+
+    Args:
+        space: the units whose values are features.
+        profile: its name.
+    """
+    adapter, count, views = evaluator.adapter, len(examples), examples.image
+    each, fitted = timed(evaluator, examples)
+    seconds, held = _neighbours(evaluator, examples, space)
+    peak = memory(evaluator, examples, space, BATCH) + held
+    passes = _passes(count, RELEARNING[profile], views)
     total = sum(passes.values()) * each + seconds
-    others = [] if profile == "fast" else [("--profile fast", _passes(count, RELEARNING["fast"]), seconds)]
+    others = [] if profile == "fast" else [("--profile fast", _passes(count, RELEARNING["fast"], views), seconds)]
     half = max(1, count // 2)
     voters = min(half, VOTERS) / min(count, VOTERS)
-    others.append((f"--limit {half}", _passes(half, RELEARNING[profile]), seconds / 2 * voters))
+    others.append((f"--limit {half}", _passes(half, RELEARNING[profile], views), seconds / 2 * voters))
     pieces = {"relearning": len(RELEARNING[profile].depths) * RELEARNING[profile].folds}
     shared = [(amount, pieces.get(name, max(WORKERS))) for name, amount in passes.items()]
     return "\n".join(
@@ -54,14 +56,14 @@ def plan_ranking(evaluator: Evaluator, examples: ExampleSet, settings: Settings)
     )
 
 
-def _passes(count: int, budget: Relearning) -> dict[str, float]:
+def _passes(count: int, budget: Relearning, views: bool) -> dict[str, float]:
     """By stage, of `count` examples that may all teach each other; of more than `VOTERS` features are made again."""
     taught = min(budget.rows, count - count // budget.folds)
     epochs = epochs_for(taught)
     relearned = budget.folds * epochs * taught * (1 + BACKWARD) + min(ASKED, epochs) * count
     found = {"observation": float(2 * count + VOTERS if count > VOTERS else count)}
     found["relearning"] = float(len(budget.depths) * relearned)
-    return found | ({"views": float(len(VIEWS) * count)} if budget.views else {})
+    return found | ({"views": float(len(VIEWS) * count)} if budget.views and views else {})
 
 
 def _neighbours(evaluator: Evaluator, examples: ExampleSet, space: UnitSpace) -> tuple[float, float]:
