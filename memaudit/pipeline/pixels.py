@@ -22,7 +22,7 @@ from memaudit.pipeline.trials import Tried, attempt, check_alike, other_way, rai
 
 # Reference images that a usual normalisation is tried on.
 TRIED_IMAGES = 200
-# How many more labels another way has to give where somebody says how images are prepared, as a share of all. A
+# How many more labels another mean and std have to give where somebody says what they are, as a share of all. A
 # ResNet-10t trained with CIFAR-10's mean and std gave 13 more of 400 with ImageNet's, which make colours stronger.
 CONTRADICTED = 0.1
 # Mean and std that training scripts use, by name, of images in [0, 1].

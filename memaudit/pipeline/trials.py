@@ -123,10 +123,15 @@ def other_way(before: Tried, tried: Sequence[tuple[str, Tried]], option: Option,
     """The best of `tried`, if decisively better than `before`; and which labels of the reference it gives.
 
     Args:
-        least: share of all labels that it has to give more.
+        least: share of all labels that it has to give more, unless it takes the channels in the other order.
     """
-    name, best = max((t for t in tried if t[1].beats(before)), key=lambda t: t[1].share, default=("", before))
-    if best is before or best.share - before.share < least:
+    ahead = [
+        t
+        for t in tried
+        if t[1].beats(before) and (t[1].share - before.share >= least or t[1].way.bgr != before.way.bgr)
+    ]
+    name, best = max(ahead, key=lambda t: t[1].share, default=("", before))
+    if best is before:
         return None
     wrong = PremiseBroken(
         f"images are not prepared as the network was trained (MEM909): reference accuracy is {before}, and {best} with "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from memaudit.data import Preprocess
@@ -42,5 +44,7 @@ def test_what_was_said_is_contradicted_by_a_large_difference_only() -> None:
     assert other.beats(before)
     assert other_way(before, [("other", other)], lambda way, base: "") is not None
     assert other_way(before, [("other", other)], lambda way, base: "", least=0.1) is None
+    swapped = replace(other, way=replace(WAY, bgr=True))  # nobody said in which order they are
+    assert other_way(before, [("other", swapped)], lambda way, base: "", least=0.1) is not None
     much = tried([True] * 160 + [False] * 40, [True] * 7 + [False] * 193)
     assert other_way(before, [("other", much)], lambda way, base: "", least=0.1) is not None
