@@ -20,7 +20,6 @@ from memaudit.cli.loaded import Loaded, load, load_others
 from memaudit.cli.sources import Sources
 from memaudit.cli.values import audits, choice, positive
 from memaudit.errors import ExitCode
-from memaudit.text import clean
 
 if TYPE_CHECKING:
     from memaudit.cli.progress import Stages
@@ -239,9 +238,7 @@ def _plan(auditor: Auditor) -> tuple[str, ExitCode]:
     with threads_kept():
         seen = auditor.look().context
         lines = plan(auditor.evaluator, seen.flagged, seen.reference, auditor.settings, len(auditor.states))
-    lines += "".join(f"\nwarning    {clean(w.message, 400)} ({w.code})" for w in auditor.warnings)
-    lines += "".join(f"\nincomplete {clean(reason, 400)}" for reason in auditor.incomplete)
-    return lines, ExitCode.INCOMPLETE if auditor.incomplete else ExitCode.OK
+    return "\n".join([lines, *auditor.doubts()]), ExitCode.INCOMPLETE if auditor.incomplete else ExitCode.OK
 
 
 def _thumbnails(images: str | None, report: Report, auditor: Auditor) -> dict[str, bytes]:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -33,6 +34,24 @@ class Sliced(Protocol):
     def shape(self) -> torch.Size: ...
     def __len__(self) -> int: ...
     def __getitem__(self, rows: slice, /) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Made:
+    """A `Sliced` whose rows are made when they are asked for.
+
+    Attributes:
+        make: from consecutive rows to their numbers.
+    """
+
+    shape: torch.Size
+    make: Callable[[slice], Tensor]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        return self.make(rows)
 
 
 class Wide(Protocol):

@@ -42,7 +42,6 @@ from memaudit.report.ranked import Ranking
 from memaudit.report.table import Table
 from memaudit.settings import RELEARNING, Progress, Provenance, Relearning, Settings
 from memaudit.system.memory import keeping_freed
-from memaudit.text import clean
 
 # Fewer examples than this say nothing of each other.
 FEWEST = 20
@@ -139,9 +138,8 @@ class Discovery(Proceeding):
         with exact_arithmetic(), threads_kept():
             check_network(self.evaluator, self.examples)
             settle_threads(self.evaluator, self.examples, self.settings.threads)
-            lines = [plan_ranking(self.evaluator, self.examples, self._space(), self.settings.profile)]
-        lines += [f"warning    {clean(w.message, 400)} ({w.code})" for w in self.warnings]
-        return "\n".join([*lines, *(f"incomplete {clean(reason, 400)}" for reason in self.incomplete)])
+            lines = plan_ranking(self.evaluator, self.examples, self._space(), self.settings.profile)
+        return "\n".join([lines, *self.doubts()])
 
     # ---- the steps -------------------------------------------------------------------------------------------------
 

@@ -68,15 +68,12 @@ def plan(evaluator: Evaluator, flagged: ExampleSet, reference: ExampleSet, setti
     cheaper.append((f"--limit {max(1, size.flagged // 2)}", sum(_passes(audits, half).values())))
     return "\n".join(
         [
-            f"model      {adapter.architecture} ({adapter.parameters:,} parameters) on {evaluator.device}",
+            model_line(evaluator),
             f"units      {space.total:,} in {len(space.sites)} layers ({kinds})",
             f"flagged    {len(flagged)}, about {size.fitted} fitted",
             f"reference  {len(reference)}",
             *([f"series     {states} checkpoints, the audited model included"] if states > 1 else []),
-            f"passes     about {round(total):,} examples forward (batches of {evaluator.batch_size})",
-            *by_stage(passes, each),
-            f"time       about {spoken(total * each)} with {workers_of(evaluator)}",
-            f"memory     about {peak / 2**30:.1f} GiB at the most",
+            *cost_lines(evaluator, passes, each, peak),
             spread(audits, size, each * evaluator.engine.workers, time.process_time()),
             *cheaper_line([(option, other * each) for option, other in cheaper], total * each),
             *_more(size, audits, each),
@@ -120,14 +117,36 @@ def workers_line(shared: Sequence[tuple[float, int]], each: float, alone: float)
     return f"workers    --engine ray --workers N: {said}; {spoken(alone + START)} of it by one process"
 
 
-def by_stage(passes: Mapping[str, float], each: float) -> list[str]:
-    """A line for each, in passes and in time."""
-    return [f"           {round(n):>12,}  {spoken(n * each):>10}  {name}" for name, n in passes.items()]
+def model_line(evaluator: Evaluator) -> str:
+    """What runs, and where."""
+    adapter = evaluator.adapter
+    return f"model      {adapter.architecture} ({adapter.parameters:,} parameters) on {evaluator.device}"
 
 
-def workers_of(evaluator: Evaluator) -> str:
+def cost_lines(
+    evaluator: Evaluator,
+    passes: Mapping[str, float],
+    each: float,
+    peak: float,
+    further: Sequence[tuple[str, float]] = (),
+) -> list[str]:
+    """Passes and time of each stage and of all, and memory.
+
+    Args:
+        each: seconds of one pass.
+        peak: bytes.
+        further: what is no pass of the network, and its seconds.
+    """
     workers = evaluator.engine.workers
-    return count(evaluator.threads, "thread") if workers == 1 else f"{count(workers, 'copy', 'copies')} of the network"
+    by = count(evaluator.threads, "thread") if workers == 1 else f"{count(workers, 'copy', 'copies')} of the network"
+    total = sum(passes.values())
+    return [
+        f"passes     about {round(total):,} examples forward (batches of {evaluator.batch_size})",
+        *(f"           {round(n):>12,}  {spoken(n * each):>10}  {name}" for name, n in passes.items()),
+        *(f"           {'':>12}  {spoken(seconds):>10}  {name}" for name, seconds in further),
+        f"time       about {spoken(total * each + sum(seconds for _, seconds in further))} with {by}",
+        f"memory     about {peak / 2**30:.1f} GiB at the most",
+    ]
 
 
 def cheaper_line(options: Sequence[tuple[str, float]], seconds: float) -> list[str]:

@@ -15,7 +15,7 @@ from memaudit.data import ExampleSet
 from memaudit.engine.evaluator import Evaluator
 from memaudit.engine.loop import BACKWARD
 from memaudit.network.units import UnitSpace
-from memaudit.pipeline.plan import WORKERS, by_stage, cheaper_line, memory, spoken, timed, workers_line, workers_of
+from memaudit.pipeline.plan import WORKERS, cheaper_line, cost_lines, memory, model_line, timed, workers_line
 from memaudit.settings import RELEARNING, Relearning
 
 # Examples whose neighbours are sought to see how long it takes, among so many others.
@@ -29,7 +29,7 @@ def plan_ranking(evaluator: Evaluator, examples: ExampleSet, space: UnitSpace, p
         space: the units whose values are features.
         profile: its name.
     """
-    adapter, count, views = evaluator.adapter, len(examples), examples.image
+    count, views = len(examples), examples.image
     each, fitted = timed(evaluator, examples)
     seconds, held = _neighbours(evaluator, examples, space)
     peak = memory(evaluator, examples, space, BATCH) + held
@@ -43,13 +43,9 @@ def plan_ranking(evaluator: Evaluator, examples: ExampleSet, space: UnitSpace, p
     shared = [(amount, pieces.get(name, max(WORKERS))) for name, amount in passes.items()]
     return "\n".join(
         [
-            f"model      {adapter.architecture} ({adapter.parameters:,} parameters) on {evaluator.device}",
+            model_line(evaluator),
             f"data       {count:,} examples; of the first ones {100 * fitted:.0f}% are predicted",
-            f"passes     about {round(sum(passes.values())):,} examples forward (batches of {evaluator.batch_size})",
-            *by_stage(passes, each),
-            f"           {'':>12}  {spoken(seconds):>10}  neighbours among {min(count, VOTERS):,}",
-            f"time       about {spoken(total)} with {workers_of(evaluator)}",
-            f"memory     about {peak / 2**30:.1f} GiB at the most",
+            *cost_lines(evaluator, passes, each, peak, [(f"neighbours among {min(count, VOTERS):,}", seconds)]),
             workers_line(shared, each * evaluator.engine.workers, time.process_time() + seconds),
             *cheaper_line([(name, sum(p.values()) * each + extra) for name, p, extra in others], total),
         ]

@@ -20,6 +20,7 @@ from memaudit.findings import ReportWarning
 from memaudit.network.states import State
 from memaudit.pipeline.identity import run_of
 from memaudit.settings import Progress, Provenance, Settings, Silent
+from memaudit.text import clean
 
 
 class Proceeding:
@@ -64,6 +65,11 @@ class Proceeding:
     def warn(self, code: str, message: str) -> None:
         """Put something a reader must know into the document."""
         self.warnings.append(ReportWarning(code=code, message=message))
+
+    def doubts(self) -> list[str]:
+        """Lines for a plan: each warning so far, and why the document would be incomplete."""
+        warned = [f"warning    {clean(w.message, 400)} ({w.code})" for w in self.warnings]
+        return [*warned, *(f"incomplete {clean(reason, 400)}" for reason in self.incomplete)]
 
     @contextmanager
     def journalled(self, folder: Path, *, fresh: bool = False) -> Iterator[Journal]:

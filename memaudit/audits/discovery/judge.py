@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from memaudit.audits.discovery.noise import Noise, fit_noise
-from memaudit.data.wide import Sliced, own, slices
+from memaudit.data.wide import Made, Sliced, own, slices
 from memaudit.engine.answers import Answers, predicted
 from memaudit.findings.ranking import Standing
 
@@ -73,7 +73,8 @@ def judge(
         shares: `(N, classes)` of the neighbours' votes.
         views: `(N, classes)` probabilities of each class for changed copies; None: they were not asked.
     """
-    noise = fit_noise(Joined(list(answers.values())), labels)
+    taught = list(answers.values())
+    noise = fit_noise(Made(taught[0].shape, lambda rows: joined([one[rows] for one in taught])), labels)
     fitted = predicted(said.margins)
     kinds = [noise.support, shares, *([] if views is None else [views])]
     support = agreed(kinds, labels)
@@ -92,23 +93,6 @@ def judge(
         _standings(fitted, suggested == labels, wrong),
         _order(gap.clamp(0, 1), wrong),
     )
-
-
-@dataclass(frozen=True)
-class Joined:
-    """Logarithms `(N, classes)` of mean probabilities, made when they are asked for."""
-
-    answers: Sequence[Sliced]
-
-    @property
-    def shape(self) -> torch.Size:
-        return self.answers[0].shape
-
-    def __len__(self) -> int:
-        return len(self.answers[0])
-
-    def __getitem__(self, rows: slice) -> Tensor:
-        return joined([one[rows] for one in self.answers])
 
 
 def joined(answers: list[Tensor]) -> Tensor:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from memaudit.data.wide import Sliced, own, slices
+from memaudit.data.wide import Made, Sliced, own, slices
 
 # Candidate temperatures: answers may be four times as sure, or as unsure, as they should be.
 TEMPERATURES = torch.logspace(-2, 2, 41, base=2.0, dtype=torch.float64)
@@ -31,33 +31,11 @@ CALIBRATION = 2_000_000
 
 
 @dataclass(frozen=True)
-class Softened:
-    """Probabilities `(N, classes)`, float32, at a temperature; made when they are asked for.
-
-    Attributes:
-        answers: their logarithms, up to a constant a row.
-    """
-
-    answers: Sliced
-    temperature: float
-
-    @property
-    def shape(self) -> torch.Size:
-        return self.answers.shape
-
-    def __len__(self) -> int:
-        return len(self.answers)
-
-    def __getitem__(self, rows: slice) -> Tensor:
-        return (self.answers[rows].double() / self.temperature).softmax(1).float()
-
-
-@dataclass(frozen=True)
 class Noise:
     """The fitted mixture.
 
     Attributes:
-        support: `(N, classes)` calibrated probability of each label.
+        support: `(N, classes)` calibrated probability of each label, float32.
         own: `(N,)` of the given ones, float64.
         wrong: share of labels that were replaced, with its 95 % profile likelihood interval.
     """
@@ -106,7 +84,8 @@ def fit_noise(answers: Sliced, labels: Tensor) -> Noise:
     wrong, floor = float(shares[chosen]), float(scores[chosen]) - DROP
     low = _edge(best, floor, wrong, 0.0)
     high = _edge(best, floor, wrong, 1 - 1e-9)
-    support = Softened(answers, float(candidates[chosen]))
+    temperature = float(candidates[chosen])
+    support = Made(answers.shape, lambda rows: (answers[rows].double() / temperature).softmax(1).float())
     return Noise(support, own(support, labels).double(), wrong, low, high)
 
 
