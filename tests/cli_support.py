@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import inspect
+import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -22,13 +24,15 @@ from torch.nn import functional as F
 from memaudit.__main__ import run
 from memaudit.data import ExampleSet
 from tests.conftest import Trained, digits
-from tests.networks import DigitsNet
+from tests.networks import DigitsNet, halved
 
 NETWORK = f"""
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+
+{inspect.getsource(halved)}
 
 {inspect.getsource(DigitsNet)}
 
@@ -65,6 +69,15 @@ def command(folder: Path, patch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
         return Ran(code, captured.out, captured.err)
 
     return call
+
+
+def copied(folder: Path, to: Path) -> Path:
+    """A copy to work in. Its pictures are the same files under another name: to change one, replace it."""
+
+    def copy(source: str, target: str) -> None:
+        (os.link if source.endswith(".png") else shutil.copyfile)(source, target)
+
+    return Path(shutil.copytree(folder, to, copy_function=copy))
 
 
 def tree(folder: Path) -> dict[str, bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import sys
@@ -60,6 +61,12 @@ def one_thread() -> None:
     """Tests share a small machine, and the networks are too small to gain from threads."""
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"  # commands that tests start inherit it
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_imported_is_garbage() -> None:
+    """A full collection, as after each want of memory, looks at what tests made: milliseconds in place of a second."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

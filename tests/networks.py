@@ -94,6 +94,14 @@ class TokenMajor(nn.Module):
         return self.omega(x.mean(0))
 
 
+def halved(x: Tensor) -> Tensor:
+    """`F.max_pool2d(x, 2)`, to the bit; where nothing is learned in a tenth of the time on one core."""
+    if torch.is_grad_enabled():
+        return F.max_pool2d(x, 2)
+    x = torch.maximum(x[..., ::2, :], x[..., 1::2, :])
+    return torch.maximum(x[..., ::2], x[..., 1::2])
+
+
 class DigitsNet(nn.Module):
     """Three convolutions for 8 x 8 digits, 80 channels: small enough to train while tests wait."""
 
@@ -107,8 +115,8 @@ class DigitsNet(nn.Module):
         self.head = nn.Linear(32 * 4, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.max_pool2d(self.two(self.one(x)), 2)
-        return self.head(F.max_pool2d(self.three(x), 2).flatten(1))
+        x = halved(self.two(self.one(x)))
+        return self.head(halved(self.three(x)).flatten(1))
 
 
 class OneUnit(nn.Module):

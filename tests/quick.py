@@ -8,7 +8,7 @@ import os
 import pkgutil
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from subprocess import Popen
 from typing import Any
@@ -46,19 +46,28 @@ def forked(command: Sequence[str], **options: Any) -> Popen[bytes]:
     (module,) = re.findall(r"from ([\w.]+) import main; main\(\)", command[3])
     main = importlib.import_module(module).main
 
-    def run() -> None:
+    def run() -> int:
+        os.environ.clear()
+        os.environ.update(options["env"])
+        sys.argv = ["-c", *command[4:]]
+        sys.stdin, sys.stdout = io.TextIOWrapper(io.FileIO(0)), io.TextIOWrapper(io.FileIO(1, "w"))
+        main()
+        return 0
+
+    return in_fork(run, command, **options)
+
+
+def in_fork(run: Callable[[], int], command: Sequence[str], **options: Any) -> Popen[Any]:
+    """`Popen` of a process that is a copy of this one, with the pipes asked for, and ends with what `run` returns."""
+
+    def instead() -> None:
         code = 1
         try:
             os.closerange(3, 1 << 12)  # what the parent has open, and where it waits for the interpreter's start
-            os.environ.clear()
-            os.environ.update(options["env"])
-            sys.argv = ["-c", *command[4:]]
-            sys.stdin, sys.stdout = io.TextIOWrapper(io.FileIO(0)), io.TextIOWrapper(io.FileIO(1, "w"))
-            main()
-            code = 0
+            code = run()
         except SystemExit as end:
             code = int(end.code or 0)
         finally:
             os._exit(code)
 
-    return Popen(command, preexec_fn=run, **options)
+    return Popen(command, preexec_fn=instead, **options)

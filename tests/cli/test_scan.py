@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +19,7 @@ import torch
 from filelock import FileLock
 from safetensors.torch import save_file
 
-from memaudit.__main__ import run
+from memaudit.__main__ import main, run
 from memaudit.data import ondemand, spill
 from memaudit.errors import ExitCode
 from memaudit.findings import Outcome
@@ -35,12 +34,14 @@ from tests.cli_support import (
     Command,
     Ran,
     command,
+    copied,
     tree,
     write_table,
     write_timm,
     write_work,
 )
 from tests.conftest import Trained
+from tests.quick import in_fork
 
 SCAN = ("scan", *MODEL, *NPZ, *FAST)
 
@@ -57,7 +58,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, trained: Trained) -> Path
 
 @pytest.fixture
 def work(finished: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(finished, tmp_path / "work"))
+    return copied(finished, tmp_path / "work")
 
 
 @pytest.fixture
@@ -277,7 +278,9 @@ def test_an_incomplete_report_is_replaced_by_the_next(cli: Command, work: Path) 
 
 def test_an_image_that_cannot_be_read_makes_the_audit_incomplete(cli: Command, work: Path) -> None:
     whole = next((work / "flagged").rglob("*.png"))
-    whole.write_bytes(whole.read_bytes()[:60])
+    half = whole.read_bytes()[:60]
+    whole.unlink()
+    whole.write_bytes(half)
     ran = cli("scan", *MODEL, "--flagged", "flagged.csv", "--reference", "reference", *FAST, "--out", "other")
     assert ran.code == ExitCode.INCOMPLETE
     assert whole.name in ran.out
@@ -491,21 +494,34 @@ def test_a_reader_that_leaves_and_a_full_disk_are_no_bugs(work: Path) -> None:
     assert no_space.stderr == "error: cannot write to standard output: No space left on device\n"
 
 
+SECONDS = "float(__import__('os').environ.get('SLEEP', '0'))"
+
+
+def started() -> subprocess.Popen[str]:
+    """A scan in a process of its own, which sleeps as `SECONDS` says; its standard error is read."""
+
+    def scan() -> int:
+        os.environ["SLEEP"] = "0.03"
+        sys.stderr = os.fdopen(2, "w", buffering=1)
+        main(["scan", *MODEL, *NPZ, "--profile", "fast", "--out", "report"])
+        return 0
+
+    return in_fork(scan, ["scan"], stderr=subprocess.PIPE, text=True)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_scan_keeps_what_it_measured_and_goes_on(
     cli: Command, work: Path, finished: Path, number: int, code: int
 ) -> None:
     network = (work / "network.py").read_text()
-    sleep = (
+    wait = (
         "        if not self.head.weight.requires_grad:  # as while wrong labels are planted\n"
-        "            __import__('time').sleep(float(__import__('os').environ.get('SLEEP', '0')))\n"
+        f"            __import__('time').sleep({SECONDS})\n"
     )
     head = "def forward(self, x: Tensor) -> Tensor:\n"
-    (work / "network.py").write_text(network.replace(head, head + sleep))
+    (work / "network.py").write_text(network.replace(head, head + wait))
     before = tree(work)
-    arguments = [sys.executable, "-m", "memaudit", "scan", *MODEL, *NPZ, "--profile", "fast", "--out", "report"]
-    slow = {**os.environ, "SLEEP": "0.05"}
-    with subprocess.Popen(arguments, cwd=work, stderr=subprocess.PIPE, text=True, env=slow) as running:
+    with started() as running:
         assert running.stderr is not None
         for line in running.stderr:
             if "localize" in line:
@@ -527,11 +543,10 @@ def test_an_interrupted_scan_keeps_what_it_measured_and_goes_on(
 
 def test_a_second_interrupt_leaves_at_once_and_the_run_can_go_on(cli: Command, work: Path, finished: Path) -> None:
     network = (work / "network.py").read_text()
-    hang = "        __import__('time').sleep(60 if __import__('os').path.exists('hang') else 0)\n"
+    hang = "        __import__('time').sleep(60 if __import__('os').path.exists('hang') else SECONDS)\n"
     head = "def forward(self, x: Tensor) -> Tensor:\n"
-    (work / "network.py").write_text(network.replace(head, head + hang))
-    arguments = [sys.executable, "-m", "memaudit", "scan", *MODEL, *NPZ, "--profile", "fast", "--out", "report"]
-    with subprocess.Popen(arguments, cwd=work, stderr=subprocess.PIPE, text=True) as running:
+    (work / "network.py").write_text(network.replace(head, head + hang).replace("SECONDS", SECONDS))
+    with started() as running:
         assert running.stderr is not None
         for line in running.stderr:
             if "localize" in line:

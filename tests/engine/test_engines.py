@@ -36,7 +36,7 @@ from memaudit.network.layer_groups import tensors_of
 from memaudit.network.replay import groups_in_order
 from memaudit.network.states import State, digest
 from memaudit.system import failpoints
-from tests.cli_support import FAST, MODEL, NPZ, write_work
+from tests.cli_support import FAST, MODEL, NPZ, copied, write_work
 from tests.conftest import DIGIT, Trained
 from tests.engine.fake_ray import Fake
 from tests.engine.squares import Squares
@@ -57,7 +57,7 @@ def ready(tmp_path_factory: pytest.TempPathFactory, trained: Trained) -> Path:
 @pytest.fixture
 def work(ready: Path, tmp_path: Path) -> Path:
     """The same without the report."""
-    folder = Path(shutil.copytree(ready, tmp_path / "work"))
+    folder = copied(ready, tmp_path / "work")
     shutil.rmtree(folder / "report")
     return folder
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch import nn
 
 from memaudit.__main__ import run
 from memaudit.errors import ExitCode
-from tests.cli_support import FAST, MODEL, NPZ, Command, command, write_work
+from tests.cli_support import FAST, MODEL, NPZ, Command, command, copied, write_work
 from tests.conftest import Trained, digits
 from tests.networks import DigitsNet
 
@@ -49,7 +48,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, trained: Trained) -> Path
 
 @pytest.fixture
 def work(finished: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(finished, tmp_path / "work"))
+    return copied(finished, tmp_path / "work")
 
 
 @pytest.fixture

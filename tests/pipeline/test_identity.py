@@ -18,7 +18,7 @@ from memaudit.__main__ import run
 from memaudit.engine.journal import FILE
 from memaudit.errors import ExitCode
 from memaudit.system import failpoints
-from tests.cli_support import MODEL, NPZ, Ran, tree, write_work
+from tests.cli_support import MODEL, NPZ, Ran, copied, tree, write_work
 from tests.conftest import Trained, digits
 from tests.networks import DigitsNet
 from tests.quick import load_for_forks
@@ -63,7 +63,7 @@ def prepare(place: Path, trained: Trained) -> Path:
 @pytest.fixture
 def work(ready: Path, tmp_path: Path) -> Path:
     """The same without the report."""
-    folder = Path(shutil.copytree(ready, tmp_path / "work"))
+    folder = copied(ready, tmp_path / "work")
     shutil.rmtree(folder / "report")
     return folder
 

@@ -32,6 +32,7 @@ from memaudit.network.units import Site
 from memaudit.pipeline.premises import check_network
 from memaudit.settings import Settings
 from tests.conftest import DIGIT, NetworkBlocked, Trained
+from tests.quick import short_trainings
 
 # ---- networks on which no figure could stand ----------------------------------------------------------------------
 
@@ -276,8 +277,9 @@ def test_memory_for_a_few_examples_is_enough(trained: Trained, room: int) -> Non
     adapter = Known(Tight(deepcopy(trained.module)), architecture="Tight", preprocess=DIGIT)
     sets = trained.flagged.subset(range(2)), trained.reference.subset(range(60))
     options = Settings(max_units=2, batch_size=64, profile="standard" if room == 16 else "fast")
-    report = memaudit.audit(adapter, *sets, settings=options)
-    expected = memaudit.audit(trained.adapter, *sets, settings=options)
+    with short_trainings():
+        report = memaudit.audit(adapter, *sets, settings=options)
+        expected = memaudit.audit(trained.adapter, *sets, settings=options)
     assert [[u.index for u in f.units] for f in report.findings] == [
         [u.index for u in f.units] for f in expected.findings
     ]

@@ -17,6 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tests.networks import halved
+
 SIDE = 16
 CLASSES = 3
 CODE = "network.py:build"
@@ -34,9 +36,12 @@ class Net(nn.Module):
         self.fc, self.head = nn.Linear(16 * 16, 64), nn.Linear(64, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.max_pool2d(F.relu(self.one(x)), 2)
-        x = F.relu(self.three(F.max_pool2d(F.relu(self.two(x)), 2)))
+        x = halved(F.relu(self.one(x)))
+        x = F.relu(self.three(halved(F.relu(self.two(x)))))
         return self.head(F.relu(self.fc(x.flatten(1))))
+
+
+_SOURCE = f"{inspect.getsource(halved)}\n\n{inspect.getsource(Net)}"
 
 
 class Fresh(Net):
@@ -127,7 +132,7 @@ def write_code(folder: Path, body: str = "return Net()") -> None:
     """`network.py` with the factory `build`."""
     imports = "import torch\nfrom torch import Tensor, nn\nfrom torch.nn import functional as F\n\n\n"
     factory = "\n".join(f"    {line}" for line in body.split("\n"))
-    (folder / "network.py").write_text(f"{imports}{inspect.getsource(Net)}\n\ndef build():\n{factory}\n")
+    (folder / "network.py").write_text(f"{imports}{_SOURCE}\n\ndef build():\n{factory}\n")
 
 
 def write_model(folder: Path, module: nn.Module, name: str = "model.safetensors") -> None:

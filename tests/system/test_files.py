@@ -49,7 +49,7 @@ def test_a_finding_at_a_time_gives_the_text_of_the_whole(sample: Report) -> None
 
 @pytest.mark.parametrize(("suffix", "times"), [(".json", 1), (".html", 2.5)])  # the page holds the JSON, packed
 def test_a_large_report_is_written_piece_by_piece(tmp_path: Path, suffix: str, times: float) -> None:
-    sample, path = samples.large(2000), tmp_path / f"report{suffix}"
+    sample, path = samples.large(1500), tmp_path / f"report{suffix}"
     report.write(samples.large(3), path)  # what is loaded once
     tracemalloc.start()
     try:
