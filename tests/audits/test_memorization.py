@@ -17,10 +17,18 @@ from memaudit.audits.memorization.along_training import late
 from memaudit.audits.memorization.joint import discrimination, join, weights_of
 from memaudit.audits.memorization.parts import Calibration, Part, conformal, rests
 from memaudit.audits.memorization.power import Planting
-from memaudit.audits.memorization.relearned import ASKED, MEMBERS, RATE, moved, relearned
+from memaudit.audits.memorization.relearned import (
+    ASKED,
+    LEAST_STEPS,
+    MEMBERS,
+    RATE,
+    batch_for,
+    epochs_for,
+    moved,
+    relearned,
+)
 from memaudit.audits.memorization.verdict import FALSE_DISCOVERIES, adjusted, call, false_rate, tail
 from memaudit.audits.memorization.views import VIEWS, against, asked
-from memaudit.audits.retrain import BATCH
 from memaudit.data import Preprocess, from_tensors
 from memaudit.engine.answers import margin, predicted
 from memaudit.engine.draws import generator_for
@@ -229,6 +237,16 @@ def test_relearning_is_a_plain_loop_and_leaves_the_network_as_it_was() -> None:
     assert torch.allclose(found, plainly(network, group, images, labels, epochs=6), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("rows", "batch", "epochs"), [(1500, 64, 5), (500, 64, 5), (250, 32, 5), (100, 16, 6), (12, 16, 40)]
+)
+def test_few_examples_are_learned_in_smaller_batches_before_they_are_learned_more_often(
+    rows: int, batch: int, epochs: int
+) -> None:
+    assert (batch_for(rows), epochs_for(rows)) == (batch, epochs)
+    assert epochs * -(-rows // batch) >= LEAST_STEPS
+
+
 def plainly(network: nn.Sequential, group: LayerGroup, images: Tensor, labels: Tensor, epochs: int) -> Tensor:
     """The slow twin: a copy of the network, trained by hand."""
     generator, twin = generator_for(0, "test", ""), copy.deepcopy(network)
@@ -237,7 +255,7 @@ def plainly(network: nn.Sequential, group: LayerGroup, images: Tensor, labels: T
     optimizer, total = torch.optim.AdamW(own, lr=RATE, weight_decay=0.0), torch.zeros(50, 3)
     for epoch in range(epochs):
         twin[1].train()
-        for rows in torch.split(torch.randperm(100, generator=generator), BATCH):
+        for rows in torch.split(torch.randperm(100, generator=generator), batch_for(100)):
             optimizer.zero_grad()
             F.cross_entropy(twin(moved(images[rows], mirror=True)), labels[rows]).backward()
             optimizer.step()
