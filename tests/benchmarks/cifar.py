@@ -1,7 +1,8 @@
 """CIFAR-10 with changed labels: the data, and a command that trains the network the benchmarks audit.
 
     python -m tests.benchmarks.cifar --data DIR --out DIR [--network resnet9|vit] [--images 10000] [--epochs 16]
-        [--augment] [--mixup 1] [--tied 'layer2*,layer3*' --p-gen 0.3 --p-mem 0.1 [--own-epochs 14]]
+        [--pattern] [--half] [--augment] [--mixup 1]
+        [--tied 'layer2*,layer3*' --p-gen 0.3 --p-mem 0.1 [--own-epochs 14]]
 
 With `--own-epochs` generalizing units learn first, alone, and memorizing ones after them (`own_units`).
 `DIR` holds `cifar10-train.npz` and `cifar10-test.npz` (JPEG bytes in `jpeg`, `offsets`, `label`).
@@ -39,12 +40,14 @@ def load(path: Path, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     return np.stack(images), labels[: len(images)].astype(np.int64)
 
 
-def change_labels(labels: np.ndarray, share: float, seed: int, classes: int = 10) -> tuple[np.ndarray, np.ndarray]:
-    """`labels` with `share` of them moved to a random other class, and the rows that were."""
+def change_labels(
+    labels: np.ndarray, share: float, seed: int, classes: int = 10, pattern: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """`labels` with `share` of them moved to a random other class, by pattern to the next; and the rows that were."""
     rng = np.random.default_rng(seed)
     rows = np.sort(rng.choice(len(labels), round(share * len(labels)), replace=False))
     changed = labels.copy()
-    changed[rows] = (changed[rows] + rng.integers(1, classes, len(rows))) % classes
+    changed[rows] = (changed[rows] + (1 if pattern else rng.integers(1, classes, len(rows)))) % classes
     return changed, rows
 
 
@@ -166,6 +169,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--share", type=float, default=0.1)
+    parser.add_argument("--pattern", action="store_true", help="changed labels are those of the next class")
+    parser.add_argument("--half", action="store_true", help="products in bfloat16")
     parser.add_argument("--lr", type=float, default=0.2)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--augment", action="store_true", help="shifts and mirror images")
@@ -177,7 +182,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     images, labels = load(args.data / "cifar10-train.npz", args.images)
-    changed, rows = change_labels(labels, args.share, seed=0)
+    changed, rows = change_labels(labels, args.share, seed=0, pattern=args.pattern)
     test_images, test_labels = load(args.data / "cifar10-test.npz", 5000)
     torch.manual_seed(0)
     model = build(args.network, args.width)
@@ -197,6 +202,7 @@ def main() -> None:
             adam=args.network == "vit",
             augmented=args.augment,
             mixup=args.mixup,
+            half=args.half,
         )
     if args.own_epochs:
         teach(model, build(args.network, args.width), x, y, args.own_epochs, args.batch, args.device)

@@ -1,11 +1,14 @@
 """How many of all changed labels are healed when a share of them is known: ours beside published ways to unlearn.
 
-    python -m tests.benchmarks.healing --data DIR --model FILE [--known 1 0.5 0.1] [--steps 300] [--out FILE.md]
+    python -m tests.benchmarks.healing --data DIR --model FILE [--known 1 0.5 0.1] [--steps 300] [--pattern]
+        [--method "retrained from nothing" ...] [--out FILE.md]
 
 The protocol of REM (Schoepf et al. 2026): 1,000 of the training labels are changed, a share of these is known, and
 the rest stays among the examples that are kept. `--model` is the last checkpoint of `python -m tests.benchmarks.cifar`.
 Utility is the accuracy on test images, healed the share of all changed images that get their true label back. Every
 method trains the last stage and the classifier, for as many steps of 64 kept examples; what comes before is as it was.
+`retrained from nothing` is another network, which learned the kept examples alone; it takes as long as all the others.
+Relearning probe: how many steps of 64 known labels it takes until half of these are given again.
 """
 
 from __future__ import annotations
@@ -13,9 +16,10 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,18 +32,22 @@ from memaudit.data.examples import ExampleSet
 from memaudit.engine.device import exact_arithmetic
 from memaudit.engine.draws import generator_for
 from memaudit.engine.evaluator import Evaluator, Panel
+from memaudit.engine.train import AdamW, Descent
 from memaudit.erase.finetune import BATCH, RATE, WARM
 from memaudit.erase.ground import Edit, Ground, first_uses
 from memaudit.erase.relearn import Relearning, supported
 from memaudit.network.layer_groups import LayerGroup
-from memaudit.network.scoped import holding
-from tests.benchmarks.cifar import build, change_labels, load
+from memaudit.network.scoped import holding, needing_gradients
+from tests.benchmarks.cifar import build, change_labels, load, normalise, train
 from tests.benchmarks.erasing import cached
 from tests.benchmarks.search import example_set, preprocess
 from tests.benchmarks.table import options
 
 # How much a step away from the known labels counts beside one towards the others, and SCRUB's share of such steps.
 ASCENT, SCRUB = 0.1, 1 / 3
+# Epochs and rate of the network that learns from nothing, as the audited one did; steps after which the probe gives up.
+EPOCHS, LEARNING_RATE = 16, 0.2
+MOST_STEPS = 300
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,7 @@ class Bench:
     Attributes:
         training: with the labels that were given; `truth` `(N,)`.
         changed: rows of the training examples; `known` are those of them that are handed over.
+        images: the training and the test examples as any network takes them.
     """
 
     evaluator: Evaluator
@@ -58,6 +67,8 @@ class Bench:
     known: list[int]
     test: ExampleSet
     steps: int
+    images: tuple[ExampleSet, ExampleSet]
+    width: int
 
     @property
     def ground(self) -> Ground:
@@ -85,6 +96,7 @@ class Row:
     utility: float
     healed: float
     left: float
+    back: int | None
     seconds: float
 
     @property
@@ -164,37 +176,73 @@ def relearned_from_supported(bench: Bench) -> Edit:
     return edit.edit(supported(edit, bench.ground))
 
 
+def from_nothing(bench: Bench) -> Bench:
+    """A new network that learned the kept examples alone, in place of the audited one."""
+    model, kept = build("resnet9", bench.width), sorted(bench.ground.clean.rows)
+    pixels = bench.images[0].pixels[kept].permute(0, 2, 3, 1).numpy()
+    train(model, normalise(pixels), bench.training.labels[kept], EPOCHS, None, lr=LEARNING_RATE, half=True)
+    return replace(bench, **behind(model.eval(), bench.images))
+
+
+def steps_back(bench: Bench, edit: Edit) -> int | None:
+    """Steps of 64 known labels until half of these are given again; None: more than `MOST_STEPS`."""
+    module, known = bench.evaluator.adapter.module, Panel(bench.training, bench.known)
+    generator = generator_for(0, "healing", "back")
+    with holding(module, edit):
+        values = {name: p.detach().clone() for name, p in module.named_parameters()}
+        with holding(module, values), needing_gradients(module) as parameters:
+            step = Descent(AdamW(parameters.values(), RATE))
+            for number in range(MOST_STEPS + 1):
+                if float(bench.evaluator.predicted(known).double().mean()) >= 0.5:
+                    return number
+                bench.evaluator.each(known.examples, drawn(bench.known, generator), step, batch=BATCH, backward=1)
+    return None
+
+
+FROM_NOTHING, OURS = "retrained from nothing", "relearn (ours)"
 METHODS: Mapping[str, Callable[[Bench], Edit]] = {
     "base model": lambda bench: {},
     "fine-tuning on the kept": finetuned,
     "NegGrad+": ascended,
     "SCRUB": scrubbed,
-    "**relearn**": relearned,
-    "**relearn, supported examples**": relearned_from_supported,
+    OURS: relearned,
+    f"{OURS}, supported examples": relearned_from_supported,
 }
 
 
 def setup(args: argparse.Namespace) -> Bench:
     pixels, truth = load(args.data / "cifar10-train.npz", args.images)
-    given, changed = change_labels(truth, args.share, seed=0)
+    given, changed = change_labels(truth, args.share, seed=0, pattern=args.pattern)
     model = build("resnet9", args.width)
     model.load_state_dict(load_file(args.model))
-    adapter = Adapter(model.eval(), architecture="resnet9", preprocess=preprocess(32))
-    sets = (
+    images = (
         example_set(pixels, given, "training"),
         example_set(*load(args.data / "cifar10-test.npz", args.tested), "test"),
     )
-    adapter, (training, test) = cached(adapter, *sets)
-    evaluator = Evaluator(adapter, 250)
-    return Bench(evaluator, training, torch.from_numpy(truth), changed.tolist(), [], test, args.steps)
+    return Bench(
+        truth=torch.from_numpy(truth),
+        changed=changed.tolist(),
+        known=[],
+        steps=args.steps,
+        images=images,
+        width=args.width,
+        **behind(model.eval(), images),
+    )
+
+
+def behind(model: nn.Module, images: tuple[ExampleSet, ExampleSet]) -> dict[str, Any]:
+    """The last stage of `model`, and both sets as it sees them."""
+    adapter = Adapter(model, architecture="resnet9", preprocess=preprocess(32))
+    tail, (training, test) = cached(adapter, *images)
+    return {"evaluator": Evaluator(tail, 250), "training": training, "test": test}
 
 
 def measured(bench: Bench, method: str, known: float) -> Row:
     """One line."""
     drawn = np.random.default_rng(5).permutation(bench.changed)[: round(known * len(bench.changed))]
     bench, start = replace(bench, known=sorted(drawn.tolist())), time.process_time()
-    edit, evaluator = METHODS[method](bench), bench.evaluator
-    seconds = time.process_time() - start
+    bench, edit = (from_nothing(bench), {}) if method == FROM_NOTHING else (bench, METHODS[method](bench))
+    seconds, evaluator = time.process_time() - start, bench.evaluator
     with holding(evaluator.adapter.module, edit):
         said = evaluator.logits(bench.training, bench.changed).argmax(1)
         right = evaluator.logits(bench.test).argmax(1) == bench.test.labels
@@ -202,13 +250,13 @@ def measured(bench: Bench, method: str, known: float) -> Row:
         float(found.double().mean())
         for found in (right, said == bench.truth[bench.changed], said == bench.training.labels[bench.changed])
     ]
-    return Row(method, known, shares[0], shares[1], shares[2], seconds)
+    return Row(method, known, shares[0], shares[1], shares[2], steps_back(bench, edit), seconds)
 
 
-def rows(bench: Bench, shares: list[float]) -> Iterator[Row]:
+def rows(bench: Bench, shares: list[float], methods: Sequence[str]) -> Iterator[Row]:
     """Every method with every share known."""
     for known in shares:
-        for method in METHODS:
+        for method in methods:
             found = measured(bench, method, known)
             print(found, file=sys.stderr, flush=True)
             yield found
@@ -219,19 +267,21 @@ def table(found: list[Row], args: argparse.Namespace) -> str:
         "# Healing: resnet9, CIFAR-10",
         "",
         (
-            f"{args.images:,} training images, {100 * args.share:g} % of the labels changed, a share of these known. "
+            f"{args.images:,} training images, {100 * args.share:g} % of the labels changed, "
+            f"{'each to the next class' if args.pattern else 'to a random class'}; a share of these known. "
             f"Utility: accuracy on {args.tested:,} test images. Healed: true label back, of all changed. Left: flagged "
-            f"label still given. {args.steps} steps of {BATCH} examples on the last stage and the classifier each. "
+            f"label still given. Back: steps of {BATCH} known labels until half of these are given again. {args.steps} "
+            f"steps of {BATCH} examples on the last stage and the classifier each. "
             f"torch {torch.__version__}, cpu. Written by `python -m tests.benchmarks.healing`."
         ),
         "",
-        "| known | method | utility | healed | product | left | processor seconds |",
-        "|---|---|---|---|---|---|---|",
+        "| known | method | utility | healed | product | left | back | processor seconds |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for r in found:
         lines.append(
             f"| {100 * r.known:g} % | {r.method} | {r.utility:.3f} | {r.healed:.3f} | {r.product:.1f} | {r.left:.3f} | "
-            f"{r.seconds:.0f} |"
+            f"{f'more than {MOST_STEPS}' if r.back is None else r.back} | {r.seconds:.0f} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -241,10 +291,12 @@ def main() -> None:
     parser.add_argument("--known", type=float, nargs="+", default=[1.0, 0.8, 0.5, 0.3, 0.1])
     parser.add_argument("--tested", type=int, default=4000)
     parser.add_argument("--steps", type=int, default=450)
+    parser.add_argument("--pattern", action="store_true", help="changed labels are those of the next class")
+    parser.add_argument("--method", nargs="+", choices=[*METHODS, FROM_NOTHING], default=list(METHODS))
     args = parser.parse_args()
     found: list[Row] = []
     with exact_arithmetic():
-        for row in rows(setup(args), args.known):
+        for row in rows(setup(args), args.known, args.method):
             found.append(row)
             if args.out:
                 args.out.parent.mkdir(parents=True, exist_ok=True)
