@@ -1,7 +1,7 @@
 """How much of a group of memorized labels an edit takes out, and what it costs: the frontier of `erase`.
 
     python -m tests.benchmarks.erasing --data DIR --model FILE [--network resnet9|vit] [--out FILE.md] [--device cpu]
-        [--methods head curvature-head relearn]
+        [--methods head curvature-head relearn] [--budgets 1 3] [--steps 0]
 
 `--model` is the last checkpoint of `python -m tests.benchmarks.cifar`. Every variant is measured on the same examples:
 flagged labels that the model fits, a third of which the choices below may look at; test images of which one part gives
@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 import torch
@@ -201,17 +202,21 @@ def frontier(bench: Bench, steps: int) -> Iterator[Row]:
     yield measured(bench, few, shares, variant, steps)
 
 
-def chosen(bench: Bench, steps: int, methods: Sequence[str]) -> Iterator[Row]:
-    """The intact network, and what each method chooses within a point; clean steps of the whole network beside it."""
+def chosen(bench: Bench, steps: int, methods: Sequence[str], budgets: Sequence[float]) -> Iterator[Row]:
+    """The intact network, and what each method chooses within each budget; clean steps of the whole network beside it.
+
+    Args:
+        budgets: percent of test accuracy that may be lost.
+    """
     yield bench.row("intact", time.time())
     use, clean = first_uses(bench.evaluator, bench.reference), apart_from(bench.reference, bench.validation, 0)
     ground = Ground(bench.evaluator, clean, Panel(bench.flagged, bench.used), bench.validation, use)
-    for count in (steps, LONGER * steps):
+    for count in (steps, LONGER * steps) if steps else ():
         start = time.time()
         with holding(ground.module, ground.mended({}, 0, count)):
             yield bench.row(f"no edit, {count} clean steps", start)
-    for name in methods:
-        start, choice = time.time(), Choice(max_test_drop=BUDGETS[0], clean_steps=steps)
+    for name, budget in product(methods, budgets):
+        start, choice = time.time(), Choice(max_test_drop=budget / 100, clean_steps=steps)
         try:
             found = METHODS[name](Task(ground, bench.factors, choice, Silent()))
         except ModelRejected as error:
@@ -219,7 +224,8 @@ def chosen(bench: Bench, steps: int, methods: Sequence[str]) -> Iterator[Row]:
             continue
         more = f", {found.best.steps} clean steps" if found.best.steps else ""
         with holding(ground.module, found.edit()):
-            yield bench.row(f"**{name}** of {len(found.trials)} edits: {found.done}{more}", start)
+            within = f"**{name}** within {budget:g} points, of {len(found.trials)} edits"
+            yield bench.row(f"{within}: {found.done}{more}", start)
 
 
 def measured(bench: Bench, search: EditSearch, kept: Mapping[str, float], variant: str, steps: int = 0) -> Row:
@@ -258,11 +264,13 @@ def main() -> None:
     parser.add_argument("--reference", type=int, default=9_000)
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--methods", nargs="+", choices=METHODS, help="these instead of the frontier of curvature")
+    parser.add_argument("--budgets", type=float, nargs="+", default=[1.0], help="with --methods, in points")
     args = parser.parse_args()
     with exact_arithmetic():
         rows: list[Row] = []
         bench = setup(args)
-        for row in chosen(bench, args.steps, args.methods) if args.methods else frontier(bench, args.steps):
+        methods = args.methods and chosen(bench, args.steps, args.methods, args.budgets)
+        for row in methods or frontier(bench, args.steps):
             rows.append(row)
             if args.out:
                 args.out.parent.mkdir(parents=True, exist_ok=True)
