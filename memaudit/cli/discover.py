@@ -90,6 +90,65 @@ class Written:
         choice(self.images, ("thumbs", "none"), "--images")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A ranking as it was asked for, to be written to `folder`."""
+
+    folder: Path
+    context: typer.Context
+    model: str
+    training: Training
+    network: opt.Network
+    ranked: RankOptions
+    compute: opt.Compute
+
+    def loaded(self, progress: Stages) -> tuple[Sources, Loaded, Discovery]:
+        """Where the data are, the model with them, and the ranking to make of both."""
+        sources = Sources.training(self.model, self.training.data, self.training.class_order)
+        loaded = load(self.model, self.network, sources, self.compute, progress)
+
+        from memaudit.pipeline.discover import Discovery
+
+        discovery = Discovery(
+            loaded.settled.adapter,
+            loaded.flagged,
+            _settings(self.ranked, self.compute),
+            provenance=_provenance(self.context, loaded, self.network, sources, self.folder),
+            class_names=loaded.class_names,
+            progress=progress,
+        )
+        return sources, loaded, discovery
+
+    def write(
+        self, written: Written, progress: Stages, workers: Workers | None, *, keep: bool
+    ) -> tuple[Ranking, list[Path]]:
+        """Rank the training set into the folder, which the caller has locked; the document, and the files written.
+
+        Args:
+            keep: leave the journal, for a command that goes on from here and may have to be run again.
+        """
+        from memaudit.report import ranking as views
+
+        own = (self.folder / name for name in ("ranking.json", "ranking.html", FLAGGED))
+        targets = list(dict.fromkeys([*own, *written.output]))
+        views.check(targets)
+        sources, loaded, discovery = self.loaded(progress)
+        views.rehearse(discovery.skeleton(), targets)
+        with discovery.journalled(self.folder, fresh=self.ranked.fresh) as journal:
+            if journal.recorded:
+                progress.stage(f"resume after {journal.recorded} batches")
+            with running(workers, self.model, loaded, self.network, "float32", progress) as discovery.engine:
+                found, table = discovery.run()
+            following = _following(self.model, sources, self.network, self.folder)
+            ranking = found.model_copy(update={"following": following})
+            progress.stage("write ranking")
+            pictures = _thumbnails("none" if self.network.redact else written.images, ranking, discovery.examples)
+            paths = views.write_all(ranking, table, targets, pictures, self.ranked.top)
+            if not (discovery.late or keep):
+                journal.discard()
+        return ranking, paths
+
+
 @grouped
 def discover(
     context: typer.Context,
@@ -108,86 +167,21 @@ def discover(
     """
     folder = written.out or outputs.default_folder(Path(model)) / RANKED
     workers = workers_of(engines, compute)
+    asked = Asked(
+        folder=folder, context=context, model=model, training=training, network=network, ranked=ranked, compute=compute
+    )
 
     from memaudit.cli.progress import Stages
 
     if ranked.dry_run:
         with Stages(ranked.quiet) as progress:
-            _, _, discovery = _loaded(folder, context, model, training, network, ranked, compute, progress)
+            _, _, discovery = asked.loaded(progress)
             typer.echo(discovery.plan())
         return int(ExitCode.INCOMPLETE if discovery.incomplete else ExitCode.OK)
     with Stages(ranked.quiet) as progress, outputs.locked(folder):
-        ranking, paths = ranked_into(
-            folder, context, model, training, network, ranked, compute, written, progress, workers, keep=False
-        )
+        ranking, paths = asked.write(written, progress, workers, keep=False)
     _show(ranking, paths, written.format_)
     return int(ExitCode.OK if ranking.status == "complete" else ExitCode.INCOMPLETE)
-
-
-def ranked_into(
-    folder: Path,
-    context: typer.Context,
-    model: str,
-    training: Training,
-    network: opt.Network,
-    ranked: RankOptions,
-    compute: opt.Compute,
-    written: Written,
-    progress: Stages,
-    workers: Workers | None,
-    *,
-    keep: bool,
-) -> tuple[Ranking, list[Path]]:
-    """Rank the training set into `folder`, which the caller has locked; the document, and the files written.
-
-    Args:
-        keep: leave the journal, for a command that goes on from here and may have to be run again.
-    """
-    from memaudit.report import ranking as views
-
-    targets = list(dict.fromkeys([folder / "ranking.json", folder / "ranking.html", folder / FLAGGED, *written.output]))
-    views.check(targets)
-    sources, loaded, discovery = _loaded(folder, context, model, training, network, ranked, compute, progress)
-    views.rehearse(discovery.skeleton(), targets)
-    with discovery.journalled(folder, fresh=ranked.fresh) as journal:
-        if journal.recorded:
-            progress.stage(f"resume after {journal.recorded} batches")
-        with running(workers, model, loaded, network, "float32", progress) as discovery.engine:
-            found, table = discovery.run()
-        ranking = found.model_copy(update={"following": _following(model, sources, network, folder)})
-        progress.stage("write ranking")
-        pictures = _thumbnails("none" if network.redact else written.images, ranking, discovery.examples)
-        paths = views.write_all(ranking, table, targets, pictures, ranked.top)
-        if not (discovery.late or keep):
-            journal.discard()
-    return ranking, paths
-
-
-def _loaded(
-    folder: Path,
-    context: typer.Context,
-    model: str,
-    training: Training,
-    network: opt.Network,
-    ranked: RankOptions,
-    compute: opt.Compute,
-    progress: Stages,
-) -> tuple[Sources, Loaded, Discovery]:
-    """Where the data are, the model with them, and the ranking to make of both."""
-    sources = Sources.training(model, training.data, training.class_order)
-    loaded = load(model, network, sources, compute, progress)
-
-    from memaudit.pipeline.discover import Discovery
-
-    discovery = Discovery(
-        loaded.settled.adapter,
-        loaded.flagged,
-        _settings(ranked, compute),
-        provenance=_provenance(context, loaded, network, sources, folder),
-        class_names=loaded.class_names,
-        progress=progress,
-    )
-    return sources, loaded, discovery
 
 
 def _settings(ranked: RankOptions, compute: opt.Compute) -> Settings:

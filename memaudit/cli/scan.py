@@ -160,11 +160,11 @@ def _discovered(
         profile=audit.profile, top=audit.top, seed=run.seed, time_limit=run.time_limit, fresh=run.fresh, quiet=run.quiet
     )
     below = folder / outputs.RANKED
-    written = discovery.Written(images="none")
+    asked = discovery.Asked(
+        folder=below, context=context, model=model, training=training, network=network, ranked=ranked, compute=compute
+    )
     with outputs.locked(below):
-        found, _ = discovery.ranked_into(
-            below, context, model, training, network, ranked, compute, written, progress, workers, keep=True
-        )
+        found, _ = asked.write(discovery.Written(images="none"), progress, workers, keep=True)
     if found.status != "complete":
         raise Incomplete(
             "the ranking of the training data is incomplete, so nothing was audited",

@@ -85,12 +85,11 @@ class Planting(Work[dict[str, Tensor]]):
         wrong[list(self.rows)] = self.labels
         panel = Panel(self.reference.labelled(wrong.tolist()), self.rows)
         with unchanged(module, "planting"), holding(module, values):
-            self._learn(evaluator, whole, values, panel)
-            given = asked(evaluator, panel).argmax(1) == self.labels
+            given = self._learn(evaluator, whole, values, panel)
             return {name: scores[given] for name, scores in self._parts(evaluator, panel).items()}
 
-    def _learn(self, evaluator: Evaluator, whole: LayerGroup, values: dict[str, Tensor], panel: Panel) -> None:
-        """Until most labels are predicted; norms keep their statistics."""
+    def _learn(self, evaluator: Evaluator, whole: LayerGroup, values: dict[str, Tensor], panel: Panel) -> Tensor:
+        """Until most labels are predicted, which are returned, `(K,)` bool; norms keep their statistics."""
         generator = generator_for(self.seed, "planting", "order")
         everybody = torch.tensor([*self.rows, *self.beside])
         with needing_gradients(evaluator.adapter.module, whole.names) as parameters:
@@ -99,10 +98,11 @@ class Planting(Work[dict[str, Tensor]]):
             for _ in range(MOST_EPOCHS):
                 order = everybody[torch.randperm(len(everybody), generator=generator)].tolist()
                 evaluator.each(panel.examples, order, step, batch=BATCH, backward=1, changing=changing)
-                said = asked(evaluator, panel)
-                if float((said.argmax(1) == self.labels).float().mean()) >= LEARNED:
-                    return
+                given = asked(evaluator, panel).argmax(1) == self.labels
+                if float(given.float().mean()) >= LEARNED:
+                    break
                 optimizer.rate = min(MOST_RATE, optimizer.rate * GROWTH)
+        return given
 
     def _parts(self, evaluator: Evaluator, panel: Panel) -> dict[str, Tensor]:
         """By part `(K,)`; the examples themselves are no neighbours and teach nothing."""
