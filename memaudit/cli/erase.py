@@ -58,8 +58,10 @@ class Edit:
                 f"--examples goes with --method {single}",
                 hint=f"{self.method.capitalize()} erases a group; name it with --flagged.",
             )
-        if self.method == "relearn" and not self.clean_steps:
-            raise UsageError("--method relearn trains, and --clean-steps is 0", hint="Give --clean-steps 150 or more.")
+        if METHODS[self.method].trains and not self.clean_steps:
+            raise UsageError(
+                f"--method {self.method} trains, and --clean-steps is 0", hint="Give --clean-steps 150 or more."
+            )
         if METHODS[self.method].singles and bool(self.named) == self.all_:
             raise UsageError(
                 "--examples and --all exclude each other" if self.all_ else "which findings are to be erased?",

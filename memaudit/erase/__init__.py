@@ -81,6 +81,7 @@ class Method:
         hint: what `--help` says of it.
         singles: it edits single findings; others edit the flagged set as a whole.
         budget: share of accuracy that it may cost where nobody says.
+        trains: it is made of clean steps, and cannot do without.
         used: what the examples are that it was made or chosen with.
         cheaper: what to do where it costs too much.
         target: `module:function`, called with a `Request` and a `Choice`.
@@ -90,6 +91,7 @@ class Method:
     hint: str
     target: str
     singles: bool = False
+    trains: bool = False
     budget: float = 0.01
     used: str = "flagged label, used for choosing"
     cheaper: str = "Allow less with --max-test-drop."
@@ -132,8 +134,15 @@ METHODS: Mapping[str, Method] = {
             target="memaudit.erase.components:run_with_head",
         ),
         Method(
+            "finetune",
+            hint="for groups, trains the whole network on the reference and edits nothing",
+            trains=True,
+            target="memaudit.erase.steps:run",
+        ),
+        Method(
             "relearn",
             hint="for groups, puts layers back to random weights and trains them on the reference",
+            trains=True,
             target="memaudit.erase.relearn:run",
         ),
         Method(

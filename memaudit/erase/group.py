@@ -84,6 +84,7 @@ class Chosen:
         done: what is done, in words.
         layers: what is left of the layers' curvature.
         clean: how many examples clean steps train on; 0: all.
+        edited: clean steps are not all of it, so that they alone are a control.
     """
 
     method: str
@@ -94,6 +95,7 @@ class Chosen:
     control: Control
     layers: Sequence[EditedLayer] = ()
     clean: int = 0
+    edited: bool = True
 
 
 Choose = Callable[[Task], Chosen]
@@ -125,7 +127,8 @@ def by_group(request: Request, choice: Choice, *methods: Choose) -> Erasure:
         if best.steps:
             notes.append(TRAINED.format(steps=best.steps, batch=BATCH, clean=chosen.clean or len(ground.clean)))
         proof = measured(request, before, sets)
-        steps, judged = best.steps or choice.clean_steps, len(sets.used) + len(sets.reference)
+        steps = (best.steps or choice.clean_steps) if chosen.edited else 0
+        judged = len(sets.used) + len(sets.reference)
         progress.stage("control", DRAWS * (ground.cost(best.steps) + judged) + ground.cost(steps))
         control, generator = chosen.control, generator_for(request.seed, "erase", f"random {chosen.control.kind}")
 

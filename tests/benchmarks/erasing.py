@@ -29,7 +29,7 @@ from memaudit.data.images.preprocess import Preprocess
 from memaudit.engine.answers import margin
 from memaudit.engine.device import exact_arithmetic
 from memaudit.engine.evaluator import Evaluator, Panel
-from memaudit.erase import Choice, components, head, relearn
+from memaudit.erase import Choice, components, head, relearn, steps
 from memaudit.erase.curvature import spectra
 from memaudit.erase.finetune import BATCH
 from memaudit.erase.ground import Ground, first_uses
@@ -46,6 +46,7 @@ from tests.benchmarks.table import options
 BUDGETS = (0.01, 0.03)
 METHODS: Mapping[str, Choose] = {
     "head": head.choose,
+    "finetune": steps.choose,
     "curvature": components.choose,
     "curvature-head": components.choose_with_head,
     "relearn": relearn.choose,

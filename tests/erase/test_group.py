@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from memaudit.erase import Choice
+from memaudit.erase import Choice, auto
 from memaudit.erase.ground import Trial
 from memaudit.erase.group import Chosen, Control, Task, _found, no_worse
 from memaudit.erase.proof import reread
@@ -24,6 +24,7 @@ GROUP = (*ERASE, "--flagged", "all-flagged.npz", "--test", "held-out.npz", "--ma
 METHODS = {
     "head": ("0", ("head",), "direction of the classifier"),
     "curvature-head": ("0", ("one", "two", "three", "head"), "component"),
+    "finetune": ("10", ("one", "two", "three", "head"), "direction"),
     "relearn": ("10", ("one", "two", "three", "head"), "layer group"),
 }
 
@@ -60,7 +61,7 @@ def test_the_file_predicts_in_plain_torch_what_the_report_says(
     assert found.random is not None
     assert found.random.kind == kind
     assert f"random {kind}s instead" in ran.out or f"random {kind} instead" in ran.out
-    if int(steps):
+    if int(steps) and method != "finetune":  # which is such steps, and nothing to hold against them
         assert found.steps_alone is not None
         assert found.steps_alone.steps == found.clean_steps
         assert f"{found.clean_steps} clean steps, no edit: test" in ran.out
@@ -68,6 +69,12 @@ def test_the_file_predicts_in_plain_torch_what_the_report_says(
     else:
         assert found.steps_alone is None
     assert "deleted" not in ran.out
+
+
+@pytest.mark.parametrize(("steps", "tried"), [(150, "head steps components relearn"), (0, "head components")])
+def test_auto_goes_from_cheap_to_dear(steps: int, tried: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auto, "by_group", lambda request, choice, *methods: [m.__module__ for m in methods])
+    assert auto.run(None, Choice(clean_steps=steps)) == [f"memaudit.erase.{name}" for name in tried.split()]  # type: ignore
 
 
 def test_auto_tries_until_the_target_is_met(cli: Command, work: Path) -> None:
