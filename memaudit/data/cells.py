@@ -52,6 +52,7 @@ class Cells:
         nested: its cells are `{bytes, ...}`; `path`: and say what each file was called.
         label: the column of labels; `names`: what they are called, where the table says.
         further: of `FURTHER`, the columns that there are.
+        several: other columns hold labels, too.
     """
 
     image: str
@@ -60,10 +61,14 @@ class Cells:
     label: str
     names: tuple[str, ...]
     further: tuple[str, ...]
+    several: bool = False
 
     @classmethod
-    def of(cls, schema: Any, name: str) -> Cells:
+    def of(cls, schema: Any, name: str, count: int | None = None) -> Cells:
         """The columns of the table called `name`.
+
+        Args:
+            count: classes of the model: it tells which labels are meant where the table has several kinds of them.
 
         Raises:
             DataRejected: not one of them holds images, or labels; or its notes are broken.
@@ -74,17 +79,24 @@ class Cells:
         if len(images) != 1:
             shown = ", ".join(clean(c) for c in images) or "none"
             raise DataRejected(f"{name}: columns that hold images: {shown}", hint="keep one column of undecoded images")
-        classes = [column for column in types if _kind(said, column) == "ClassLabel"]
-        labels = [column for column in LABELS if column in types] or classes
-        if not labels or (labels == classes and len(classes) > 1):
+        labels = {column: _names(said, column, name) for column in _labels(types, said)}
+        if not labels:
             shown = ", ".join(clean(c) for c in types)
             raise DataRejected(f"{name}: no column 'label' among {shown}", hint=NO_LABEL)
+        meant = [c for c, names in labels.items() if len(labels) == 1 or len(names) == count]
+        if len(meant) != 1:
+            shown = ", ".join(f"{clean(c)} ({len(names)} classes)" for c, names in labels.items())
+            model = "" if count is None else f", and the model has {count} classes"
+            raise DataRejected(f"{name}: columns that hold labels: {shown}{model}", hint=NO_LABEL)
+        (label,) = meant
         nested = _is_nested(types[images[0]])
         path = nested and types[images[0]].get_field_index("path") >= 0
-        names = said.get(labels[0], {}).get("names") or ()
-        if not all(isinstance(one, str) for one in names):
-            raise DataRejected(f"{name}: the names of its classes are no texts", hint="write it anew")
-        return cls(images[0], nested, path, labels[0], tuple(names), tuple(c for c in FURTHER if c in types))
+        further = tuple(c for c in FURTHER if c in types)
+        return cls(images[0], nested, path, label, labels[label], further, several=len(labels) > 1)
+
+    def called(self, name: str) -> str:
+        """The table's `name`, with the column of labels where another could have been meant."""
+        return f"{name} ({clean(self.label)})" if self.several else name
 
     def rows(self, batches: Iterable[Any], classes: Classes, rejections: Rejections) -> Iterator[Row]:
         """The rows of record batches, which need not hold the images' bytes; what is wrong with others is noted."""
@@ -117,6 +129,13 @@ class Cells:
         if self.names and value >= len(self.names):
             raise RowError(f"label {value} is none of the table's {len(self.names)} classes")
         return classes.named(self.names[value]) if self.names and classes.names else classes.index(value)
+
+
+def names_noted(schema: Any, name: str) -> tuple[str, ...]:
+    """What the labels of the table called `name` are called; empty where nothing says, or several columns do."""
+    said = _notes(schema, name)
+    labels = _labels(_types(schema, name), said)
+    return _names(said, labels[0], name) if len(labels) == 1 else ()
 
 
 def holds_images(schema: Any, name: str) -> bool:
@@ -174,6 +193,19 @@ def _notes(schema: Any, name: str) -> dict[str, dict[str, Any]]:
 
 def _kind(said: dict[str, dict[str, Any]], column: str) -> object:
     return said.get(column, {}).get("_type")
+
+
+def _labels(types: dict[str, Any], said: dict[str, dict[str, Any]]) -> Sequence[str]:
+    """Columns that can hold the labels: one that is called so, or else those that notes call labels."""
+    return [c for c in LABELS if c in types][:1] or [c for c in types if _kind(said, c) == "ClassLabel"]
+
+
+def _names(said: dict[str, dict[str, Any]], column: str, name: str) -> tuple[str, ...]:
+    """What the labels in `column` are called; empty where nothing says."""
+    names = said.get(column, {}).get("names") or ()
+    if not all(isinstance(one, str) for one in names):
+        raise DataRejected(f"{name}: the names of its classes are no texts", hint="write it anew")
+    return tuple(names)
 
 
 def _images(types: dict[str, Any], said: dict[str, dict[str, Any]]) -> Sequence[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from memaudit.data.cells import Cells, bytes_of, holds_images, image_of, pyarrow_for
+from memaudit.data.cells import Cells, bytes_of, holds_images, image_of, names_noted, pyarrow_for
 from memaudit.data.classes import Classes
 from memaudit.data.compact import PART, Rows
 from memaudit.data.images import Unreadable
@@ -104,7 +104,7 @@ def tables_of(path: Path) -> tuple[Path, ...]:
 def names_of_tables(files: tuple[Path, ...]) -> tuple[str, ...]:
     """What their labels are called, by label; empty where nothing says."""
     with _opened(files[0]) as table:
-        return Cells.of(table.schema_arrow, display(files[0])).names
+        return names_noted(table.schema_arrow, display(files[0]))
 
 
 def list_tables(path: Path, files: tuple[Path, ...], classes: Classes) -> ParquetListing:
@@ -116,13 +116,13 @@ def list_tables(path: Path, files: tuple[Path, ...], classes: Classes) -> Parque
     name, counts, group = display(path), [0], list[tuple[int, int]]()
     rejections = Rejections(name)
     with _opened(files[0]) as table:
-        cells = Cells.of(table.schema_arrow, display(files[0]))
+        cells = Cells.of(table.schema_arrow, display(files[0]), classes.count)
     wanted = [cells.label, *cells.further, *([f"{cells.image}.path"] if cells.path else [])]
 
     def batches() -> Iterator[Any]:
         for number, file in enumerate(files):
             with _opened(file) as table:
-                if Cells.of(table.schema_arrow, display(file)) != cells:
+                if Cells.of(table.schema_arrow, display(file), classes.count) != cells:
                     raise DataRejected(f"{display(file)} has other columns than {display(files[0])}")
                 for place in range(table.num_row_groups):
                     counts.append(_rows_of(table.metadata.row_group(place), cells, display(file)))
@@ -135,7 +135,7 @@ def list_tables(path: Path, files: tuple[Path, ...], classes: Classes) -> Parque
     if not listed or len(listed) != starts[-1]:
         raise DataRejected(f"{name} has {len(listed)} rows and says {starts[-1]}", hint="write it anew")
     groups = Groups(tuple(file.resolve() for file in files), cells, starts[:-1], group)
-    return ParquetListing(name, listed, classes.names or cells.names, groups)
+    return ParquetListing(cells.called(name), listed, classes.names or cells.names, groups)
 
 
 def _rows_of(group: Any, cells: Cells, name: str) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from memaudit.data.cells import Cells, bytes_of, check_size, image_of, pyarrow_for
+from memaudit.data.cells import Cells, bytes_of, check_size, image_of, names_noted, pyarrow_for
 from memaudit.data.classes import Classes
 from memaudit.data.compact import Rows
 from memaudit.data.paths import display, open_source
@@ -54,7 +54,7 @@ def names_of_saved(path: Path) -> tuple[str, ...]:
     """
     file = _files(path)[0]
     with _Mapped(file, path) as mapped:
-        return Cells.of(mapped.schema, display(path)).names
+        return names_noted(mapped.schema, display(path))
 
 
 def list_saved(path: Path, classes: Classes) -> SavedListing:
@@ -67,12 +67,12 @@ def list_saved(path: Path, classes: Classes) -> SavedListing:
     name, files = display(path), _files(path)
     rejections, where = Rejections(name), [np.empty((0, 3), np.int64)]
     with _Mapped(files[0], path) as first:
-        cells = Cells.of(first.schema, name)
+        cells = Cells.of(first.schema, name, classes.count)
 
     def batches() -> Iterator[Any]:
         for number, file in enumerate(files):
             with _Mapped(file, path) as mapped:
-                if Cells.of(mapped.schema, display(file)) != cells:
+                if Cells.of(mapped.schema, display(file), classes.count) != cells:
                     raise DataRejected(f"{display(file)} has other columns than {display(files[0])}", hint=_HINT)
                 for batch in mapped.batches():
                     where.append(mapped.places(bytes_of(batch.column(cells.image), cells), number))
@@ -83,7 +83,7 @@ def list_saved(path: Path, classes: Classes) -> SavedListing:
     rejections.check(len(places))
     if not listed:
         raise DataRejected(f"{name} has no rows; nothing to audit", hint=_HINT)
-    return SavedListing(name, listed, classes.names or cells.names, files, places)
+    return SavedListing(cells.called(name), listed, classes.names or cells.names, files, places)
 
 
 class _Mapped:

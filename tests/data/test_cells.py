@@ -133,8 +133,8 @@ REFUSED: dict[str, tuple[Columns, dict[str, str] | None, str]] = {
     "no label": ({"image": images(2), "kind": [0, 1]}, None, "no column 'label' among image, kind"),
     "two classes": (
         {"image": images(2), "fine": [0, 1], "coarse": [0, 1]},
-        noted({"fine": {"_type": "ClassLabel"}, "coarse": {"_type": "ClassLabel"}}),
-        "no column 'label' among image, fine, coarse",
+        noted({kind: {"_type": "ClassLabel", "names": ["a", "b"]} for kind in ("fine", "coarse")}),
+        r"columns that hold labels: fine \(2 classes\), coarse \(2 classes\), and the model has 2 classes",
     ),
     "a label missing": ({**TWO, "label": [0, None]}, None, "row 1: no label"),
     "hidden labels": ({**TWO, "label": [-1, -1]}, None, "2 of 2 rows rejected; row 0: no label"),
@@ -155,6 +155,29 @@ REFUSED: dict[str, tuple[Columns, dict[str, str] | None, str]] = {
     "notes that are none": (TWO, noted("[" * 100_000), "its notes on columns"),
     "no rows": ({"image": pyarrow.array([], "binary"), "label": []}, None, "has 0 rows"),
 }
+
+
+@pytest.mark.parametrize(("count", "column"), [(3, "coarse_label"), (COUNT, "fine_label")])
+@pytest.mark.parametrize("form", ["saved", "table.parquet"])
+def test_of_two_kinds_of_labels_the_model_has_as_many_classes_as_one(
+    form: str, count: int, column: str, tmp_path: Path
+) -> None:
+    """As in CIFAR-100, whose images have a class of a hundred and one of twenty."""
+    names = {kind: [f"{kind} {n}" for n in range(size)] for kind, size in (("fine", COUNT), ("coarse", 3))}
+    features = {f"{kind}_label": datasets.ClassLabel(names=names[kind]) for kind in names}
+    columns = {"fine_label": list(range(COUNT)), "coarse_label": [n % 3 for n in range(COUNT)]}
+    one = datasets.Dataset.from_dict(
+        {"img": [picture(number, (8, 8)) for number in range(COUNT)], **columns},
+        features=datasets.Features({"img": datasets.Image(), **features}),
+    )
+    (one.save_to_disk if form == "saved" else one.to_parquet)(tmp_path / form)
+    found = read(tmp_path / form, preprocess=SMALL, num_classes=count)
+    assert found.labels.tolist() == columns[column]
+    assert found.class_names == tuple(names[column.split("_")[0]])
+    assert found.source.endswith(f"{form} ({column})")
+    assert class_names_of(tmp_path / form) == ()
+    with pytest.raises(DataRejected, match=r"fine_label \(10 classes\), coarse_label \(3 classes\), and the model"):
+        read(tmp_path / form, preprocess=SMALL, num_classes=5)
 
 
 @pytest.mark.parametrize("case", REFUSED)
