@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -121,8 +121,11 @@ class Asked:
 
     def write(
         self, written: Written, progress: Stages, workers: Workers | None, *, keep: bool
-    ) -> tuple[Ranking, list[Path]]:
-        """Rank the training set into the folder, which the caller has locked; the document, and the files written.
+    ) -> tuple[Ranking, list[Path], str]:
+        """Rank the training set into the folder, which the caller has locked.
+
+        Returns:
+            The document, the files written, and the command that goes on from here, as it is typed on this machine.
 
         Args:
             keep: leave the journal, for a command that goes on from here and may have to be run again.
@@ -139,14 +142,26 @@ class Asked:
                 progress.stage(f"resume after {journal.recorded} batches")
             with running(workers, self.model, loaded, self.network, "float32", progress) as discovery.engine:
                 found, table = discovery.run()
-            following = _following(self.model, sources, self.network, self.folder)
-            ranking = found.model_copy(update={"following": following})
+            ranking = found.model_copy(update={"following": self._following(sources, portable)})
             progress.stage("write ranking")
             pictures = _thumbnails("none" if self.network.redact else written.images, ranking, discovery.examples)
             paths = views.write_all(ranking, table, targets, pictures, self.ranked.top)
             if not (discovery.late or keep):
                 journal.discard()
-        return ranking, paths
+        return ranking, paths, self._following(sources, str)
+
+    def _following(self, sources: Sources, word: Callable[[str], str]) -> str:
+        """The scan of what is flagged, with the options that said which network and data these are."""
+        words = ["memaudit", "scan", word(self.model), "--data", word(str(sources.reference))]
+        words += ["--flagged", word(str(self.folder / FLAGGED))]
+        for one in fields(self.network):
+            value = getattr(self.network, one.name)
+            for single in value if isinstance(value, list) else [value]:
+                if single not in (None, False):
+                    words += [f"--{one.name.replace('_', '-')}", *([] if single is True else [word(str(single))])]
+        if sources.class_order != "natural":
+            words += ["--class-order", word(sources.class_order)]
+        return clean(shlex.join(words), MAX_COMMAND)
 
 
 @grouped
@@ -179,8 +194,8 @@ def discover(
             typer.echo(discovery.plan())
         return int(ExitCode.INCOMPLETE if discovery.incomplete else ExitCode.OK)
     with Stages(ranked.quiet) as progress, outputs.locked(folder):
-        ranking, paths = asked.write(written, progress, workers, keep=False)
-    _show(ranking, paths, written.format_)
+        ranking, paths, following = asked.write(written, progress, workers, keep=False)
+    _show(ranking, paths, following, written.format_)
     return int(ExitCode.OK if ranking.status == "complete" else ExitCode.INCOMPLETE)
 
 
@@ -212,20 +227,6 @@ def _provenance(
     return replace(found, inputs=inputs)
 
 
-def _following(model: str, sources: Sources, network: opt.Network, folder: Path) -> str:
-    """The scan of what is flagged, with the options that said which network and data these are."""
-    words = ["memaudit", "scan", portable(model), "--data", portable(str(sources.reference))]
-    words += ["--flagged", portable(str(folder / FLAGGED))]
-    for one in fields(network):
-        value = getattr(network, one.name)
-        for single in value if isinstance(value, list) else [value]:
-            if single not in (None, False):
-                words += [f"--{one.name.replace('_', '-')}", *([] if single is True else [portable(str(single))])]
-    if sources.class_order != "natural":
-        words += ["--class-order", portable(sources.class_order)]
-    return clean(shlex.join(words), MAX_COMMAND)
-
-
 def _thumbnails(images: str | None, ranking: Ranking, examples: ExampleSet) -> dict[str, bytes]:
     """Pictures of the examples the page shows, where they are asked for, or where nobody said and this is no CI."""
     from memaudit import data
@@ -238,10 +239,10 @@ def _thumbnails(images: str | None, ranking: Ranking, examples: ExampleSet) -> d
     return dict(data.thumbnails(examples.subset(rows)))
 
 
-def _show(ranking: Ranking, paths: Sequence[Path], format_: str) -> None:
+def _show(ranking: Ranking, paths: Sequence[Path], following: str, format_: str) -> None:
     from memaudit.report import ranking as views
 
     if format_ == "table":
-        views.show(ranking, paths)
+        views.show(ranking, paths, following)
     else:
         typer.echo(views.render(ranking, format_), nl=False)

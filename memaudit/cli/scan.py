@@ -164,7 +164,7 @@ def _discovered(
         folder=below, context=context, model=model, training=training, network=network, ranked=ranked, compute=compute
     )
     with outputs.locked(below):
-        found, _ = asked.write(discovery.Written(images="none"), progress, workers, keep=True)
+        found, _, _ = asked.write(discovery.Written(images="none"), progress, workers, keep=True)
     if found.status != "complete":
         raise Incomplete(
             "the ranking of the training data is incomplete, so nothing was audited",

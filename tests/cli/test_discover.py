@@ -129,6 +129,18 @@ def test_what_is_flagged_is_what_a_scan_takes(work: Path, found: Ranking, memaud
     assert [f["example"]["index"] for f in report["findings"]] == [one.example.index for one in found.ranked[:3]]
 
 
+def test_the_next_command_is_one_that_works_here(work: Path, memaudit: Command) -> None:
+    """Documents hold no absolute path; what is printed leads to the files all the same."""
+    data, out = str(work / "train.npz"), str(work / "elsewhere")
+    words = ("--data", data, "--out", out, "--profile", "fast", "--limit", "60", "--images", "none")
+    ran = memaudit("discover", *MODEL, *words)
+    assert ran.code == ExitCode.INCOMPLETE, ran.err
+    printed = "".join(ran.out.split("next: ")[1].split())  # a long line is folded
+    assert printed.startswith(f"memauditscandigits.safetensors--data{data}--flagged{out}/flagged.csv--adapter")
+    document = json.loads((work / "elsewhere/ranking.json").read_text())
+    assert str(work) not in json.dumps(document)
+
+
 def test_a_scan_without_a_list_finds_its_own(work: Path, memaudit: Command) -> None:
     ran = memaudit("scan", *MODEL, "--data", "train.npz", "--top", "4", "--out", "own", *FAST, "--exit-zero")
     assert ran.code == ExitCode.OK, ran.err

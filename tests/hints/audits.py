@@ -353,7 +353,7 @@ FOLLOWED = [
         lambda f: (*TRAINED, "--time-limit", "0.0001"),
         named(*TRAINED, "--time-limit", "600"),
         fault=lambda: mock.patch(
-            "memaudit.cli.discover.Asked.write", return_value=(SimpleNamespace(status="incomplete"), None)
+            "memaudit.cli.discover.Asked.write", return_value=(SimpleNamespace(status="incomplete"), None, None)
         ),
     ),
     Follow("if that is how it was trained: {}", lambda f: (*DRY, "--mean", "5,5,5", "--std", "1,1,1"), as_hinted),

@@ -76,11 +76,11 @@ def write_all(
     return targets
 
 
-def show(ranking: Ranking, paths: Sequence[Path]) -> None:
-    """Print it on stdout, in colour on a terminal."""
+def show(ranking: Ranking, paths: Sequence[Path], following: str = "") -> None:
+    """Print it on stdout, in colour on a terminal; `following` is the command that goes on from here."""
     from memaudit.report.ranking import console
 
-    console.show(ranking, paths)
+    console.show(ranking, paths, following)
 
 
 def render(ranking: Ranking, format_: str) -> str:

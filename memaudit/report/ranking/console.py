@@ -21,20 +21,32 @@ if TYPE_CHECKING:
 ROWS, WARNINGS = 10, 20
 
 
-def show(ranking: Ranking, paths: Sequence[Path] = ()) -> None:
-    """Print `ranking` to stdout: in colour on a terminal, as plain text elsewhere and in CI."""
+def show(ranking: Ranking, paths: Sequence[Path] = (), following: str = "") -> None:
+    """Print `ranking` to stdout: in colour on a terminal, as plain text elsewhere and in CI.
+
+    Args:
+        following: the command that goes on from here, whose paths are those of this machine; by default the document's.
+    """
     stream = sys.stdout
     on_terminal = stream.isatty() and not os.environ.get("CI")
-    text = render(ranking, paths, terminal_width() if on_terminal else PLAIN_WIDTH, color=on_terminal)
+    width = terminal_width() if on_terminal else PLAIN_WIDTH
+    text = render(ranking, paths, width, color=on_terminal, following=following)
     encoding = stream.encoding or "utf-8"
     stream.write(text.encode(encoding, "replace").decode(encoding))
     stream.flush()
 
 
-def render(ranking: Ranking, paths: Sequence[Path] = (), columns: int = PLAIN_WIDTH, *, color: bool = False) -> str:
+def render(
+    ranking: Ranking,
+    paths: Sequence[Path] = (),
+    columns: int = PLAIN_WIDTH,
+    *,
+    color: bool = False,
+    following: str = "",
+) -> str:
     """What `show` prints. Outside strings never pass through rich's markup."""
     return printed(
-        [_summary(ranking), _warnings(ranking), _head(ranking), _cut_offs(ranking), _paths(ranking, paths)],
+        [_summary(ranking), _warnings(ranking), _head(ranking), _cut_offs(ranking), _paths(ranking, paths, following)],
         columns,
         color=color,
     )
@@ -92,12 +104,12 @@ def _cut_offs(ranking: Ranking) -> RenderableType:
     return table
 
 
-def _paths(ranking: Ranking, paths: Sequence[Path]) -> RenderableType | None:
+def _paths(ranking: Ranking, paths: Sequence[Path], following: str) -> RenderableType | None:
     from rich.text import Text
 
     if not paths:
         return None
     lines = [Text(f"wrote {outside(path)}") for path in paths]
     if words.flags_some(ranking):
-        lines.append(Text(f"next: {outside(words.following(ranking), MAX_COMMAND)}", style="dim"))
+        lines.append(Text(f"next: {outside(following or words.following(ranking), MAX_COMMAND)}", style="dim"))
     return Text("\n").join(lines)
