@@ -202,8 +202,8 @@ def _labels(types: dict[str, Any], said: dict[str, dict[str, Any]]) -> Sequence[
 
 def _names(said: dict[str, dict[str, Any]], column: str, name: str) -> tuple[str, ...]:
     """What the labels in `column` are called; empty where nothing says."""
-    names = said.get(column, {}).get("names") or ()
-    if not all(isinstance(one, str) for one in names):
+    names = said.get(column, {}).get("names") or []
+    if not isinstance(names, list) or not all(isinstance(one, str) for one in names):
         raise DataRejected(f"{name}: the names of its classes are no texts", hint="write it anew")
     return tuple(names)
 

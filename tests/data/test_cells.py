@@ -152,6 +152,11 @@ REFUSED: dict[str, tuple[Columns, dict[str, str] | None, str]] = {
         noted({"label": {"_type": "ClassLabel", "names": [1, None]}}),
         "the names of its classes are no texts",
     ),
+    "a number of names": (
+        TWO,
+        noted({"label": {"_type": "ClassLabel", "names": 5}}),
+        "the names of its classes are no texts",
+    ),
     "notes that are none": (TWO, noted("[" * 100_000), "its notes on columns"),
     "no rows": ({"image": pyarrow.array([], "binary"), "label": []}, None, "has 0 rows"),
 }
