@@ -1,7 +1,7 @@
 """CIFAR-10 with changed labels: the data, and a command that trains the network the benchmarks audit.
 
-    python -m tests.benchmarks.cifar --data DIR --out DIR [--network resnet9|vit] [--images 10000] [--epochs 16]
-        [--pattern] [--half] [--augment] [--mixup 1]
+    python -m tests.benchmarks.cifar --data DIR --out DIR [--network resnet9|vit|vit-stem] [--images 10000]
+        [--epochs 16] [--pattern] [--half] [--augment 16] [--mixup 1]
         [--tied 'layer2*,layer3*' --p-gen 0.3 --p-mem 0.1 [--own-epochs 14]]
 
 With `--own-epochs` generalizing units learn first, alone, and memorizing ones after them (`own_units`).
@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from memaudit import add_tied_dropout, example_ids
 from memaudit.network.tied_dropout.modes import set_mode
 from tests.benchmarks.own_units import teach
-from tests.networks import ResNet9
+from tests.networks import ResNet9, StemViT
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)
 
@@ -56,9 +56,14 @@ def normalise(images: np.ndarray) -> Tensor:
     return (x - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
 
 
+NETWORKS = ("resnet9", "vit", "vit-stem")
+
+
 def build(network: str, width: int = 32) -> nn.Module:
     if network == "resnet9":
         return ResNet9(width=width)
+    if network == "vit-stem":
+        return StemViT()
     import timm
 
     return timm.create_model(
@@ -105,7 +110,7 @@ def train(
     lr: float = 0.4,
     batch: int = 128,
     adam: bool = False,
-    augmented: bool = False,
+    augmented: int = 0,
     mixup: float = 0.0,
     half: bool = False,
     seed: int = 0,
@@ -114,6 +119,7 @@ def train(
 
     Args:
         out: None: no files, and nothing is printed.
+        augmented: so many epochs, the first ones, see shifted and mirrored images.
         half: products in bfloat16, which takes half the time where the processor has them.
         mixup: parameter of the Beta distribution the shares are drawn from; 0: images are not mixed.
     """
@@ -132,7 +138,7 @@ def train(
         total = 0.0
         for step in range(steps):
             rows = order[step * batch : (step + 1) * batch]
-            images = augment(x[rows]) if augmented else x[rows]
+            images = augment(x[rows]) if epoch < augmented else x[rows]
             labels, order_in, share = y[rows].to(device), None, 1.0
             if mixup:
                 images, order_in, share = mixed(images, mixup)
@@ -164,7 +170,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--network", choices=["resnet9", "vit"], default="resnet9")
+    parser.add_argument("--network", choices=NETWORKS, default="resnet9")
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--width", type=int, default=32)
@@ -173,7 +179,7 @@ def main() -> None:
     parser.add_argument("--half", action="store_true", help="products in bfloat16")
     parser.add_argument("--lr", type=float, default=0.2)
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--augment", action="store_true", help="shifts and mirror images")
+    parser.add_argument("--augment", type=int, default=0, help="first epochs that see shifted and mirrored images")
     parser.add_argument("--mixup", type=float, default=0.0, help="mix images, by shares of this Beta distribution")
     parser.add_argument("--tied", help="layers that get example-tied dropout")
     parser.add_argument("--p-gen", type=float, default=0.3)
@@ -199,7 +205,7 @@ def main() -> None:
             device=args.device,
             lr=args.lr,
             batch=args.batch,
-            adam=args.network == "vit",
+            adam=args.network != "resnet9",
             augmented=args.augment,
             mixup=args.mixup,
             half=args.half,
