@@ -65,8 +65,8 @@ def _members(source: Source) -> tuple[list[zipfile.ZipInfo], int]:
     for member in members:
         if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
             raise _broken(source, f"the member {clean(member.filename)!r} is compressed; torch stores them as they are")
-        if member.flag_bits & 1:
-            raise _broken(source, f"the member {clean(member.filename)!r} is encrypted")
+        if member.flag_bits & 0x61:  # bits 0, 5 and 6, which zipfile does not read either
+            raise _broken(source, f"the member {clean(member.filename)!r} is encrypted or patched")
     return sorted(members, key=lambda m: m.header_offset), directory
 
 

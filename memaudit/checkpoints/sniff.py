@@ -21,6 +21,8 @@ SAVE_AGAIN = (
     "where the model was trained, save its weights alone: safetensors.torch.save_model(model, 'model.safetensors')"
 )
 HEAD = 512  # bytes that decide
+# After a length below 65,536, a safetensors header. No pickle goes on like that: 0 is none of its instructions.
+SHORT_HEADER = b"\0\0\0\0\0\0{"
 
 
 def sniff(source: Source) -> Kind:
@@ -48,6 +50,8 @@ def _by_content(head: bytes, source: Source) -> Kind:
         return "torch-zip"
     if head.startswith(LEGACY_MAGIC):
         return "torch-legacy"
+    if head[2:9] == SHORT_HEADER:
+        return "safetensors"
     if refusal := _refusal(head):
         what, hint = refusal
         raise ModelRejected(f"{source.name} {what}", hint=hint)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
@@ -407,6 +407,8 @@ def checked(content: bytes, folder: Path) -> bytes | None:
     return None
 
 
+@example(changes=[(DIRECTORY + 8, b"\x20")], comment=b"")  # patched data, and strong encryption
+@example(changes=[(DIRECTORY + 8, b"\x40")], comment=b"")
 @given(
     changes=st.lists(
         st.tuples(st.integers(DIRECTORY, len(SOUND) - 1), st.binary(min_size=1, max_size=8)), min_size=1, max_size=4

@@ -85,6 +85,15 @@ def test_broken_files_are_refused(tmp_path: Path, content: bytes, match: str) ->
     assert caught.value.hint
 
 
+@pytest.mark.parametrize("length", [0x080, 0x280, 0x380, 0x480, 0x580, 0x880])
+def test_a_header_whose_length_begins_like_a_pickle_is_read(tmp_path: Path, length: int) -> None:
+    """A safetensors file begins with its header's length; 640 is the bytes 80 02, as a pickle's first two."""
+    state = {"w": torch.arange(3.0)}
+    padding = next(n for n in range(length) if struct.unpack("<Q", save(state, {"x": "-" * n})[:8])[0] == length)
+    save_file(state, tmp_path / "m.safetensors", {"x": "-" * padding})
+    assert torch.equal(read(tmp_path / "m.safetensors").tensors["w"], state["w"])
+
+
 def test_git_lfs_pointer_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     with pytest.raises(ModelRejected) as caught:

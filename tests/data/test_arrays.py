@@ -225,6 +225,13 @@ def directory_lies(size: int) -> bytes:
     return patched(with_x(npy(X)), true, struct.pack("<I", size))
 
 
+def flagged(bit: int) -> bytes:
+    """The directory says of `x` that it is encrypted or patched."""
+    whole = bytearray(WHOLE)
+    whole[whole.index(b"PK\x01\x02") + 8] |= 1 << bit
+    return bytes(whole)
+
+
 WHOLE = with_x(npy(X))
 FILES: list[tuple[str, Callable[[], bytes], str]] = [
     ("empty", lambda: b"", "is not a whole .npz file"),
@@ -233,6 +240,7 @@ FILES: list[tuple[str, Callable[[], bytes], str]] = [
     ("half", lambda: WHOLE[: len(WHOLE) // 2], "is not a whole .npz file"),
     ("no members", lambda: archive(), "no array 'x'"),
     ("bomb", bomb, "a zip bomb"),
+    *((f"flag {bit}", lambda bit=bit: flagged(bit), "is encrypted or compressed") for bit in (0, 5, 6)),
     ("twice", double, "'y' is there twice"),
     ("climbs", lambda: named("../x.npy"), r"unknown member '\.\./x\.npy'"),
     ("absolute", lambda: named("/x.npy"), "unknown member '/x.npy'"),
