@@ -51,7 +51,7 @@ def probes(erasure: Erasure) -> list[tuple[str, str, str, str]]:
     table = [
         (
             "input noise",
-            f"{point.sigma:g} of the pixels' deviation",
+            f"{point.sigma:g} of the inputs' deviation",
             percent(point.after),
             f"{percent(point.before)} before the edit",
         )

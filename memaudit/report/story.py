@@ -139,7 +139,10 @@ def _further(report: Report, level: float) -> str:
 
 
 def _where(report: Report) -> str:
-    found = [f for f in report.findings if f.memorized and f.outcome is Outcome.LOCALIZED]
+    memorized = [f for f in report.findings if f.memorized]
+    found = [f for f in memorized if f.outcome is Outcome.LOCALIZED]
+    if memorized and all(f.outcome is Outcome.NOT_SEARCHED for f in memorized):
+        return "Which units hold it was not asked for."
     if not found:
         return "No small set of units was found that suppresses the label and spares the reference."
     units = sorted(len(f.units) for f in found)

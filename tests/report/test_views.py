@@ -312,6 +312,16 @@ def test_the_summary_when_nothing_is_localized() -> None:
     )
 
 
+def test_the_summary_where_nobody_asked_for_units() -> None:
+    """As after `memaudit compare`, and a scan of other audits alone."""
+    changed = {"outcome": Outcome.NOT_SEARCHED, "units": [], "memorized": True}
+    findings = [samples.small().findings[0].model_copy(update=changed)]
+    summary = samples.small().summary.model_copy(update={"flagged": 1, "fitted": 1, "memorized": 1})
+    assert story.summary(samples.small(findings=findings, summary=summary)) == (
+        "The one flagged example is memorized. Which units hold it was not asked for."
+    )
+
+
 @pytest.mark.parametrize(("median", "words_"), [(1.0, "a median of 1 unit;"), (1.5, "a median of 1.5 units;")])
 def test_one_unit_is_a_unit(median: float, words_: str) -> None:
     matched = MatchedControls(examples=3, median_units=median, auc=None, low=None, high=None)
