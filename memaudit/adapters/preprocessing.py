@@ -57,7 +57,10 @@ def resolve(
                 origins[field] = origin
                 break
     if "input_size" not in values:
-        raise UsageError("nothing says the network's input size", hint="give it, for example: --input-size 3,224,224")
+        raise UsageError(
+            "nothing says the network's input size",
+            hint="give it, for example: --input-size 3,224,224; or '(30)' where an input is a row of 30 numbers",
+        )
     size = tuple(values["input_size"])
     channels = size[0]
     for field, flag in (("mean", options.mean), ("std", options.std)):

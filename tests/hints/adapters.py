@@ -168,7 +168,9 @@ FOLLOWED = [
         named("adapters", "list"),
     ),
     Follow(
-        "give it, for example: --input-size 3,224,224", lambda f: SIZE, lambda f, r: (*SIZE, "--input-size", "3,16,16")
+        "give it, for example: --input-size 3,224,224; or '(30)' where an input is a row of 30 numbers",
+        lambda f: SIZE,
+        lambda f, r: (*SIZE, "--input-size", "3,16,16"),
     ),
     Follow(
         "give one --mean and one --std value per channel",
