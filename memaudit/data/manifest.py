@@ -158,6 +158,8 @@ def check_header(header: list[str], name: str) -> None:
     """
     hint = f"the first line is {','.join(_REQUIRED)}, optionally {', '.join(_COLUMNS[2:])}; a list of rows needs --data"
     refuse_misspelt(header, _COLUMNS, f"{name} line 1", hint)
+    if "path" not in header and "label" in header and len(header) > 2:
+        hint = "save a table of numbers as .parquet (pandas: to_parquet); a manifest of files has the column path"
     for column in _REQUIRED:
         if column not in header:
             raise DataRejected(f"{name} line 1: no column '{column}'", hint=hint)

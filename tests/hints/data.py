@@ -237,6 +237,17 @@ def parquet(change: Callable[[dict[str, Any]], dict[str, Any]] = dict) -> Wrong:
     return wrong
 
 
+def features(folder: Path) -> None:
+    """The table of numbers as a spreadsheet writes it."""
+    from pyarrow import csv
+    from pyarrow import parquet as files
+
+    csv.write_csv(files.read_table(folder / "some.parquet"), folder / "some.csv")
+
+
+TABLED = ("scan", *OWN, "--reference", "rest.npz", "--input-size", "(8)")
+
+
 def rewritten(folder: Path, ran: Ran) -> tuple[str, ...] | None:
     return parquet()(folder)
 
@@ -400,6 +411,11 @@ FOLLOWED = [
         "the table's label column is called label, or y",
         parquet(lambda c: {"target" if n == "label" else n: v for n, v in c.items()}),
         rewritten,
+    ),
+    Follow(
+        "save a table of numbers as .parquet (pandas: to_parquet); a manifest of files has the column path",
+        lambda f: (parquet()(f), features(f), (*TABLED, "--flagged", "some.csv", *PLAN))[2],
+        lambda f, r: (*TABLED, "--flagged", "some.parquet", *PLAN),
     ),
     Follow("one column a feature, in the network's order", parquet(lambda c: {"label": c["label"]}), rewritten),
     Follow("fill them in as the training did", parquet(lambda c: filled(c, None)), rewritten),
