@@ -107,6 +107,7 @@ def _members(archive: zipfile.ZipFile, allowed: Collection[str], name: str) -> d
             )
         if key in members:
             raise DataRejected(f"{name}: '{key}' is there twice; two readers could see two data sets")
+        # Of the flags zipfile does not read bits 0, 5 and 6.
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.flag_bits & 0x61:
             raise DataRejected(
                 f"{name}: '{key}' is encrypted or compressed in an unusual way", hint="save it with np.savez"

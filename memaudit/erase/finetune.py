@@ -24,6 +24,8 @@ from memaudit.network.scoped import holding, needing_gradients
 RATE = 2e-3
 WARM = 0.1
 BATCH = 64
+# A second length that methods try: more steps leave fewer labels, and may cost more accuracy.
+LONGER = 3
 
 
 @dataclass

@@ -14,6 +14,7 @@ import torch
 from memaudit.engine.draws import generator_for
 from memaudit.engine.evaluator import Panel
 from memaudit.erase import Choice
+from memaudit.erase.finetune import LONGER
 from memaudit.erase.ground import Edit, Ground, Trial
 from memaudit.erase.group import FEWEST, Chosen, Control, Task, by_group
 from memaudit.erase.request import Request
@@ -28,8 +29,8 @@ from memaudit.text import clean
 # CIFAR-10 ResNet-9, all from one half on: 4 % of the labels left where all is random, 11 % where 60 % is.
 STARTS = (0.75, 0.5, 0.25, 0.0)
 SHARES = (1.0, 0.6)
-# The most promising learn for so many times the steps.
-SHORT, LONGER = 2, 3
+# So many of the most promising learn for longer.
+SHORT = 2
 
 
 @dataclass(frozen=True)

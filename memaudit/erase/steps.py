@@ -9,13 +9,11 @@ from __future__ import annotations
 import torch
 
 from memaudit.erase import Choice
+from memaudit.erase.finetune import LONGER
 from memaudit.erase.ground import Edit, Trial
 from memaudit.erase.group import Chosen, Control, Task, by_group
 from memaudit.erase.request import Request
 from memaudit.findings import Erasure
-
-# Either number of steps is tried; more of them leave fewer labels, and may cost more accuracy.
-LONGER = 3
 
 
 def run(request: Request, choice: Choice) -> Erasure:

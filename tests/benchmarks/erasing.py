@@ -1,7 +1,7 @@
 """How much of a group of memorized labels an edit takes out, and what it costs: the frontier of `erase`.
 
-    python -m tests.benchmarks.erasing --data DIR --model FILE [--network resnet9|vit] [--out FILE.md] [--device cpu]
-        [--methods head curvature-head relearn] [--budgets 1 3] [--steps 0]
+    python -m tests.benchmarks.erasing --data DIR --model FILE [--network resnet9|vit|vit-stem] [--out FILE.md]
+        [--device cpu] [--methods head finetune relearn] [--budgets 1 3] [--steps 0]
 
 `--model` is the last checkpoint of `python -m tests.benchmarks.cifar`. Every variant is measured on the same examples:
 flagged labels that the model fits, a third of which the choices below may look at; test images of which one part gives
@@ -31,10 +31,9 @@ from memaudit.engine.device import exact_arithmetic
 from memaudit.engine.evaluator import Evaluator, Panel
 from memaudit.erase import Choice, components, head, relearn, steps
 from memaudit.erase.curvature import spectra
-from memaudit.erase.finetune import BATCH
+from memaudit.erase.finetune import BATCH, LONGER
 from memaudit.erase.ground import Ground, first_uses
 from memaudit.erase.group import Choose, Task, apart_from, split
-from memaudit.erase.relearn import LONGER
 from memaudit.erase.search import EditSearch, editable_layers
 from memaudit.errors import ModelRejected
 from memaudit.network.scoped import holding

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tests.benchmarks.cifar import NETWORKS
+
 
 def options(description: str | None, *paths: str, required: bool = True) -> argparse.ArgumentParser:
     """A parser with the options of a network that `tests.benchmarks.cifar` trained, and `--out`.
@@ -18,7 +20,7 @@ def options(description: str | None, *paths: str, required: bool = True) -> argp
     parser = argparse.ArgumentParser(description=description)
     for name in ("data", *paths):
         parser.add_argument(f"--{name}", type=Path, required=required)
-    parser.add_argument("--network", choices=["resnet9", "vit", "vit-stem"], default="resnet9")
+    parser.add_argument("--network", choices=NETWORKS, default="resnet9")
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--share", type=float, default=0.1)

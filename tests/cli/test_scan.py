@@ -543,9 +543,9 @@ def test_an_interrupted_scan_keeps_what_it_measured_and_goes_on(
 
 def test_a_second_interrupt_leaves_at_once_and_the_run_can_go_on(cli: Command, work: Path, finished: Path) -> None:
     network = (work / "network.py").read_text()
-    hang = "        __import__('time').sleep(60 if __import__('os').path.exists('hang') else SECONDS)\n"
+    hang = f"        __import__('time').sleep(60 if __import__('os').path.exists('hang') else {SECONDS})\n"
     head = "def forward(self, x: Tensor) -> Tensor:\n"
-    (work / "network.py").write_text(network.replace(head, head + hang).replace("SECONDS", SECONDS))
+    (work / "network.py").write_text(network.replace(head, head + hang))
     with started() as running:
         assert running.stderr is not None
         for line in running.stderr:

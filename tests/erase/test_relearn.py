@@ -10,10 +10,10 @@ import torch
 from memaudit.engine.draws import generator_for
 from memaudit.engine.evaluator import Panel
 from memaudit.erase import Choice
-from memaudit.erase.finetune import finetuned
+from memaudit.erase.finetune import LONGER, finetuned
 from memaudit.erase.ground import Ground, first_uses
 from memaudit.erase.group import Task
-from memaudit.erase.relearn import LONGER, STARTS, Relearning, _weights, choose, supported
+from memaudit.erase.relearn import STARTS, Relearning, _weights, choose, supported
 from memaudit.network.scoped import holding
 from memaudit.network.states import digest, put_back
 from memaudit.settings import Silent
