@@ -15,7 +15,7 @@ from memaudit.data import ExampleSet
 from memaudit.engine.batchnorm import CALIBRATION, norms, reestimated
 from memaudit.engine.draws import generator_for
 from memaudit.engine.evaluator import Evaluator, Panel
-from memaudit.erase.finetune import BATCH, finetuned
+from memaudit.erase.finetune import BATCH, Shown, finetuned
 from memaudit.errors import ModelRejected
 from memaudit.network.replay import watch
 from memaudit.network.scoped import holding
@@ -47,6 +47,7 @@ class Ground:
         clean: what clean steps train on; BatchNorm is re-estimated on its first examples.
         flagged, validation: what an edit is chosen by.
         use: when each tensor of the network is first used.
+        shown: how clean steps change the inputs they show; None: not at all.
     """
 
     evaluator: Evaluator
@@ -55,6 +56,7 @@ class Ground:
     validation: Panel
     use: Mapping[str, int]
     seed: int = 0
+    shown: Shown | None = None
 
     @property
     def module(self) -> nn.Module:
@@ -85,9 +87,8 @@ class Ground:
         if steps:
             trained = [n for n, _ in self.module.named_parameters() if self.use.get(n, -1) >= first]
             generator = generator_for(self.seed, "erase", "steps")
-            values |= finetuned(
-                self.evaluator, values, trained if names is None else names, paths, self.clean, steps, generator
-            )
+            names = trained if names is None else names
+            values |= finetuned(self.evaluator, values, names, paths, self.clean, steps, generator, self.shown)
         calibration = Panel(self.clean.examples, self.clean.rows[:CALIBRATION])
         return {**values, **reestimated(self.evaluator, values, calibration, paths)}
 

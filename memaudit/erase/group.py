@@ -17,6 +17,7 @@ from memaudit.engine.answers import margin, predicted
 from memaudit.engine.device import exact_arithmetic
 from memaudit.engine.draws import generator_for
 from memaudit.engine.evaluator import Evaluator, Panel
+from memaudit.engine.views import Drawn, View, looks, usable
 from memaudit.erase import Choice
 from memaudit.erase.finetune import BATCH
 from memaudit.erase.ground import Edit, Ground, Trial, first_uses
@@ -41,9 +42,11 @@ FEWEST = 20
 
 NO_TEST = "Without --test, reference examples were split in its place: a model trained on them looks better than it is."
 TRAINED = (
-    "{steps} steps of {batch} examples on {clean:,} reference examples, none of them flagged, are part of the edit. "
+    "{steps} steps of {batch} examples on {clean:,} reference examples, none of them flagged, are part of the edit"
+    "{shown}. "
     "Reference accuracy is largely that of examples trained on."
 )
+SHOWN = "; images are shown moved, mirrored and zoomed into where the model knows them so"
 NO_NEED = "The edit adds nothing: {steps} without it leave as few flagged labels at no lower accuracy."
 
 
@@ -125,7 +128,9 @@ def by_group(request: Request, choice: Choice, *methods: Choose) -> Erasure:
         if len(methods) > 1:
             notes.append(f"Tried, the cheapest first: {', '.join(one.method for one in found)}.")
         if best.steps:
-            notes.append(TRAINED.format(steps=best.steps, batch=BATCH, clean=chosen.clean or len(ground.clean)))
+            shown = "" if ground.shown is None else SHOWN
+            clean = chosen.clean or len(ground.clean)
+            notes.append(TRAINED.format(steps=best.steps, batch=BATCH, clean=clean, shown=shown))
         proof = measured(request, before, sets)
         steps = (best.steps or choice.clean_steps) if chosen.edited else 0
         judged = len(sets.used) + len(sets.reference)
@@ -170,13 +175,19 @@ def _prepared(request: Request, before: Evaluator, choice: Choice) -> tuple[Sets
     if not fitted:
         raise DataRejected("the model predicts none of the flagged labels: there is nothing to suppress")
     sets = sets_of(request, before, used, pool, final)
+    clean = apart_from(sets.reference, Panel(pool, [*validation, *final]), request.seed)
+    views: list[View] = []
+    if choice.clean_steps:
+        request.progress.stage("views", looks(before, clean))
+        views = usable(before, clean)
     ground = Ground(
         before,
-        clean=apart_from(sets.reference, Panel(pool, [*validation, *final]), request.seed),
+        clean=clean,
         flagged=Panel(sets.flagged, used),
         validation=Panel(pool, validation),
         use=first_uses(before, sets.reference),
         seed=request.seed,
+        shown=Drawn(tuple(views)) if views else None,
     )
     return sets, Task(ground, Panel(pool, factors), choice, request.progress)
 

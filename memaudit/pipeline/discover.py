@@ -18,7 +18,7 @@ from memaudit.audits.discovery import judge
 from memaudit.audits.discovery.copies import Copies, folds, near_copies
 from memaudit.audits.discovery.neighbours import VOTERS, Voters, Votes, features, joined
 from memaudit.audits.discovery.unseen import Unseen, effort, unseen
-from memaudit.audits.memorization.views import VIEWS, mirrored, seen
+from memaudit.audits.memorization.views import seen
 from memaudit.data import ExampleSet, Preprocess
 from memaudit.data.listing import stratified
 from memaudit.data.wide import Wide, wide
@@ -27,6 +27,7 @@ from memaudit.engine.device import exact_arithmetic
 from memaudit.engine.draws import generator_for
 from memaudit.engine.evaluator import Panel
 from memaudit.engine.threads import settle_threads, threads_kept
+from memaudit.engine.views import VIEWS, mirrored
 from memaudit.errors import DataRejected, Incomplete, PremiseBroken, UsageError
 from memaudit.network.layer_groups import spans
 from memaudit.network.replay import groups_in_order

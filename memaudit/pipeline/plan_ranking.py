@@ -9,11 +9,11 @@ import torch
 from memaudit.audits.discovery.copies import Copies
 from memaudit.audits.discovery.neighbours import VOTERS, Voters, features
 from memaudit.audits.memorization.relearned import ASKED, epochs_for
-from memaudit.audits.memorization.views import VIEWS
 from memaudit.audits.retrain import BATCH
 from memaudit.data import ExampleSet
 from memaudit.engine.evaluator import Evaluator
 from memaudit.engine.loop import BACKWARD
+from memaudit.engine.views import VIEWS
 from memaudit.network.units import UnitSpace
 from memaudit.pipeline.plan import WORKERS, cheaper_line, cost_lines, memory, model_line, timed, workers_line
 from memaudit.settings import RELEARNING, Relearning

@@ -28,11 +28,12 @@ from memaudit.audits.memorization.relearned import (
     relearned,
 )
 from memaudit.audits.memorization.verdict import FALSE_DISCOVERIES, adjusted, call, false_rate, tail
-from memaudit.audits.memorization.views import VIEWS, against, asked
+from memaudit.audits.memorization.views import against
 from memaudit.data import Preprocess, from_tensors
 from memaudit.engine.answers import margin, predicted
 from memaudit.engine.draws import generator_for
 from memaudit.engine.evaluator import Evaluator, Panel
+from memaudit.engine.views import VIEWS, asked
 from memaudit.network.layer_groups import LayerGroup
 from memaudit.network.replay import groups_in_order
 from memaudit.network.states import digest, put_back

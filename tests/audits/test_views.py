@@ -7,9 +7,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from memaudit.adapters.base import Adapter
-from memaudit.audits.memorization.views import STEP, VIEWS, ZOOM, View, seen
+from memaudit.audits.memorization.views import seen
 from memaudit.data import Preprocess, from_tensors
 from memaudit.engine.evaluator import Evaluator, Panel
+from memaudit.engine.views import STEP, VIEWS, ZOOM, View, looks, usable, varied
 
 
 def images(count: int, side: int = 32) -> Tensor:
@@ -35,6 +36,13 @@ def test_a_zoomed_view_is_a_resized_crop() -> None:
     )  # at a crop's edge it has no more
 
 
+def test_each_image_has_a_view_of_its_own() -> None:
+    which = torch.tensor([0, 3, len(VIEWS) - 1, 3])
+    found = varied(images(4), VIEWS, which)
+    for row, number in enumerate(which.tolist()):
+        assert torch.allclose(found[row], VIEWS[number](images(4)[[row]])[0], atol=1e-6)
+
+
 class Sides(nn.Module):
     """Which half of the image is brighter: a mirror image has the other label."""
 
@@ -58,6 +66,11 @@ def test_views_that_change_what_is_seen_are_not_asked() -> None:
     assert torch.allclose(found[0], upright, atol=1e-5)
     mirrored, _ = seen(evaluator, [panel], 1 - labels, torch.ones(40, dtype=torch.bool))
     assert mirrored == [view for view in VIEWS if view.mirror]
+    before = evaluator.passes["audit forward"]
+    assert usable(evaluator, panel) == used
+    assert looks(evaluator, panel) == evaluator.passes["audit forward"] - before
+    wrong = Panel(examples.labelled((1 - labels).tolist()), range(40))
+    assert usable(evaluator, wrong) == []  # nothing is known that a view could keep
 
 
 def test_what_is_no_image_has_no_views() -> None:
@@ -65,4 +78,7 @@ def test_what_is_no_image_has_no_views() -> None:
     table = from_tensors(torch.rand(10, 6), torch.arange(10) % 2, preprocess=shape, num_classes=2, source="drawn")
     network = Adapter(nn.Linear(6, 2).eval(), architecture="linear", preprocess=shape, reason="a test")
     known = torch.ones(10, dtype=torch.bool)
-    assert seen(Evaluator(network, 4), [Panel(table, range(10))], table.labels, known) == ([], [])
+    evaluator, panel = Evaluator(network, 4), Panel(table, range(10))
+    assert seen(evaluator, [panel], table.labels, known) == ([], [])
+    assert usable(evaluator, panel) == []
+    assert looks(evaluator, panel) == 0

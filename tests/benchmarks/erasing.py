@@ -29,6 +29,7 @@ from memaudit.data.images.preprocess import Preprocess
 from memaudit.engine.answers import margin
 from memaudit.engine.device import exact_arithmetic
 from memaudit.engine.evaluator import Evaluator, Panel
+from memaudit.engine.views import View
 from memaudit.erase import Choice, components, head, relearn, steps
 from memaudit.erase.curvature import spectra
 from memaudit.erase.finetune import BATCH, LONGER
@@ -103,32 +104,42 @@ class Bench:
 
 
 class Tail(nn.Module):
-    """ResNet-9 from its last stage on: what comes before is never edited here, so its outputs are computed once."""
+    """ResNet-9 from its last stage on: what comes before is never edited here, so its outputs are computed once.
+
+    Where those of several views of an image lie upon each other, it takes the first.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.layer3, self.head = model.layer3, model.head
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x[:, : self.layer3[0][0].in_channels]
         return self.head(F.adaptive_max_pool2d(self.layer3(x), 1).flatten(1))
 
 
 def cached(adapter: Adapter, *sets: ExampleSet) -> tuple[Adapter, list[ExampleSet]]:
     """The tail of a ResNet-9 as a model of its own, and the sets as it sees them."""
+    found = [seen_by_tail(adapter, examples) for examples in sets]
+    shape = found[0].pixels.shape[1:]
+    tail = Adapter(Tail(adapter.module), architecture="tail", preprocess=Preprocess((shape[0], shape[1], shape[2])))
+    return tail, found
+
+
+def seen_by_tail(adapter: Adapter, examples: ExampleSet, views: Sequence[View] = ()) -> ExampleSet:
+    """What comes before the tail of a ResNet-9 makes of each image; of its `views` too, along the channels."""
     model = adapter.module
 
-    def features(examples: ExampleSet) -> ExampleSet:
-        def body(network: Adapter, images: Tensor, _: Tensor) -> Tensor:
-            with torch.no_grad():
-                return model.layer2(model.layer1(model.prep(network.preprocess.normalise(images)))).cpu()
+    def body(network: Adapter, images: Tensor, _: Tensor) -> Tensor:
+        seen = [model.layer2(model.layer1(model.prep(network.preprocess.normalise(x)))) for x in shown(images)]
+        return torch.cat(seen, 1).cpu()
 
+    def shown(images: Tensor) -> list[Tensor]:
+        return [images, *(view(images) for view in views)]
+
+    with torch.no_grad():
         seen = torch.cat(Evaluator(adapter, 128).each(examples, range(len(examples)), body))
-        return ExampleSet(examples.examples, seen, examples.source)
-
-    found = [features(examples) for examples in sets]
-    shape = found[0].pixels.shape[1:]
-    tail = Adapter(Tail(model), architecture="tail", preprocess=Preprocess((shape[0], shape[1], shape[2])))
-    return tail, found
+    return ExampleSet(examples.examples, seen, examples.source)
 
 
 def share(right: Tensor) -> float:

@@ -7,6 +7,7 @@ The protocol of REM (Schoepf et al. 2026): 1,000 of the training labels are chan
 the rest stays among the examples that are kept. `--model` is the last checkpoint of `python -m tests.benchmarks.cifar`.
 Utility is the accuracy on test images, healed the share of all changed images that get their true label back. Every
 method trains the last stage and the classifier, for as many steps of 64 kept examples; what comes before is as it was.
+Ours are shown these moved, mirrored and zoomed into, as `erase` does it; published methods as they are.
 `retrained from nothing` is another network, which learned the kept examples alone; it takes as long as all the others.
 Relearning probe: how many steps of 64 known labels it takes until half of these are given again.
 """
@@ -33,13 +34,14 @@ from memaudit.engine.device import exact_arithmetic
 from memaudit.engine.draws import generator_for
 from memaudit.engine.evaluator import Evaluator, Panel
 from memaudit.engine.train import AdamW, Descent
+from memaudit.engine.views import VIEWS, View
 from memaudit.erase.finetune import BATCH, RATE, WARM
 from memaudit.erase.ground import Edit, Ground, first_uses
 from memaudit.erase.relearn import Relearning, supported
 from memaudit.network.layer_groups import LayerGroup
 from memaudit.network.scoped import holding, needing_gradients
 from tests.benchmarks.cifar import build, change_labels, load, normalise, train
-from tests.benchmarks.erasing import cached
+from tests.benchmarks.erasing import cached, seen_by_tail
 from tests.benchmarks.search import example_set, preprocess
 from tests.benchmarks.table import options
 
@@ -58,6 +60,7 @@ class Bench:
         training: with the labels that were given; `truth` `(N,)`.
         changed: rows of the training examples; `known` are those of them that are handed over.
         images: the training and the test examples as any network takes them.
+        half: networks are trained with products in bfloat16.
     """
 
     evaluator: Evaluator
@@ -69,6 +72,7 @@ class Bench:
     steps: int
     images: tuple[ExampleSet, ExampleSet]
     width: int
+    half: bool
 
     @property
     def ground(self) -> Ground:
@@ -76,15 +80,28 @@ class Bench:
         known = set(self.known)
         order = torch.randperm(len(self.training), generator=generator_for(0, "healing", "kept")).tolist()
         kept = Panel(self.training, [row for row in order if row not in known])
-        return Ground(
-            self.evaluator, kept, Panel(self.training, self.known), kept, first_uses(self.evaluator, self.training)
-        )
+        use, known = first_uses(self.evaluator, self.training), Panel(self.training, self.known)
+        return Ground(self.evaluator, kept, known, kept, use, shown=shown)
+
+    @property
+    def plain(self) -> Ground:
+        """The same, but all examples are shown as they are."""
+        return replace(self.ground, shown=None)
 
     @property
     def everything(self) -> LayerGroup:
         """All parameters of the last stage and the classifier."""
         parameters = dict(self.evaluator.adapter.module.named_parameters())
         return LayerGroup("last stage", tuple(parameters), sum(p.numel() for p in parameters.values()))
+
+
+def shown(inputs: Tensor, generator: torch.Generator) -> Tensor:
+    """Of the views of each image that lie along the channels `(n, views x channels, height, width)`, one that is drawn.
+
+    As `memaudit.engine.views.Drawn` draws them of images.
+    """
+    views = inputs.unflatten(1, (1 + len(VIEWS), -1))
+    return views[torch.arange(len(views)), torch.randint(1 + len(VIEWS), (len(views),), generator=generator)]
 
 
 @dataclass(frozen=True)
@@ -132,6 +149,11 @@ def drawn(rows: list[int], generator: torch.Generator) -> list[int]:
 
 def finetuned(bench: Bench) -> Edit:
     """Steps on the kept examples, with the weights of the second half averaged as ours are."""
+    return bench.plain.mended({}, 0, bench.steps)
+
+
+def finetuned_on_views(bench: Bench) -> Edit:
+    """Ours: the same steps, which show views of the kept examples."""
     return bench.ground.mended({}, 0, bench.steps)
 
 
@@ -180,8 +202,8 @@ def from_nothing(bench: Bench) -> Bench:
     """A new network that learned the kept examples alone, in place of the audited one."""
     model, kept = build("resnet9", bench.width), sorted(bench.ground.clean.rows)
     pixels = bench.images[0].pixels[kept].permute(0, 2, 3, 1).numpy()
-    train(model, normalise(pixels), bench.training.labels[kept], EPOCHS, None, lr=LEARNING_RATE, half=True)
-    return replace(bench, **behind(model.eval(), bench.images))
+    train(model, normalise(pixels), bench.training.labels[kept], EPOCHS, None, lr=LEARNING_RATE, half=bench.half)
+    return replace(bench, **behind(model.eval(), bench.images, ()))
 
 
 def steps_back(bench: Bench, edit: Edit) -> int | None:
@@ -205,6 +227,7 @@ METHODS: Mapping[str, Callable[[Bench], Edit]] = {
     "fine-tuning on the kept": finetuned,
     "NegGrad+": ascended,
     "SCRUB": scrubbed,
+    "finetune (ours)": finetuned_on_views,
     OURS: relearned,
     f"{OURS}, supported examples": relearned_from_supported,
 }
@@ -226,15 +249,16 @@ def setup(args: argparse.Namespace) -> Bench:
         steps=args.steps,
         images=images,
         width=args.width,
-        **behind(model.eval(), images),
+        half=args.half,
+        **behind(model.eval(), images, VIEWS if any("ours" in name for name in args.method) else ()),
     )
 
 
-def behind(model: nn.Module, images: tuple[ExampleSet, ExampleSet]) -> dict[str, Any]:
-    """The last stage of `model`, and both sets as it sees them."""
+def behind(model: nn.Module, images: tuple[ExampleSet, ExampleSet], views: Sequence[View]) -> dict[str, Any]:
+    """The last stage of `model`, and both sets as it sees them; the training images with `views` of them."""
     adapter = Adapter(model, architecture="resnet9", preprocess=preprocess(32))
-    tail, (training, test) = cached(adapter, *images)
-    return {"evaluator": Evaluator(tail, 250), "training": training, "test": test}
+    tail, (test,) = cached(adapter, images[1])
+    return {"evaluator": Evaluator(tail, 250), "training": seen_by_tail(adapter, images[0], views), "test": test}
 
 
 def measured(bench: Bench, method: str, known: float) -> Row:
@@ -271,7 +295,7 @@ def table(found: list[Row], args: argparse.Namespace) -> str:
             f"{'each to the next class' if args.pattern else 'to a random class'}; a share of these known. "
             f"Utility: accuracy on {args.tested:,} test images. Healed: true label back, of all changed. Left: flagged "
             f"label still given. Back: steps of {BATCH} known labels until half of these are given again. {args.steps} "
-            f"steps of {BATCH} examples on the last stage and the classifier each. "
+            f"steps of {BATCH} examples on the last stage and the classifier each; ours are shown views of these. "
             f"torch {torch.__version__}, cpu. Written by `python -m tests.benchmarks.healing`."
         ),
         "",
@@ -292,6 +316,7 @@ def main() -> None:
     parser.add_argument("--tested", type=int, default=4000)
     parser.add_argument("--steps", type=int, default=450)
     parser.add_argument("--pattern", action="store_true", help="changed labels are those of the next class")
+    parser.add_argument("--half", action="store_true", help="the audited network was trained with it")
     parser.add_argument("--method", nargs="+", choices=[*METHODS, FROM_NOTHING], default=list(METHODS))
     args = parser.parse_args()
     found: list[Row] = []

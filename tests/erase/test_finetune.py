@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from memaudit.adapters.base import Adapter
 from memaudit.data import Preprocess, from_tensors
 from memaudit.engine.evaluator import Evaluator, Panel
+from memaudit.engine.views import VIEWS, Drawn
 from memaudit.erase.finetune import BATCH, RATE, _rows, finetuned
 from memaudit.network.states import digest
 from tests.conftest import Trained
@@ -55,6 +56,34 @@ def test_steps_are_those_of_a_plain_loop(trained: Trained) -> None:
         expected = sum(h[name] for h in history[STEPS // 2 :]) / (STEPS - STEPS // 2)
         assert torch.allclose(found[name], expected, atol=1e-5), name
         assert float((found[name] - history[-1][name]).abs().max()) > 1e-5  # the last weights are others
+
+
+def test_each_step_shows_each_image_as_it_is_or_through_a_view() -> None:
+    """Against a plain loop that changes one image at a time."""
+    module = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 4)).eval()
+    pixels = torch.rand(BATCH, 3, 8, 8, generator=generator())
+    labels = torch.arange(BATCH) % 4
+    given = Preprocess((3, 8, 8))
+    examples = from_tensors(pixels, labels, preprocess=given, num_classes=4)
+    run, clean = Evaluator(Adapter(module, architecture="x", preprocess=given), 32), Panel(examples, range(BATCH))
+    names, views = ["1.weight", "1.bias"], VIEWS[:3]
+    found = finetuned(run, {}, names, [], clean, 4, generator(), Drawn(views))
+
+    slow, drawn = copy.deepcopy(module).requires_grad_(True), generator()
+    orders = [torch.randperm(BATCH, generator=drawn).tolist() for _ in range(4)]
+    optimizer = torch.optim.AdamW(slow.parameters(), lr=RATE, weight_decay=0.0)
+    history = []
+    for order in orders:
+        which = torch.randint(1 + len(views), (BATCH,), generator=drawn).tolist()
+        shown = [pixels[[row]] if not w else views[w - 1](pixels[[row]]) for row, w in zip(order, which, strict=True)]
+        optimizer.zero_grad()
+        F.cross_entropy(slow(torch.cat(shown)), labels[order]).backward()
+        optimizer.step()
+        history.append({n: p.detach().clone() for n, p in slow.named_parameters()})
+    for name in names:
+        expected = (history[2][name] + history[3][name]) / 2
+        assert torch.allclose(found[name], expected, atol=1e-5), name
+    assert not torch.allclose(found["1.weight"], finetuned(run, {}, names, [], clean, 4, generator())["1.weight"])
 
 
 def test_batches_are_whole_and_go_around() -> None:

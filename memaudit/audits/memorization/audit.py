@@ -14,8 +14,8 @@ from memaudit.audits.memorization.estimating import Weighed, weigh
 from memaudit.audits.memorization.power import planting
 from memaudit.audits.memorization.relearned import ASKED, epochs_for
 from memaudit.audits.memorization.verdict import LEVEL, Calls, call
-from memaudit.audits.memorization.views import VIEWS
 from memaudit.engine.loop import BACKWARD
+from memaudit.engine.views import VIEWS
 from memaudit.findings import Estimate, EstimatePart, Memorization, ReportWarning
 from memaudit.intervals import wilson
 from memaudit.numbers import count, percent, tidy

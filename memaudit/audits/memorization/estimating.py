@@ -16,9 +16,10 @@ from memaudit.audits.memorization.crossfitted import crossfitted
 from memaudit.audits.memorization.joint import join, weights_of
 from memaudit.audits.memorization.parts import Part
 from memaudit.audits.memorization.power import planted
-from memaudit.audits.memorization.views import VIEWS, View, against, seen
+from memaudit.audits.memorization.views import against, seen
 from memaudit.engine.answers import confidence
 from memaudit.engine.evaluator import Panel
+from memaudit.engine.views import VIEWS, View
 
 
 @dataclass(frozen=True)

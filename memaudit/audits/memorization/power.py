@@ -23,7 +23,7 @@ from memaudit.audits.context import Context
 from memaudit.audits.memorization.clean import Clean
 from memaudit.audits.memorization.crossfitted import FOLDS, folds_of
 from memaudit.audits.memorization.relearned import MEMBERS, Member, relearned
-from memaudit.audits.memorization.views import VIEWS, View, against, asked
+from memaudit.audits.memorization.views import against
 from memaudit.audits.retrain import BATCH
 from memaudit.data.examples import ExampleSet
 from memaudit.engine.draws import generator_for
@@ -31,6 +31,7 @@ from memaudit.engine.engines import Work
 from memaudit.engine.evaluator import Evaluator, Panel
 from memaudit.engine.loop import BACKWARD
 from memaudit.engine.train import AdamW, Descent, changes_of
+from memaudit.engine.views import VIEWS, View, asked
 from memaudit.network.layer_groups import LayerGroup, spans, tensors_of
 from memaudit.network.scoped import holding, needing_gradients, unchanged
 from memaudit.network.units import UnitSpace

@@ -14,11 +14,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from memaudit.adapters.base import Adapter
-from memaudit.audits.memorization.views import as_is, each_asked, flipped
+from memaudit.audits.memorization.views import each_asked
 from memaudit.audits.retrain import BATCH, own_norms
 from memaudit.data.wide import OnDisk, Wide, add, divide, wide
 from memaudit.engine.evaluator import Evaluator, Panel
 from memaudit.engine.train import AdamW, Descent, changes_of
+from memaudit.engine.views import as_is, flipped
 from memaudit.network.layer_groups import LayerGroup, spans
 from memaudit.network.scoped import attributes, holding, needing_gradients, unchanged
 from memaudit.network.states import put_back
