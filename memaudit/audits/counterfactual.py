@@ -16,7 +16,9 @@ from memaudit.audits.base import ForExample, ForReport, Piece, Workload
 from memaudit.audits.context import Context
 from memaudit.engine.answers import confidence, margin, predicted, share
 from memaudit.engine.draws import generator_for
+from memaudit.engine.evaluator import Panel
 from memaudit.engine.others import Other, viewed
+from memaudit.engine.views import TRIED, VIEWS, support
 from memaudit.findings import Brought, Counterfactual, Counterfactuals, Held, OtherModel
 from memaudit.intervals import bootstrap, correlation
 from memaudit.network.units import random_cut
@@ -30,7 +32,8 @@ class Without:
     Attributes:
         models: who they are.
         right: `(M, N)` bool, which labels each predicts.
-        probability, margin: `(M, N)` of the label; the probability averaged over views.
+        probability, margin: `(M, N)` of the label; the probability averaged over shifted views.
+        support: `(M, N)`, the label's margin averaged over moved, mirrored and zoomed views.
         answer: `(N,)`, the class with the largest mean probability.
     """
 
@@ -38,6 +41,7 @@ class Without:
     right: Tensor
     probability: Tensor
     margin: Tensor
+    support: Tensor
     answer: Tensor
 
 
@@ -61,7 +65,8 @@ class CounterfactualAudit:
 
     def passes(self, size: Workload) -> float:
         """A look at every example by each of two models, and the random units again."""
-        return 2.0 * (5 * size.flagged + size.reference) + size.profile.draws * size.fitted
+        looked = (5 + 1 + len(VIEWS)) * size.flagged + size.reference + (1 + len(VIEWS)) * min(TRIED, size.reference)
+        return 2.0 * looked + size.profile.draws * size.fitted
 
     def pieces(self, size: Workload) -> int:
         """The other models stay with the process that asks."""
@@ -81,12 +86,14 @@ class CounterfactualAudit:
         yield ForReport("counterfactuals", _all(context, found, without, cuts))
 
     def _asked(self, context: Context, others: Sequence[Other]) -> Without:
-        models, right, probability, margins, classes = [], [], [], [], []
+        models, right, probability, margins, supports, classes = [], [], [], [], [], []
         flagged = context.flagged
+        few = context.reference.subset(range(0, len(context.reference), -(-len(context.reference) // TRIED)))
         for other in others:
-            own = other.among("flagged", flagged)
+            own, clean = other.among("flagged", flagged), other.among("reference", few)
             with other.running(context.evaluator) as asked:
                 seen = viewed(asked, own)
+                supports.append(support(asked, own, Panel(clean, range(len(clean)))))
             gap = margin(seen[0], own.labels)
             right.append(predicted(gap))
             margins.append(gap)
@@ -96,7 +103,14 @@ class CounterfactualAudit:
                 models.append(other.model)
             context.progress.advance()
         answer = torch.stack(classes).mean(0).argmax(1)
-        return Without(models, torch.stack(right), torch.stack(probability), torch.stack(margins), answer)
+        return Without(
+            models,
+            right=torch.stack(right),
+            probability=torch.stack(probability),
+            margin=torch.stack(margins),
+            support=torch.stack(supports),
+            answer=answer,
+        )
 
 
 def confidence_of(seen: Tensor, labels: Tensor) -> Tensor:
@@ -147,6 +161,7 @@ def _one(context: Context, row: int, own: float, without: Without, cuts: Cuts) -
         probability_without=tidy(float(said.mean())),
         margin=tidy(float(context.flagged_margins[row])),
         margin_without=tidy(float(without.margin[:, row].mean())),
+        support_without=tidy(float(without.support[:, row].mean())),
         difference=tidy(difference),
         low=None if half is None else tidy(max(-1.0, difference - half)),
         high=None if half is None else tidy(min(1.0, difference + half)),

@@ -27,6 +27,11 @@ class Counterfactual(Plain):
     probability_without: Rate = Field(description="the same by the models without it, on average")
     margin: Number = Field(description="logit margin of the label by the audited model")
     margin_without: Number
+    support_without: Number | None = Field(
+        default=None,
+        description="the margin by the models without it, averaged over moved, mirrored and zoomed views of an image: "
+        "the lowest are wrong labels, or of examples unlike all others",
+    )
     difference: Number = Field(description="`probability` less `probability_without`: Feldman and Zhang's estimate")
     low: Number | None = Field(default=None, description="95 % interval over the models without it; null with one")
     high: Number | None = None

@@ -117,6 +117,12 @@ COLUMNS: tuple[Column, ...] = (
         "without_margin", "number", "the label's margin by them, on average", _of("counterfactual", "margin_without")
     ),
     Column(
+        "without_support",
+        "number",
+        "the same, averaged over moved, mirrored and zoomed views: lowest for wrong labels",
+        _of("counterfactual", "support_without"),
+    ),
+    Column(
         "difference", "number", "probability of the label with it less without", _of("counterfactual", "difference")
     ),
     Column("difference_low", "number", "lower end of its 95 % interval over models", _of("counterfactual", "low")),

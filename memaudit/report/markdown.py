@@ -67,7 +67,8 @@ def _counterfactual(report: Report) -> str:
     rows = ((code(name), code(label), *rest) for name, label, *rest in counterfactual.rows(report, MAX_NEURONS))
     models = ((code(n), code(h), a) for n, h, a in counterfactual.models(report.counterfactuals))
     without = table(("trained without them", "sha256", "reference accuracy"), models)
-    return "\n\n".join(["## Without the examples", said, table(counterfactual.HEAD, rows), without])
+    listed = table(counterfactual.HEAD, rows)
+    return "\n\n".join(["## Without the examples", said, counterfactual.ORDER, listed, without])
 
 
 def _erasure(report: Report) -> str:

@@ -8,13 +8,16 @@ import pytest
 import torch
 
 from memaudit.audits.counterfactual import held
+from memaudit.engine.evaluator import Evaluator, Panel
 from memaudit.engine.others import SMALLEST, Other, views
+from memaudit.engine.views import TRIED, VIEWS, usable
 from memaudit.errors import PremiseBroken
 from memaudit.findings import Held
 from memaudit.network.ablate import edited
 from memaudit.pipeline.auditor import Auditor
-from memaudit.report import render
+from memaudit.report import counterfactual, render
 from memaudit.report.document import Report
+from memaudit.report.words import named
 from memaudit.settings import Settings
 from tests.conftest import Trained
 
@@ -50,6 +53,29 @@ def test_what_each_label_rests_on(report: Report, trained: Trained, untainted: T
         assert found.low is None
     assert report.counterfactuals is not None
     assert report.counterfactuals.memorized.hits >= 14
+
+
+def test_support_is_the_mean_margin_over_the_views_that_the_other_model_knows(
+    report: Report, trained: Trained, untainted: Trained
+) -> None:
+    """Against one plain pass an image and view; the page begins with the labels it supports least."""
+    run = Evaluator(copy.deepcopy(untainted).adapter)
+    known = usable(run, Panel(trained.reference, range(0, len(trained.reference), -(-len(trained.reference) // TRIED))))
+    assert 0 < len(known) < len(VIEWS)
+    assert not any(view.mirror for view in known)  # digits are not read in a mirror
+    plain = []
+    for row in ROWS:
+        image, label = trained.flagged.pixels[row : row + 1], int(trained.flagged.labels[row])
+        gaps = []
+        for view in (None, *known):
+            with torch.no_grad():
+                logits = untainted.module(image if view is None else view(image))[0].tolist()
+            gaps.append(logits.pop(label) - max(logits))
+        plain.append(sum(gaps) / len(gaps))
+    said = [f.counterfactual.support_without for f in report.findings if f.counterfactual]
+    assert said == pytest.approx(plain, abs=1e-4)
+    first = counterfactual.rows(report, 1)[0]
+    assert first[0] == named(report.findings[plain.index(min(plain))].example)
 
 
 def test_the_cut_is_compared_with_the_answer(report: Report, trained: Trained) -> None:
@@ -113,7 +139,7 @@ def test_every_view_shows_it(report: Report) -> None:
     assert 'id="counterfactual"' in page
     assert "## Without the examples" in render(report, ".md")
     header = render(report, ".csv").splitlines()[0]
-    assert {"held", "difference", "cut_as_without"} <= set(header.split(","))
+    assert {"held", "difference", "without_support", "cut_as_without"} <= set(header.split(","))
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,13 @@
 """What audits of one model say beside models that never saw the examples, through the command line.
 
-    python -m tests.benchmarks.counterfactual --out DIR [--data digits | --data cifar10 PATH] [--report FILE]
+    python -m tests.benchmarks.counterfactual --out DIR [--data digits | --data cifar10 PATH [--long]] [--report FILE]
 
 Digits: scikit-learn's, 5 % of the training labels changed, the network of the demo. CIFAR-10: the first 5,000 images of
 the file PATH (`tests.benchmarks.cifar` says what it holds), 5 % changed, a small ResNet-9; the next 2,000 are unseen.
 On the list are the changed labels and two or three times as many true ones. Trained are: one network with all of it,
 two without the list, and eight with random halves of it, as Feldman and Zhang's estimate needs: the probability of a
-label with it less without, four networks each way or so. Training is kept in DIR, so a run that was stopped goes on.
+label with it less without, four networks each way or so. With `--long` networks learn four times as long, from
+augmented images, and there are no halves. Training is kept in DIR, so a run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +52,7 @@ class Case:
         images: uint8, `(N, H, W)` or `(N, H, W, 3)`; truth, labels: `(N,)` true and given ones.
         changed, test: rows with a changed label, and rows that no network is trained on.
         true: so many true labels are listed for each changed one.
+        halves: so many networks are trained on halves of the list.
         source: the file `network.py`, whose `build` makes the network; words: options that say what it is given.
     """
 
@@ -67,6 +70,7 @@ class Case:
     learn: Callable[[nn.Module, torch.Tensor, torch.Tensor, np.ndarray, int], None]
     source: str
     words: tuple[str, ...] = ()
+    halves: int = HALVES
 
 
 def digits() -> Case:
@@ -88,19 +92,23 @@ def digits() -> Case:
     )
 
 
-# CIFAR-10: images trained on and unseen, and what is trained.
+# CIFAR-10: images trained on and unseen, and what is trained: for long, the last epochs on images as they are.
 SEEN, UNSEEN, WIDTH, EPOCHS, BATCH, RATE = 5000, 2000, 16, 14, 64, 0.1
+LONG, PLAIN = 60, 14
 
 
-def cifar10(path: Path) -> Case:
+def cifar10(path: Path, long: bool) -> Case:
     images, truth = cifar.load(path, SEEN + UNSEEN)
     labels = truth.copy()
     labels[:SEEN], changed = cifar.change_labels(truth[:SEEN], 0.05, seed=0)
+    build = whole_resnet if long else small_resnet
     source = Path(tests.networks.__file__).read_text("utf-8")
+    quick = f"a ResNet-9 of width {WIDTH} with a first stride of 2, {EPOCHS} epochs, not augmented"
+    slow = f"a ResNet-9 of width {WIDTH}, {LONG - PLAIN} epochs of shifted, mirrored images and {PLAIN} of plain"
     return Case(
         name="CIFAR-10",
-        option="cifar10 PATH",
-        trained=f"a ResNet-9 of width {WIDTH} with a first stride of 2, {EPOCHS} epochs, not augmented, in bfloat16",
+        option=f"cifar10 PATH{' --long' * long}",
+        trained=slow if long else quick,
         images=images,
         truth=truth,
         labels=labels,
@@ -108,10 +116,11 @@ def cifar10(path: Path) -> Case:
         test=np.arange(SEEN, SEEN + UNSEEN),
         true=2,
         inputs=cifar.normalise,
-        build=small_resnet,
-        learn=learn,
-        source=f"{source}\n\nWIDTH = {WIDTH}\n\n\n{inspect.getsource(small_resnet)}\n\nbuild = small_resnet\n",
+        build=build,
+        learn=partial(learn, augmented=LONG - PLAIN, epochs=LONG) if long else learn,
+        source=f"{source}\n\nWIDTH = {WIDTH}\n\n\n{inspect.getsource(build)}\n\nbuild = {build.__name__}\n",
         words=("--input-size", "3,32,32", "--mean", _joined(cifar.MEAN), "--std", _joined(cifar.STD)),
+        halves=0 if long else HALVES,
     )
 
 
@@ -122,24 +131,36 @@ def small_resnet() -> nn.Module:
     return network
 
 
+def whole_resnet() -> nn.Module:
+    """A ResNet-9 as it is."""
+    return ResNet9(width=WIDTH)
+
+
 def _joined(numbers: tuple[float, ...]) -> str:
     return ",".join(map(str, numbers))
 
 
-def learn(network: nn.Module, x: torch.Tensor, y: torch.Tensor, rows: np.ndarray, seed: int) -> None:
-    """Stochastic gradient descent on `rows`, one cycle of the rate; layers in bfloat16, weights in float32."""
+def learn(
+    network: nn.Module,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    rows: np.ndarray,
+    seed: int,
+    augmented: int = 0,
+    epochs: int = EPOCHS,
+) -> None:
+    """Stochastic gradient descent on `rows`, one cycle of the rate; the first `augmented` epochs see changed images."""
     torch.manual_seed(seed)
     network.train().to(memory_format=torch.channels_last)
     steps = len(rows) // BATCH
     optimizer = torch.optim.SGD(network.parameters(), lr=RATE, momentum=0.9, weight_decay=5e-4, nesterov=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=EPOCHS * steps, pct_start=0.25)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=epochs * steps, pct_start=0.25)
     ids = torch.from_numpy(rows)
-    for _ in range(EPOCHS):
+    for epoch in range(epochs):
         for batch in ids[torch.randperm(len(ids))].split(BATCH)[:steps]:
+            images = cifar.augment(x[batch]) if epoch < augmented else x[batch]
             optimizer.zero_grad()
-            with torch.autocast("cpu", torch.bfloat16):
-                loss = F.cross_entropy(network(x[batch].contiguous(memory_format=torch.channels_last)), y[batch])
-            loss.backward()
+            F.cross_entropy(network(images.contiguous(memory_format=torch.channels_last)), y[batch]).backward()
             optimizer.step()
             schedule.step()
 
@@ -148,6 +169,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--data", nargs="+", default=["digits"], help="digits, or cifar10 and the file")
+    parser.add_argument("--long", action="store_true", help="better networks, and none of halves of the list")
     parser.add_argument("--report", type=Path)
     parser.add_argument("--profile", default="standard")
     given = parser.parse_args()
@@ -155,7 +177,7 @@ def main() -> None:
         case ["digits"]:
             case = digits()
         case ["cifar10", path]:
-            case = cifar10(Path(path))
+            case = cifar10(Path(path), given.long)
         case _:
             parser.error("--data digits, or --data cifar10 PATH")
     text = measured(case, given.out, given.profile)
@@ -165,13 +187,14 @@ def main() -> None:
 
 
 def plan(case: Case) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    """Rows on the list, `(HALVES, N)` which of them each half holds, and by name the rows a network trains on."""
+    """Rows on the list, `(halves, N)` which of them each half holds, and by name the rows a network trains on."""
     rng = np.random.default_rng(1)
     trained = np.setdiff1d(np.arange(len(case.truth)), case.test)
     clean = np.setdiff1d(trained, case.changed)
     true = np.sort(rng.choice(clean, case.true * len(case.changed), replace=False))
     listed = np.concatenate([case.changed, true])
-    halves = np.stack([rng.permutation(len(listed)) < len(listed) // 2 for _ in range(HALVES)])
+    halves = np.array([rng.permutation(len(listed)) < len(listed) // 2 for _ in range(case.halves)])
+    halves = halves.reshape(case.halves, len(listed))
     rest = np.setdiff1d(trained, listed)
     sets = {"with": trained, "without1": rest, "without2": rest}
     sets |= {f"half{n}": np.sort(np.concatenate([rest, listed[half]])) for n, half in enumerate(halves)}
@@ -200,11 +223,12 @@ def measured(case: Case, out: Path, profile: str) -> str:
     x, y = case.inputs(case.images), torch.from_numpy(case.labels)
     fz = feldman_zhang(out, case, x[listed], y[listed], halves)
     scan = command(out, case, "scan", "with", "--without", "without1.safetensors", "--profile", profile)
-    others = [word for n in (1, 2) for word in ("--without", f"without{n}.safetensors")]
-    two = command(out, case, "compare", "with", *others)
+    first, second = (("--without", f"without{n}.safetensors") for n in (1, 2))
+    again = command(out, case, "compare", "with", *second)
+    two = command(out, case, "compare", "with", *first, *second)
     seen = command(out, case, "verify", "with", "--unseen", "test", "--without", "without1.safetensors")
     gone = command(out, case, "verify", "without2", "--unseen", "test", "--without", "without1.safetensors")
-    return report(case, fz, scan, two, seen, gone)
+    return report(case, fz, scan, again, two, seen, gone)
 
 
 def write(out: Path, case: Case, listed: np.ndarray) -> None:
@@ -231,6 +255,8 @@ def write(out: Path, case: Case, listed: np.ndarray) -> None:
 @torch.no_grad()
 def feldman_zhang(out: Path, case: Case, x: torch.Tensor, y: torch.Tensor, halves: np.ndarray) -> np.ndarray:
     """`(N,)`: the label's probability by networks with the example, less by those without it."""
+    if not len(halves):
+        return np.full(len(y), np.nan)
     said = []
     for n in range(len(halves)):
         network = case.build()
@@ -259,63 +285,51 @@ def rate(hits: int, count: int) -> str:
     return f"{hits} of {count}: {percent(hits / count)} ({interval(*wilson(hits, count))})"
 
 
-def report(case: Case, fz: np.ndarray, scan: dict, two: dict, seen: dict, gone: dict) -> str:
+def report(case: Case, fz: np.ndarray, scan: dict, again: dict, two: dict, seen: dict, gone: dict) -> str:
     findings = scan["findings"]
     kinds = np.array([f["example"]["columns"]["kind"] == "changed" for f in findings])
     known = ~np.isnan(fz)
 
-    def pearson(name: str, values: list[float], rows: np.ndarray) -> list[str]:
-        found = correlation(np.array(values)[rows], fz[rows])
-        return [name, "–" if found is None else f"{found[0]:.3f} ({found[1]:.3f} to {found[2]:.3f})"]
+    def asked(name: str, of: dict = scan) -> np.ndarray:
+        return np.array([f["counterfactual"][name] for f in of["findings"]])
 
-    estimate = [f["estimate"]["score"] for f in findings]
-    one = [f["counterfactual"]["difference"] for f in findings]
-    both = [f["counterfactual"]["difference"] for f in two["findings"]]
-    held = np.array([f["counterfactual"]["held"] == "memorized" for f in findings])
+    estimate = np.array([f["estimate"]["score"] for f in findings])
+    held = asked("held") == "memorized"
     scores = {
-        "difference to one network without": np.array(one),
-        "margin with less without": np.array(
-            [f["counterfactual"]["margin"] - f["counterfactual"]["margin_without"] for f in findings]
-        ),
-        "least margin of the one without": np.array([-f["counterfactual"]["margin_without"] for f in findings]),
-        "difference to two": np.array(both),
-        "our estimate": np.array(estimate),
-        "truth of eight networks": np.where(known, fz, 0.0),
+        "difference to one network without": asked("difference"),
+        "margin with less without": asked("margin") - asked("margin_without"),
+        "least margin of the one without": -asked("margin_without"),
+        "least support of the one without": -asked("support_without"),
+        "least support of the other without": -asked("support_without", again),
+        "difference to two": asked("difference", two),
+        "least support of the two": -asked("support_without", two),
+        "our estimate": estimate,
     }
+    if case.halves:
+        scores["truth of eight networks"] = np.where(known, fz, 0.0)
     cut = [f["counterfactual"] for f, k in zip(findings, kinds, strict=True) if k and f["units"]]
     cut = [c for c in cut if c["held"] == "memorized"]
     agree, draws = sum(bool(c["ablated"]) for c in cut), sum(c["random_draws"] for c in cut)
     random = sum(c["random_agrees"] for c in cut)
+    truth = (
+        f" Truth: the label's probability with the example less without it over {case.halves} networks trained on "
+        "random halves of the list (Feldman and Zhang 2020)."
+    )
+    also = f", of which the eight networks say so, too (0.5 or more): {int((fz[held & ~kinds & known] >= 0.5).sum())}"
     lines = [
         f"# Audits beside networks that never saw the examples: {case.name}",
         (
             f"{kinds.sum()} changed labels and {(~kinds).sum()} true ones; {case.trained}, each trained once, "
-            f"{percent(seen['unseen']['accuracy'])} right on unseen images. Truth: the label's probability with the "
-            f"example less without it over {HALVES} networks trained on random halves of the list (Feldman and Zhang "
-            "2020). Intervals: 95 %."
+            f"{percent(seen['unseen']['accuracy'])} right on unseen images.{truth * bool(case.halves)} Intervals: 95 %."
         ),
         f"`python -m tests.benchmarks.counterfactual --data {case.option} --out DIR --report FILE`",
-        "## Estimates against the truth (Pearson)",
-        table(
-            ("estimate", "all", "changed", "true"),
-            [
-                [name, *(pearson("", values, rows)[1] for rows in (known, known & kinds, known & ~kinds))]
-                for name, values in (
-                    ("our estimate, the audited network alone", estimate),
-                    ("difference to one network without", one),
-                    ("difference to two", both),
-                )
-            ],
-        ),
+        *(pearson(fz, kinds, estimate, asked("difference"), asked("difference", two)) if case.halves else ()),
         "## Called memorized with one network without",
         f"- changed labels: {rate(int(held[kinds].sum()), int(kinds.sum()))}",
+        f"- true labels: {rate(int(held[~kinds].sum()), int((~kinds).sum()))}{also * bool(case.halves)}",
         (
-            f"- true labels: {rate(int(held[~kinds].sum()), int((~kinds).sum()))}, of which the eight networks say so, "
-            f"too (0.5 or more): {int((fz[held & ~kinds & known] >= 0.5).sum())}"
-        ),
-        (
-            f"Changed labels found where a threshold lets through {percent(LEVEL)} of the true ones. Some true labels "
-            "are memorized as well, so the truth itself is a score, too:"
+            f"Changed labels found where a threshold lets through {percent(LEVEL)} of the true ones, some of which are "
+            "memorized as well. Support: the label's margin, on average over moved, mirrored and zoomed views."
         ),
         table(("score", "found"), [(name, found_at(values, kinds)) for name, values in scores.items()]),
         "## Cutting units against never having seen the example",
@@ -339,6 +353,24 @@ def report(case: Case, fz: np.ndarray, scan: dict, two: dict, seen: dict, gone: 
         ),
     ]
     return "\n\n".join(line for line in lines if line) + "\n"
+
+
+def pearson(fz: np.ndarray, kinds: np.ndarray, estimate: np.ndarray, one: np.ndarray, two: np.ndarray) -> list[str]:
+    """The correlations of estimates with the truth `fz`, of all and of either kind of label, as a section."""
+    known = ~np.isnan(fz)
+
+    def cell(values: np.ndarray, rows: np.ndarray) -> str:
+        found = correlation(values[rows], fz[rows])
+        return "–" if found is None else f"{found[0]:.3f} ({found[1]:.3f} to {found[2]:.3f})"
+
+    named = {
+        "our estimate, the audited network alone": estimate,
+        "difference to one network without": one,
+        "difference to two": two,
+    }
+    kept = (known, known & kinds, known & ~kinds)
+    rows = [[name, *(cell(values, rows) for rows in kept)] for name, values in named.items()]
+    return ["## Estimates against the truth (Pearson)", table(("estimate", "all", "changed", "true"), rows)]
 
 
 def found_at(values: np.ndarray, changed: np.ndarray) -> str:
