@@ -263,7 +263,7 @@ def test_the_demo_prints_what_the_reference_shows(tmp_path: Path, monkeypatch: A
 
 # What depends on the machine: numbers, what they make of words, and the layers' verdicts.
 MACHINE = re.compile(
-    r"\d+(\.\d+)?|All(?= of them)|units?(?=: cutting)|(?<=cutting )(it|them)|[●○◐] (critical|redundant|undecided)"
+    r"[<>]?\d+(\.\d+)?|All(?= of them)|units?(?=: cutting)|(?<=cutting )(it|them)|[●○◐] (critical|redundant|undecided)"
 )
 
 
