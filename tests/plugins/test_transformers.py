@@ -73,7 +73,7 @@ def test_a_trainer_run_is_scanned_and_erased_without_a_flag(work: Path, memaudit
         "ViTForImageClassification",
     )
     assert report["data"]["class_names"] == list(NAMES)
-    assert report["summary"]["fitted"] >= 4  # of eight; how many depends on the processor
+    assert report["summary"]["fitted"] >= 6
     assert report["summary"]["outcomes"]["localized"] >= 1
     assert len(report["series"]) >= 2  # Trainer's three checkpoints, found by themselves
 

@@ -55,7 +55,7 @@ def write_run(folder: Path) -> Path:
     return folder
 
 
-def arguments(folder: Path, epochs: int = 50, **changes: Any) -> TrainingArguments:
+def arguments(folder: Path, epochs: int = 80, **changes: Any) -> TrainingArguments:
     """Three checkpoints, the last one at the end."""
     return TrainingArguments(
         str(folder), num_train_epochs=epochs, save_strategy="steps", save_steps=1 / 3, per_device_train_batch_size=32,
