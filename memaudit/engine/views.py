@@ -106,11 +106,21 @@ def asked(evaluator: Evaluator, panel: Panel, view: Callable[[Tensor], Tensor] =
     return placed(evaluator.parts(panel.examples, panel.rows, Asked(view)), len(panel))
 
 
+def images(evaluator: Evaluator, panel: Panel) -> bool:
+    """Whether the network's inputs are images, so that there are views of them."""
+    return evaluator.inputs(panel.examples, panel.rows[:1]).dim() == 4
+
+
+def some(panel: Panel) -> Panel:
+    """`TRIED` examples of a panel at most, evenly spread."""
+    return Panel(panel.examples, panel.rows[:: -(-len(panel) // TRIED)])
+
+
 def mirrored(evaluator: Evaluator, panel: Panel) -> bool:
     """Whether mirror images show the same classes, as far as the network can tell of `TRIED` clean examples."""
-    if evaluator.inputs(panel.examples, panel.rows[:1]).dim() != 4:
+    if not images(evaluator, panel):
         return False
-    few = Panel(panel.examples, panel.rows[:: -(-len(panel) // TRIED)])
+    few = some(panel)
     same = asked(evaluator, few, flipped).argmax(1) == panel.examples.labels[list(few.rows)]
     return float(same.float().mean()) >= KEPT
 
@@ -135,9 +145,9 @@ def support(evaluator: Evaluator, examples: ExampleSet, clean: Panel) -> Tensor:
 
 def usable(evaluator: Evaluator, panel: Panel) -> list[View]:
     """Those of `VIEWS` that show the same classes, as far as the network can tell of `TRIED` clean examples at most."""
-    if evaluator.inputs(panel.examples, panel.rows[:1]).dim() != 4:
+    if not images(evaluator, panel):
         return []
-    few = Panel(panel.examples, panel.rows[:: -(-len(panel) // TRIED)])
+    few = some(panel)
     known = few.at(evaluator.predicted(few).nonzero().flatten())
     labels = panel.examples.labels[list(known.rows)]
     return [
@@ -149,5 +159,4 @@ def usable(evaluator: Evaluator, panel: Panel) -> list[View]:
 
 def looks(evaluator: Evaluator, panel: Panel) -> int:
     """Examples that `usable` runs at most."""
-    images = evaluator.inputs(panel.examples, panel.rows[:1]).dim() == 4
-    return images * (1 + len(VIEWS)) * min(TRIED, len(panel))
+    return images(evaluator, panel) * (1 + len(VIEWS)) * min(TRIED, len(panel))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from memaudit.data.wide import NUMBERS, Sliced, Wide, add, divide, own, wide
 from memaudit.engine.evaluator import Evaluator, Panel
-from memaudit.engine.views import KEPT, TRIED, VIEWS, View, as_is, asked
+from memaudit.engine.views import KEPT, TRIED, VIEWS, View, as_is, asked, images
 
 
 def each_asked(
@@ -35,7 +35,7 @@ def seen(evaluator: Evaluator, panels: Sequence[Panel], labels: Tensor, known: T
     Returns:
         The views, and the probabilities; nothing where the inputs are no images, or no view shows the same classes.
     """
-    if evaluator.inputs(panels[-1].examples, panels[-1].rows[:1]).dim() != 4:
+    if not images(evaluator, panels[-1]):
         return [], []
     # The clean labels that decide whether a view is asked come first; the others are asked of no view in vain.
     order = known.int().argsort(descending=True, stable=True)
