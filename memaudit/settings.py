@@ -21,6 +21,7 @@ class Profile:
     Attributes:
         search_rows: reference examples the search's risk is predicted on.
         look_ahead: candidates that the search ablates for each unit it chooses; none: it goes by gradients.
+        look_first: candidates that are ablated before a finding's first units are chosen, where it goes by gradients.
         panel_rows: other reference examples that costs are measured on.
         at_risk, near, at_random: rows of the panel measured per finding, of those that its cut is expected to change,
             of those nearest to that, and of the others; more where `sampled` of each would not be reached in all.
@@ -39,6 +40,7 @@ class Profile:
 
     search_rows: int = 1024
     look_ahead: int = 0
+    look_first: int = 8
     panel_rows: int = 512
     at_risk: int = 6
     near: int = 4
@@ -62,7 +64,7 @@ class Profile:
 
 PROFILES: Mapping[str, Profile] = {
     "fast": Profile(
-        search_rows=256, panel_rows=256, at_risk=4, near=2, sampled=256, neurons=16, clean=16,
+        search_rows=256, look_first=0, panel_rows=256, at_risk=4, near=2, sampled=256, neurons=16, clean=16,
         checkpoints=7, flagged_rows=128, reference_rows=512, retrain_rows=1000, retrain_epochs=5, retrain_seeds=1,
         relearnings=0,
     ),

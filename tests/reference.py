@@ -7,7 +7,7 @@ deep copy.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -115,20 +115,25 @@ def signal(module: nn.Module, space: UnitSpace, examples: ExampleSet, row: int) 
 
 @dataclass(frozen=True)
 class Crowd:
-    """The reference: `margins[r]`, `effects[r][u]` by which unit u's ablation lowers it to first order, `labels[r]`."""
+    """The reference: `margins[r]`, `effects[r][u]` by which unit u's ablation lowers it to first order, `labels[r]`.
+
+    Of `examples` these are the `rows`.
+    """
 
     margins: list[float]
     effects: list[list[float]]
     labels: list[int]
+    examples: ExampleSet
+    rows: list[int]
 
     @classmethod
-    def measure(cls, module: nn.Module, space: UnitSpace, reference: ExampleSet, rows: Iterable[int]) -> Crowd:
+    def measure(cls, module: nn.Module, space: UnitSpace, reference: ExampleSet, rows: Sequence[int]) -> Crowd:
         margins, effects, labels = [], [], []
         for row in rows:
             labels.append(reference.examples[row].label)
             margins.append(float(margin_of(logits_of(module, reference, row), labels[-1])))
             effects.append(mask_gradient(module, space, reference, row, []))
-        return cls(margins, effects, labels)
+        return cls(margins, effects, labels, reference, list(rows))
 
     def usual(self, unit: int, label: int, deviations: float, fewest: int) -> float:
         """Mean effect of the unit on examples of the label, and so many standard deviations more."""
@@ -166,6 +171,8 @@ class GreedySearch:
     shortlist: int
     plan: int
     look_ahead: int = 0
+    look_first: int = 0
+    sampled: int = 0
     faded: float = 1.0
     deviations: float = 0.0
     fewest: int = 0
@@ -174,7 +181,8 @@ class GreedySearch:
         """The cut, in order, and whether it erases the label."""
         cut: list[int] = []
         needed: int | None = None
-        strength = signal(self.module, self.space, examples, row) if self.look_ahead else []
+        tries = self.look_ahead or self.look_first
+        strength = signal(self.module, self.space, examples, row) if tries else []
         while True:
             value = self.margin(examples, row, cut)
             if value < 0:
@@ -182,15 +190,18 @@ class GreedySearch:
             if len(cut) == self.max_units:
                 return cut, False
             gradient = mask_gradient(self.module, self.space, examples, row, cut)
-            if self.look_ahead:
+            hidden: dict[int, float] = {}
+            if self.look_ahead or (self.look_first and not cut):
                 faded = mask_gradient(self.module, self.space, examples, row, cut, self.faded)
                 both = [(abs(g) + abs(f)) * s for g, f, s in zip(gradient, faded, strength, strict=True)]
-                gradient = self.tried(examples, row, cut, value, both)
+                seen = self.tried(examples, row, cut, value, both, tries)
+                hidden = {} if self.look_ahead else {u: self.hidden(u) for u in seen}
+                gradient = [seen.get(u, -math.inf if self.look_ahead else g) for u, g in enumerate(gradient)]
             free = [u for u in range(self.space.total) if self.candidates[u] and u not in cut and gradient[u] > 0]
             short = sorted(free, key=lambda u: -gradient[u])[: self.shortlist]
             planned = 0
             while value >= 0 and planned < self.plan and len(cut) < self.max_units:
-                best = self.best(gradient, short, cut, examples.examples[row].label)
+                best = self.best(gradient, hidden, short, cut, examples.examples[row].label)
                 if best is None:
                     break
                 value -= gradient[best]
@@ -201,20 +212,40 @@ class GreedySearch:
             needed = cut[-1] if planned == 1 else None
 
     def tried(
-        self, examples: ExampleSet, row: int, cut: Sequence[int], value: float, size: Sequence[float]
-    ) -> list[float]:
-        """What each of the units of the largest `size` takes of the margin; nothing for all others."""
+        self, examples: ExampleSet, row: int, cut: Sequence[int], value: float, size: Sequence[float], count: int
+    ) -> dict[int, float]:
+        """What each of the `count` units of the largest `size` takes of the margin."""
         free = [u for u in range(self.space.total) if self.candidates[u] and u not in cut]
-        looked = sorted(free, key=lambda u: -size[u])[: self.look_ahead]
-        taken = [-math.inf] * self.space.total
-        for unit in looked:
-            taken[unit] = value - self.margin(examples, row, [*cut, unit])
-        return taken
+        looked = sorted(free, key=lambda u: -size[u])[:count]
+        return {unit: value - self.margin(examples, row, [*cut, unit]) for unit in looked}
 
-    def best(self, gradient: Sequence[float], short: Sequence[int], cut: Sequence[int], label: int) -> int | None:
+    def hidden(self, unit: int) -> float:
+        """What the unit costs a few of the crowd, ablated, beyond what its effects say."""
+        crowd, scale = self.crowd, self.softness * self.crowd.typical
+        count = min(self.sampled, len(crowd.margins))
+        places = [i * (len(crowd.margins) - 1) // max(1, count - 1) for i in range(count)]
+        seen = told = 0.0
+        for place in places:
+            intact = crowd.margins[place]
+            after = self.margin(crowd.examples, crowd.rows[place], [unit])
+            predicted = min(intact, intact - crowd.effects[place][unit])
+            seen += 1 / (1 + math.exp(min(500.0, min(intact, after) / scale)))
+            told += 1 / (1 + math.exp(min(500.0, predicted / scale)))
+        return self.weight * crowd.typical * max(0.0, seen - told) / count
+
+    def best(
+        self,
+        gradient: Sequence[float],
+        hidden: Mapping[int, float],
+        short: Sequence[int],
+        cut: Sequence[int],
+        label: int,
+    ) -> int | None:
         now = self.crowd.wrong(cut, self.softness)
         scores = {
-            u: gradient[u] - self.weight * self.crowd.typical * (self.crowd.wrong([*cut, u], self.softness) - now)
+            u: gradient[u]
+            - hidden.get(u, 0.0)
+            - self.weight * self.crowd.typical * (self.crowd.wrong([*cut, u], self.softness) - now)
             for u in short
             if u not in cut
         }

@@ -35,6 +35,10 @@ TWINS: dict[str, str] = {
     "memaudit.audits.localize.ranking:ByTrial": (
         "tests/audits/localize/test_search.py::test_looking_ahead_is_the_slow_search_that_tries_unit_for_unit"
     ),
+    "memaudit.audits.localize.ranking:FirstByTrial": (
+        "tests/audits/localize/test_search.py::"
+        "test_first_looks_are_those_of_the_slow_search_that_tries_and_weighs_what_it_tried"
+    ),
     "memaudit.audits.localize.controls:Judge.reference_accuracy": (
         "tests/audits/localize/test_controls.py::test_a_sample_of_the_panel_comes_with_an_interval_that_holds_the_truth"
     ),

@@ -5,6 +5,7 @@ Each method names the first `count` units for one example, best first, whether o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -126,8 +127,9 @@ def _gradient(b: Bench, examples: ExampleSet, row: int, keep: Tensor) -> tuple[T
 
 
 def memaudit(b: Bench, examples: ExampleSet, row: int, count: int) -> list[int]:
-    """The project's own choice, unit by unit with a fresh gradient each, past the point where the label is lost."""
-    return _chosen(Search(b.space, b.live, b.population, max_units=count), b, examples, row)
+    """The project's own choice, as it plans it, past the point where the label is lost."""
+    first = PROFILES["standard"].look_first
+    return _chosen(Search(b.space, b.live, b.population, max_units=count, look_first=first), b, examples, row)
 
 
 def looking_ahead(b: Bench, examples: ExampleSet, row: int, count: int) -> list[int]:
@@ -137,12 +139,10 @@ def looking_ahead(b: Bench, examples: ExampleSet, row: int, count: int) -> list[
 
 
 def _chosen(search: Search, b: Bench, examples: ExampleSet, row: int) -> list[int]:
-    job = search.begun(b.evaluator, examples, [row])[0]
-    while len(job.cut) < search.max_units:
-        unit = search.choose(b.evaluator, examples, [job])[0]
-        if unit is None:
-            break
-        job.cut.append(unit)
+    job, before = search.begun(b.evaluator, examples, [row])[0], -1
+    while before < len(job.cut) < search.max_units:
+        before, job.margin = len(job.cut), math.inf
+        search.extended(b.evaluator, examples, [job])
     return job.cut
 
 

@@ -14,7 +14,7 @@ from memaudit.audits.localize.controls import MORE, Judge
 from memaudit.audits.localize.cost import settle_costs
 from memaudit.audits.localize.curtailed import rounds, undecided, with_intervals
 from memaudit.audits.localize.known import known_units
-from memaudit.audits.localize.population import Population, measure_population
+from memaudit.audits.localize.population import SAMPLED, Population, measure_population
 from memaudit.audits.localize.search import Search
 from memaudit.audits.localize.work import RANDOM_BUDGET, Localized, Localizing, judged_by, key_of
 from memaudit.engine.draws import generator_for
@@ -40,12 +40,15 @@ class Localize:
         risky = max(profile.at_risk + TYPICAL_AT_RISK // MORE, least)
         others = max(profile.near, least) + max(profile.at_random, least)
         panel = min(profile.panel_rows, min(TYPICAL_AT_RISK, risky) + others)
-        looked = TYPICAL_UNITS * min(profile.look_ahead, size.units)
+        tried = min(profile.look_ahead or profile.look_first, size.units)
+        looked = TYPICAL_UNITS * tried if profile.look_ahead else tried and 2 + BACKWARD + tried
         search = size.fitted * (2 * (1 + BACKWARD) + TYPICAL_UNITS + looked)
         draws = min(profile.draws, 1.1 * curtailed.FIRST)
         verify = size.fitted * (1 + panel + draws + 2 * profile.copies + profile.others)
         group = min(profile.clean, size.fitted) * (10 + looked) + 5 * 2 * flagged_set.CURVE_ROWS
         effects = (1 + BACKWARD) * (profile.search_rows + profile.panel_rows)
+        if tried and not profile.look_ahead:
+            effects += SAMPLED * min(size.units, size.fitted * TYPICAL_UNITS / 2)
         return effects + search + verify + group + profile.neurons * panel
 
     def pieces(self, size: Workload) -> int:
@@ -92,6 +95,7 @@ def _prepared(context: Context) -> tuple[Search, Judge]:
         context.settings.max_units,
         fill=context.fill,
         look_ahead=profile.look_ahead,
+        look_first=profile.look_first,
     )
     least = -(-profile.sampled // max(1, len(context.fitted)))  # what few findings sample tells only in all
     judge = Judge(

@@ -31,7 +31,7 @@ class Job:
         cut: what is cut so far.
         margin: of `label` then, in full precision once a unit is cut; not a number before it was measured.
         needed: without this unit the label was seen to be kept.
-        signal: `(total,)` of `signals`, where the search looks ahead.
+        signal: `(total,)` of `signals`, where the search tries units.
     """
 
     row: int

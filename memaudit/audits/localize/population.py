@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 
@@ -20,6 +20,8 @@ from memaudit.system.memory import to_device
 
 # Width of the step from right to wrong, in typical reference margins: how far the linear prediction is trusted.
 RISK_SOFTNESS = 0.05
+# Examples on which single units are ablated, to see what `effects` do not show.
+SAMPLED = 16
 # Standard deviations above the mean that still count as usual, and fewest examples of a label that tell what is.
 USUAL_DEVIATIONS = 0.5
 FEWEST = 8
@@ -33,11 +35,14 @@ class Population:
         margins: `(R,)` at the intact model.
         effects: `(total, R)` drop of each margin per unit, to first order: the gradient by the unit's mask.
         labels: `(R,)` of the examples.
+        sample: some of the examples; places: which they are, `(sample,)`.
     """
 
     margins: Tensor
     effects: Tensor
     labels: Tensor
+    sample: ExampleSet
+    places: Tensor
 
     @cached_property
     def typical(self) -> float:
@@ -72,7 +77,32 @@ class Population:
         another lost. On a ViT that is wrong of 15 % of its reference, cuts were chosen for what they mended, and what
         they cost had nothing to do with what was predicted.
         """
-        return margins.minimum(self.margins).mul_(-1 / (RISK_SOFTNESS * self.typical)).sigmoid_().mean(-1)
+        return self._wrong(margins, self.margins)
+
+    def _wrong(self, margins: Tensor, intact: Tensor) -> Tensor:
+        """The same of examples whose margins are `intact`."""
+        return margins.minimum(intact).mul_(-1 / (RISK_SOFTNESS * self.typical)).sigmoid_().mean(-1)
+
+    def hidden_risk(self, evaluator: Evaluator, space: UnitSpace, units: Sequence[int], fill: Fill) -> Tensor:
+        """`(T,)`: how much more of the sample is wrong without each of `units`, counted softly, than `effects` predict.
+
+        What a unit does to examples that it saturates is not in its gradient. Each unit is ablated once.
+        """
+        new = sorted(set(units).difference(self._hidden))
+        if new:
+            rows = list(range(len(self.sample)))
+            cuts = [[unit] for unit in new for _ in rows]
+            logits = evaluator.logits(self.sample, rows * len(new), cuts, space, fill)
+            after = margin(logits, self.sample.labels.repeat(len(new))).view(len(new), -1)
+            intact, effects = self.margins[self.places], self.effects[new][:, self.places]
+            seen = self._wrong(after.nan_to_num(nan=-torch.inf, neginf=-torch.inf), intact)
+            more = (seen - self._wrong(intact - effects, intact)).clamp_min(0)
+            self._hidden.update(zip(new, more.tolist(), strict=True))
+        return torch.tensor([self._hidden[unit] for unit in units])
+
+    @cached_property
+    def _hidden(self) -> dict[int, float]:
+        return {}
 
     @cached_property
     def wrong_intact(self) -> Tensor:
@@ -84,8 +114,8 @@ class Population:
         if self.margins.device == device:
             return self
         if device not in self._elsewhere:
-            moved = (t.to(device) for t in (self.margins, self.effects, self.labels))
-            self._elsewhere[device] = Population(*moved)
+            margins, effects, labels = (t.to(device) for t in (self.margins, self.effects, self.labels))
+            self._elsewhere[device] = replace(self, margins=margins, effects=effects, labels=labels)
         return self._elsewhere[device]
 
     @cached_property
@@ -103,4 +133,12 @@ def measure_population(
 ) -> Population:
     """Margins and per-unit effects of the reference examples `rows`, in one forward and one backward pass."""
     margins, gradients = evaluator.mask_gradients(reference, rows, [[]] * len(rows), space, margin, fill)
-    return Population(margins, gradients.nan_to_num().T.contiguous(), reference.labels[list(rows)])
+    count = min(SAMPLED, len(rows))
+    places = torch.arange(count) * (len(rows) - 1) // max(1, count - 1)
+    return Population(
+        margins,
+        gradients.nan_to_num().T.contiguous(),
+        reference.labels[list(rows)],
+        reference.subset([rows[place] for place in places.tolist()]),
+        places,
+    )

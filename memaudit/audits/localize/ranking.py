@@ -1,4 +1,4 @@
-"""Which units are worth cutting next, for each job of a batch: by the gradient of its margin, or by trying them.
+"""Which units are worth cutting next, for each job of a batch: by the gradient of its margin, by trying them, or both.
 
 A ranking gives each job's margin and a short list of units; the search weighs those against what they cost the
 reference.
@@ -7,7 +7,7 @@ reference.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -42,6 +42,16 @@ class Shortlist:
     units: Tensor
     drops: Tensor
     gains: Tensor
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        return self.units.device
+
+    def joined(self, other: Shortlist) -> Shortlist:
+        """Those of these jobs, and then of the others."""
+        pairs = ((self.units, other.units), (self.drops, other.drops), (self.gains, other.gains))
+        return Shortlist(*(torch.cat(pair) for pair in pairs))
 
     def of(self, rows: Tensor) -> Shortlist:
         """Those of the jobs `rows`, `(n,)`."""
@@ -117,33 +127,88 @@ class ByTrial:
         """Each job's margin `(jobs,)`, and the units that were seen to take most of it."""
         rows, cuts = [job.row for job in jobs], [job.cut for job in jobs]
         margins, gradients = evaluator.mask_gradients(examples, rows, cuts, self.space, margin, self.fill)
-        drops, units = largest(self.candidates, cuts, self._tried(evaluator, examples, jobs, gradients.nan_to_num()))
+        trials = self.trials(evaluator, examples, jobs, gradients.nan_to_num())
+        drops, units = largest(self.candidates, cuts, trials.over(torch.full_like(gradients, -torch.inf)))
         usual = [self.population.usual(job.label, own) for job, own in zip(jobs, units, strict=True)]
         gains, order = (drops.where(drops > 0, -torch.inf) - torch.stack(usual)).sort(descending=True)
         return margins, Shortlist(units.gather(1, order), drops.gather(1, order), gains).on(evaluator.device)
 
-    def _tried(self, evaluator: Evaluator, examples: ExampleSet, jobs: Sequence[Job], gradients: Tensor) -> Tensor:
-        """What ablating each unit was seen to take of each job's margin `(jobs, total)`; of the others minus infinity.
+    def trials(self, evaluator: Evaluator, examples: ExampleSet, jobs: Sequence[Job], gradients: Tensor) -> Trials:
+        """What ablating a few units was seen to take of each job's margin.
 
-        Tried are those of the largest gradient, of either sign, times the unit's signal. A gradient can vanish where
-        ablation does much, behind a unit that saturates what follows or at a GELU's least value, so the one with all
-        units faded a little counts as well.
+        Tried are those of the largest gradient `(jobs, total)`, of either sign, times the unit's signal. A gradient can
+        vanish where ablation does much, behind a unit that saturates what follows or at a GELU's least value, so the
+        one with all units faded a little counts as well.
         """
         rows, cuts = [job.row for job in jobs], [job.cut for job in jobs]
         given = torch.stack([job.signal for job in jobs if job.signal is not None])
         _, faded = evaluator.mask_gradients(examples, rows, cuts, self.space, margin, self.fill, kept=FADED)
         allowed = allowed_units(self.candidates, cuts, (gradients.abs() + faded.nan_to_num().abs()) * given, -1.0)
         strength, units = allowed.topk(min(self.most, allowed.shape[1]))
-        trials = [(n, int(u)) for n in range(len(jobs)) for u in units[n][strength[n] >= 0]]
-        found = torch.full_like(gradients, -torch.inf)
-        if not trials:
-            return found
-        cuts += [[*jobs[n].cut, u] for n, u in trials]
-        rows += [jobs[n].row for n, _ in trials]
+        found = [(n, int(u)) for n in range(len(jobs)) for u in units[n][strength[n] >= 0]]
+        cuts += [[*jobs[n].cut, u] for n, u in found]
+        rows += [jobs[n].row for n, _ in found]
         margins = margin(evaluator.logits(examples, rows, cuts, self.space, self.fill), examples.labels[rows])
-        own, units = torch.tensor(trials).T
-        found[own, units] = margins[own] - margins[len(jobs) :]
-        return found.nan_to_num(nan=-torch.inf, neginf=-torch.inf)
+        own, units = torch.tensor(found, dtype=torch.long).reshape(-1, 2).T
+        drops = margins[own] - margins[len(jobs) :]
+        return Trials(own, units, drops.nan_to_num(nan=-torch.inf, neginf=-torch.inf))
+
+
+@dataclass(frozen=True)
+class Trials:
+    """Of each trial `(T,)` the place of its job, its unit, and what ablating that unit took of the job's margin."""
+
+    jobs: Tensor
+    units: Tensor
+    drops: Tensor
+
+    def over(self, values: Tensor) -> Tensor:
+        """`values` `(jobs, total)` with what was seen in place of those of the units that were tried."""
+        return values.index_put((self.jobs, self.units), self.drops.to(values))
+
+
+# Fast path; its slow twin: tests/twins.py.
+@dataclass(frozen=True)
+class FirstByTrial:
+    """The first units of a job by the gradient and by trials of a few, what is cut after them by the gradient.
+
+    A unit that carries a label by itself saturates what follows it, and the intact network's gradient does not show it;
+    once the first units are cut it does. Neither does the gradient show what such a unit does to the reference: that is
+    measured on a few examples of it, and what goes beyond the prediction is taken off.
+    """
+
+    trial: ByTrial
+    gradient: ByGradient
+    weight: float
+
+    def begin(self, evaluator: Evaluator, examples: ExampleSet, jobs: Sequence[Job]) -> None:
+        """Each job's signals."""
+        self.trial.begin(evaluator, examples, jobs)
+
+    def shortlist(self, evaluator: Evaluator, examples: ExampleSet, jobs: Sequence[Job]) -> tuple[Tensor, Shortlist]:
+        """Each job's margin `(jobs,)`, and the units that take most of it by trial or gradient, as far as is known."""
+        new, begun = ([n for n, job in enumerate(jobs) if bool(job.cut) is cut] for cut in (False, True))
+        if not new:
+            return self.gradient.shortlist(evaluator, examples, jobs)
+        margins, short = self._tried(evaluator, examples, [jobs[n] for n in new])
+        if begun:
+            others, further = self.gradient.shortlist(evaluator, examples, [jobs[n] for n in begun])
+            back = torch.tensor(new + begun).argsort()
+            margins, short = torch.cat([margins, others])[back], short.joined(further).of(to_device(back, short.device))
+        return margins, short
+
+    def _tried(self, evaluator: Evaluator, examples: ExampleSet, jobs: Sequence[Job]) -> tuple[Tensor, Shortlist]:
+        """The same of jobs of which nothing is cut."""
+        trial, population = self.trial, self.trial.population
+        rows, cuts = [job.row for job in jobs], [job.cut for job in jobs]
+        margins, gradients = evaluator.mask_gradients(examples, rows, cuts, trial.space, margin, trial.fill)
+        gradients = gradients.nan_to_num()
+        trials = trial.trials(evaluator, examples, jobs, gradients)
+        hidden = population.hidden_risk(evaluator, trial.space, trials.units.tolist(), trial.fill)
+        dear = replace(trials, drops=self.weight * population.typical * hidden).over(torch.zeros_like(gradients))
+        drops, units = largest(trial.candidates, cuts, trials.over(gradients))
+        gains, order = (drops.where(drops > 0, -torch.inf) - dear.gather(1, units)).sort(descending=True, stable=True)
+        return margins, Shortlist(units.gather(1, order), drops.gather(1, order), gains).on(evaluator.device)
 
 
 def largest(candidates: Tensor, cuts: Sequence[Sequence[int]], drops: Tensor) -> tuple[Tensor, Tensor]:

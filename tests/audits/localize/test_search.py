@@ -16,7 +16,14 @@ from torch import Tensor, nn
 import memaudit
 from memaudit.adapters.base import Adapter
 from memaudit.audits.localize.job import Proposal
-from memaudit.audits.localize.population import FEWEST, RISK_SOFTNESS, USUAL_DEVIATIONS, Population, measure_population
+from memaudit.audits.localize.population import (
+    FEWEST,
+    RISK_SOFTNESS,
+    SAMPLED,
+    USUAL_DEVIATIONS,
+    Population,
+    measure_population,
+)
 from memaudit.audits.localize.ranking import FADED, SHORTLIST
 from memaudit.audits.localize.search import PLAN, Search
 from memaudit.data import ExampleSet, Preprocess, from_tensors
@@ -65,7 +72,7 @@ class Setting:
     def crowd(self) -> Crowd:
         return Crowd.measure(self.adapter.module, self.space, self.reference, self.known)
 
-    def twin(self, look_ahead: int = 0) -> GreedySearch:
+    def twin(self, look_ahead: int = 0, look_first: int = 0) -> GreedySearch:
         return GreedySearch(
             self.adapter.module,
             self.space,
@@ -77,6 +84,8 @@ class Setting:
             shortlist=SHORTLIST,
             plan=1 if look_ahead else PLAN,
             look_ahead=look_ahead,
+            look_first=look_first,
+            sampled=SAMPLED,
             faded=FADED,
             deviations=USUAL_DEVIATIONS,
             fewest=FEWEST,
@@ -206,6 +215,33 @@ def test_looking_ahead_is_the_slow_search_that_tries_unit_for_unit(digits: Setti
     assert again == found
 
 
+def test_first_looks_are_those_of_the_slow_search_that_tries_and_weighs_what_it_tried(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = replace(setting.search, look_first=6)
+    evaluator, rows = Evaluator(setting.adapter, 5), setting.rows[:12]
+    found = {p.row: p for p in first.run(evaluator, setting.flagged, rows)}
+    twin = setting.twin(look_first=6)
+    for row in rows:
+        assert (list(found[row].cut), found[row].erased) == twin.run(setting.flagged, row), row
+    again = {p.row: p for p in first.run(Evaluator(setting.adapter, 64), setting.flagged, rows[::-1])}
+    assert again == found != setting.run(64, rows)
+    monkeypatch.setattr(Population, "hidden_risk", lambda self, evaluator, space, units, fill: torch.zeros(len(units)))
+    careless = {p.row: p for p in first.run(Evaluator(setting.adapter, 64), setting.flagged, rows)}
+    assert careless != found
+
+
+def test_what_a_unit_does_to_examples_that_it_saturates_is_measured_once(digits: Setting) -> None:
+    evaluator, units = Evaluator(digits.adapter), [20, 3, 47, 3]
+    population = replace(digits.search.population)  # nothing measured yet
+    found = population.hidden_risk(evaluator, digits.space, units, None)
+    twin, price = digits.twin(), digits.search.weight * population.typical
+    assert found.tolist() == pytest.approx([twin.hidden(u) / price for u in units], rel=1e-6, abs=1e-9)
+    assert evaluator.passes["audit forward"] == 3 * SAMPLED
+    assert found.tolist() == population.hidden_risk(evaluator, digits.space, units, None).tolist()
+    assert evaluator.passes["audit forward"] == 3 * SAMPLED
+
+
 def test_the_search_weighs_the_reference(digits: Setting) -> None:
     """Without the risk term the twin would agree with the search also if both forgot it."""
     careless = replace(digits.search, weight=0.0)
@@ -251,13 +287,16 @@ def test_the_budget_holds_and_what_it_cannot_erase_is_said_so(digits: Setting) -
 
 def test_without_candidates_nothing_is_proposed(digits: Setting) -> None:
     none = replace(digits.search, candidates=torch.zeros(digits.space.total, dtype=torch.bool))
-    for search in (none, replace(none, look_ahead=4)):
+    for search in (none, replace(none, look_ahead=4), replace(none, look_first=4)):
         found = list(search.run(Evaluator(digits.adapter), digits.flagged, digits.rows[:3]))
         assert [(p.cut, p.erased) for p in found] == [((), False)] * 3
 
 
 def test_a_population_that_is_all_wrong_still_has_a_scale() -> None:
-    assert Population(torch.tensor([-1.0, -2.0]), torch.zeros(3, 2), torch.zeros(2)).typical == 1.0
+    shape = Preprocess((1, 8, 8))
+    nobody = from_tensors(torch.rand(2, 1, 8, 8), torch.zeros(2).long(), preprocess=shape, num_classes=2)
+    wrong = Population(torch.tensor([-1.0, -2.0]), torch.zeros(3, 2), torch.zeros(2), nobody, torch.arange(2))
+    assert wrong.typical == 1.0
 
 
 # ---- the answer is known ------------------------------------------------------------------------------------------
