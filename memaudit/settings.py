@@ -70,8 +70,8 @@ PROFILES: Mapping[str, Profile] = {
     ),
     "standard": Profile(),
     "deep": Profile(
-        search_rows=2048, look_ahead=256, panel_rows=2048, at_risk=2048, near=2048, at_random=2048, copies=4, draws=50,
-        others=64, neurons=1000, clean=256, seeds=2,
+        search_rows=2048, look_ahead=256, look_first=0, panel_rows=2048, at_risk=2048, near=2048, at_random=2048,
+        copies=4, draws=50, others=64, neurons=1000, clean=256, seeds=2,
         checkpoints=32, flagged_rows=2048, reference_rows=4096, retrain_rows=4096, retrain_epochs=24, retrain_seeds=5,
         relearnings=9, relearn_rows=8000,
     ),

@@ -18,7 +18,7 @@ from memaudit.engine.answers import confidence, margin, predicted, share
 from memaudit.engine.draws import generator_for
 from memaudit.engine.evaluator import Panel
 from memaudit.engine.others import Other, viewed
-from memaudit.engine.views import TRIED, VIEWS, support
+from memaudit.engine.views import TRIED, VIEWS, some, support
 from memaudit.findings import Brought, Counterfactual, Counterfactuals, Held, OtherModel
 from memaudit.intervals import bootstrap, correlation
 from memaudit.network.units import random_cut
@@ -88,7 +88,7 @@ class CounterfactualAudit:
     def _asked(self, context: Context, others: Sequence[Other]) -> Without:
         models, right, probability, margins, supports, classes = [], [], [], [], [], []
         flagged = context.flagged
-        few = context.reference.subset(range(0, len(context.reference), -(-len(context.reference) // TRIED)))
+        few = context.reference.subset(some(Panel(context.reference, range(len(context.reference)))).rows)
         for other in others:
             own, clean = other.among("flagged", flagged), other.among("reference", few)
             with other.running(context.evaluator) as asked:

@@ -40,15 +40,15 @@ class Localize:
         risky = max(profile.at_risk + TYPICAL_AT_RISK // MORE, least)
         others = max(profile.near, least) + max(profile.at_random, least)
         panel = min(profile.panel_rows, min(TYPICAL_AT_RISK, risky) + others)
-        tried = min(profile.look_ahead or profile.look_first, size.units)
-        looked = TYPICAL_UNITS * tried if profile.look_ahead else tried and 2 + BACKWARD + tried
+        looked = float(TYPICAL_UNITS * min(profile.look_ahead, size.units))
+        effects = (1 + BACKWARD) * (profile.search_rows + profile.panel_rows)
+        if profile.look_first:
+            looked += 2 + BACKWARD + min(profile.look_first, size.units)
+            effects += SAMPLED * min(size.units, size.fitted * TYPICAL_UNITS / 2)
         search = size.fitted * (2 * (1 + BACKWARD) + TYPICAL_UNITS + looked)
         draws = min(profile.draws, 1.1 * curtailed.FIRST)
         verify = size.fitted * (1 + panel + draws + 2 * profile.copies + profile.others)
         group = min(profile.clean, size.fitted) * (10 + looked) + 5 * 2 * flagged_set.CURVE_ROWS
-        effects = (1 + BACKWARD) * (profile.search_rows + profile.panel_rows)
-        if tried and not profile.look_ahead:
-            effects += SAMPLED * min(size.units, size.fitted * TYPICAL_UNITS / 2)
         return effects + search + verify + group + profile.neurons * panel
 
     def pieces(self, size: Workload) -> int:

@@ -43,10 +43,12 @@ class Shortlist:
     drops: Tensor
     gains: Tensor
 
-    @property
-    def device(self) -> torch.device:
-        """Where they are."""
-        return self.units.device
+    @classmethod
+    def of_drops(cls, drops: Tensor, units: Tensor, less: Tensor) -> Shortlist:
+        """Of `units` and what each takes, `(jobs, S)`, that speaks for a unit which goes beyond `less`."""
+        # Cutting one that takes nothing would help the label.
+        gains, order = (drops.where(drops > 0, -torch.inf) - less).sort(descending=True, stable=True)
+        return cls(units.gather(1, order), drops.gather(1, order), gains)
 
     def joined(self, other: Shortlist) -> Shortlist:
         """Those of these jobs, and then of the others."""
@@ -97,8 +99,7 @@ class ByGradient:
         margins, drops, units = evaluator.mask_gradients(
             examples, rows, cuts, self.space, margin, self.fill, reduce=reduce
         )
-        # Cutting one that takes nothing would help the label.
-        return margins, Shortlist(units, drops, drops.where(drops > 0, -torch.inf)).on(evaluator.device)
+        return margins, Shortlist.of_drops(drops, units, torch.zeros_like(drops)).on(evaluator.device)
 
 
 # Fast path; its slow twin: tests/twins.py.
@@ -130,8 +131,7 @@ class ByTrial:
         trials = self.trials(evaluator, examples, jobs, gradients.nan_to_num())
         drops, units = largest(self.candidates, cuts, trials.over(torch.full_like(gradients, -torch.inf)))
         usual = [self.population.usual(job.label, own) for job, own in zip(jobs, units, strict=True)]
-        gains, order = (drops.where(drops > 0, -torch.inf) - torch.stack(usual)).sort(descending=True)
-        return margins, Shortlist(units.gather(1, order), drops.gather(1, order), gains).on(evaluator.device)
+        return margins, Shortlist.of_drops(drops, units, torch.stack(usual)).on(evaluator.device)
 
     def trials(self, evaluator: Evaluator, examples: ExampleSet, jobs: Sequence[Job], gradients: Tensor) -> Trials:
         """What ablating a few units was seen to take of each job's margin.
@@ -175,6 +175,9 @@ class FirstByTrial:
     A unit that carries a label by itself saturates what follows it, and the intact network's gradient does not show it;
     once the first units are cut it does. Neither does the gradient show what such a unit does to the reference: that is
     measured on a few examples of it, and what goes beyond the prediction is taken off.
+
+    Attributes:
+        weight: exchange rate between flagged margin and reference risk.
     """
 
     trial: ByTrial
@@ -186,7 +189,10 @@ class FirstByTrial:
         self.trial.begin(evaluator, examples, jobs)
 
     def shortlist(self, evaluator: Evaluator, examples: ExampleSet, jobs: Sequence[Job]) -> tuple[Tensor, Shortlist]:
-        """Each job's margin `(jobs,)`, and the units that take most of it by trial or gradient, as far as is known."""
+        """Each job's margin `(jobs,)`, and the units that take most of it by trial or gradient, as far as is known.
+
+        Only jobs that try units need their gradients whole; those of a large network are slow to move and to record.
+        """
         new, begun = ([n for n, job in enumerate(jobs) if bool(job.cut) is cut] for cut in (False, True))
         if not new:
             return self.gradient.shortlist(evaluator, examples, jobs)
@@ -194,7 +200,8 @@ class FirstByTrial:
         if begun:
             others, further = self.gradient.shortlist(evaluator, examples, [jobs[n] for n in begun])
             back = torch.tensor(new + begun).argsort()
-            margins, short = torch.cat([margins, others])[back], short.joined(further).of(to_device(back, short.device))
+            margins = torch.cat([margins, others])[back]
+            short = short.joined(further).of(to_device(back, evaluator.device))
         return margins, short
 
     def _tried(self, evaluator: Evaluator, examples: ExampleSet, jobs: Sequence[Job]) -> tuple[Tensor, Shortlist]:
@@ -204,11 +211,10 @@ class FirstByTrial:
         margins, gradients = evaluator.mask_gradients(examples, rows, cuts, trial.space, margin, trial.fill)
         gradients = gradients.nan_to_num()
         trials = trial.trials(evaluator, examples, jobs, gradients)
-        hidden = population.hidden_risk(evaluator, trial.space, trials.units.tolist(), trial.fill)
-        dear = replace(trials, drops=self.weight * population.typical * hidden).over(torch.zeros_like(gradients))
+        risk = population.hidden_risk(evaluator, trial.space, trials.units.tolist(), trial.fill)
+        hidden = replace(trials, drops=self.weight * population.typical * risk).over(torch.zeros_like(gradients))
         drops, units = largest(trial.candidates, cuts, trials.over(gradients))
-        gains, order = (drops.where(drops > 0, -torch.inf) - dear.gather(1, units)).sort(descending=True, stable=True)
-        return margins, Shortlist(units.gather(1, order), drops.gather(1, order), gains).on(evaluator.device)
+        return margins, Shortlist.of_drops(drops, units, hidden.gather(1, units)).on(evaluator.device)
 
 
 def largest(candidates: Tensor, cuts: Sequence[Sequence[int]], drops: Tensor) -> tuple[Tensor, Tensor]:

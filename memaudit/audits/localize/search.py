@@ -72,9 +72,9 @@ class Search:
     def ranking(self) -> UnitRanking:
         """How candidates are found."""
         gradient = ByGradient(self.space, self.candidates, self.fill)
-        if not (looks := self.look_ahead or self.look_first):
+        if not (tried := self.look_ahead or self.look_first):
             return gradient
-        trial = ByTrial(self.space, self.candidates, self.population, looks, self.fill)
+        trial = ByTrial(self.space, self.candidates, self.population, tried, self.fill)
         return trial if self.look_ahead else FirstByTrial(trial, gradient, self.weight)
 
     def run(self, evaluator: Evaluator, examples: ExampleSet, rows: Iterable[int]) -> Iterator[Proposal]:
