@@ -40,7 +40,7 @@ class Profile:
 
     search_rows: int = 1024
     look_ahead: int = 0
-    look_first: int = 8
+    look_first: int = 6
     panel_rows: int = 512
     at_risk: int = 6
     near: int = 4

@@ -173,6 +173,7 @@ class GreedySearch:
     look_ahead: int = 0
     look_first: int = 0
     sampled: int = 0
+    doubted: int = 0
     faded: float = 1.0
     deviations: float = 0.0
     fewest: int = 0
@@ -180,13 +181,13 @@ class GreedySearch:
     def run(self, examples: ExampleSet, row: int) -> tuple[list[int], bool]:
         """The cut, in order, and whether it erases the label."""
         cut: list[int] = []
-        needed: int | None = None
+        seen: dict[frozenset[int], float] = {}
         tries = self.look_ahead or self.look_first
         strength = signal(self.module, self.space, examples, row) if tries else []
         while True:
-            value = self.margin(examples, row, cut)
+            value = seen[frozenset(cut)] = self.margin(examples, row, cut)
             if value < 0:
-                return self.reduce(examples, row, cut, needed), True
+                return self.reduce(examples, row, cut, seen), True
             if len(cut) == self.max_units:
                 return cut, False
             gradient = mask_gradient(self.module, self.space, examples, row, cut)
@@ -194,9 +195,10 @@ class GreedySearch:
             if self.look_ahead or (self.look_first and not cut):
                 faded = mask_gradient(self.module, self.space, examples, row, cut, self.faded)
                 both = [(abs(g) + abs(f)) * s for g, f, s in zip(gradient, faded, strength, strict=True)]
-                seen = self.tried(examples, row, cut, value, both, tries)
-                hidden = {} if self.look_ahead else {u: self.hidden(u) for u in seen}
-                gradient = [seen.get(u, -math.inf if self.look_ahead else g) for u, g in enumerate(gradient)]
+                tried = self.tried(examples, row, cut, value, both, tries)
+                seen |= {frozenset([*cut, u]): value - drop for u, drop in tried.items()}
+                hidden = {} if self.look_ahead else {u: self.hidden(u) for u in tried}
+                gradient = [tried.get(u, -math.inf if self.look_ahead else g) for u, g in enumerate(gradient)]
             free = [u for u in range(self.space.total) if self.candidates[u] and u not in cut and gradient[u] > 0]
             short = sorted(free, key=lambda u: -gradient[u])[: self.shortlist]
             planned = 0
@@ -209,7 +211,6 @@ class GreedySearch:
                 planned += 1
             if not planned:
                 return cut, False
-            needed = cut[-1] if planned == 1 else None
 
     def tried(
         self, examples: ExampleSet, row: int, cut: Sequence[int], value: float, size: Sequence[float], count: int
@@ -222,16 +223,24 @@ class GreedySearch:
     def hidden(self, unit: int) -> float:
         """What the unit costs a few of the crowd, ablated, beyond what its effects say."""
         crowd, scale = self.crowd, self.softness * self.crowd.typical
-        count = min(self.sampled, len(crowd.margins))
-        places = [i * (len(crowd.margins) - 1) // max(1, count - 1) for i in range(count)]
-        seen = told = 0.0
-        for place in places:
+
+        def spread(count: int, most: int) -> list[int]:
+            number = min(count, most)
+            return [i * (count - 1) // max(1, number - 1) for i in range(number)]
+
+        def surplus(place: int) -> float:
             intact = crowd.margins[place]
             after = self.margin(crowd.examples, crowd.rows[place], [unit])
             predicted = min(intact, intact - crowd.effects[place][unit])
-            seen += 1 / (1 + math.exp(min(500.0, min(intact, after) / scale)))
-            told += 1 / (1 + math.exp(min(500.0, predicted / scale)))
-        return self.weight * crowd.typical * max(0.0, seen - told) / count
+            seen = 1 / (1 + math.exp(min(500.0, min(intact, after) / scale)))
+            return seen - 1 / (1 + math.exp(min(500.0, predicted / scale)))
+
+        places = spread(len(crowd.margins), self.doubted)
+        first = [places[i] for i in spread(len(places), self.sampled)]
+        risks = [surplus(place) for place in first]
+        if sum(risks) > 0.5:
+            risks += [surplus(place) for place in places if place not in first]
+        return self.weight * crowd.typical * max(0.0, sum(risks) / len(risks))
 
     def best(
         self,
@@ -253,13 +262,17 @@ class GreedySearch:
             scores = {u: s - self.crowd.usual(u, label, self.deviations, self.fewest) for u, s in scores.items()}
         return max(scores, key=lambda u: scores[u]) if scores else None
 
-    def reduce(self, examples: ExampleSet, row: int, cut: list[int], needed: int | None) -> list[int]:
+    def reduce(self, examples: ExampleSet, row: int, cut: list[int], seen: dict[frozenset[int], float]) -> list[int]:
+        """What is left of the cut; a label that was seen to be kept is taken to be kept with less cut."""
         while len(cut) > 1:
-            without = {u: self.margin(examples, row, [c for c in cut if c != u]) for u in cut if u != needed}
-            spare = {u: m for u, m in without.items() if m < 0}
+            without = {u: [c for c in cut if c != u] for u in cut}
+            kept = {u for u, less in without.items() if any(s >= set(less) and v >= 0 for s, v in seen.items())}
+            margins = {u: self.margin(examples, row, less) for u, less in without.items() if u not in kept}
+            seen |= {frozenset(without[u]): m for u, m in margins.items()}
+            spare = {u: m for u, m in margins.items() if m < 0}
             if not spare:
                 break
-            cut = [c for c in cut if c != min(spare, key=lambda u: spare[u])]
+            cut = without[min(spare, key=lambda u: spare[u])]
         return cut
 
     def margin(self, examples: ExampleSet, row: int, cut: Sequence[int]) -> float:

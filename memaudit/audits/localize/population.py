@@ -20,8 +20,9 @@ from memaudit.system.memory import to_device
 
 # Width of the step from right to wrong, in typical reference margins: how far the linear prediction is trusted.
 RISK_SOFTNESS = 0.05
-# Examples on which single units are ablated, to see what `effects` do not show.
-SAMPLED = 16
+# Examples on which single units are ablated, to see what `effects` do not show; and on how many where more than half an
+# example goes wrong of it: one of 16 weighs as much as half of a typical margin, and by chance it is there or not.
+SAMPLED, DOUBTED = 16, 64
 # Standard deviations above the mean that still count as usual, and fewest examples of a label that tell what is.
 USUAL_DEVIATIONS = 0.5
 FEWEST = 8
@@ -35,7 +36,7 @@ class Population:
         margins: `(R,)` at the intact model.
         effects: `(total, R)` drop of each margin per unit, to first order: the gradient by the unit's mask.
         labels: `(R,)` of the examples.
-        sample: some of the examples; places: which they are, `(sample,)`.
+        sample: `DOUBTED` of the examples, the first `SAMPLED` spread over them; places: which they are, `(sample,)`.
     """
 
     margins: Tensor
@@ -77,28 +78,41 @@ class Population:
         another lost. On a ViT that is wrong of 15 % of its reference, cuts were chosen for what they mended, and what
         they cost had nothing to do with what was predicted.
         """
-        return self._wrong(margins, self.margins)
+        return self._risks(margins, self.margins).mean(-1)
 
-    def _wrong(self, margins: Tensor, intact: Tensor) -> Tensor:
-        """The same of examples whose margins are `intact`."""
-        return margins.minimum(intact).mul_(-1 / (RISK_SOFTNESS * self.typical)).sigmoid_().mean(-1)
+    def _risks(self, margins: Tensor, intact: Tensor) -> Tensor:
+        """By example, where intact margins are `intact`, how much of it is wrong at `margins` `(..., n)`."""
+        return margins.minimum(intact).mul_(-1 / (RISK_SOFTNESS * self.typical)).sigmoid_()
 
     def hidden_risk(self, evaluator: Evaluator, space: UnitSpace, units: Sequence[int], fill: Fill) -> Tensor:
         """`(T,)`: how much more of the sample is wrong without each of `units`, counted softly, than `effects` predict.
 
-        What a unit does to examples that it saturates is not in its gradient. Each unit is ablated once.
+        What a unit does to examples that it saturates is not in its gradient. Each unit is ablated once, on `SAMPLED`
+        examples, and where these leave it in doubt on the others as well.
         """
         new = sorted(set(units).difference(self._hidden))
         if new:
-            rows = list(range(len(self.sample)))
-            cuts = [[unit] for unit in new for _ in rows]
-            logits = evaluator.logits(self.sample, rows * len(new), cuts, space, fill)
-            after = margin(logits, self.sample.labels.repeat(len(new))).view(len(new), -1)
-            intact, effects = self.margins[self.places], self.effects[new][:, self.places]
-            seen = self._wrong(after.nan_to_num(nan=-torch.inf, neginf=-torch.inf), intact)
-            more = (seen - self._wrong(intact - effects, intact)).clamp_min(0)
-            self._hidden.update(zip(new, more.tolist(), strict=True))
+            risks = list(self._surplus(evaluator, space, new, fill, slice(0, SAMPLED)))
+            doubted = [n for n, risk in enumerate(risks) if float(risk.sum()) > 0.5]
+            rest = self._surplus(evaluator, space, [new[n] for n in doubted], fill, slice(SAMPLED, None))
+            for n, more in zip(doubted, rest, strict=True):
+                risks[n] = torch.cat([risks[n], more])
+            means = [float(risk.mean().clamp_min(0)) for risk in risks]
+            self._hidden.update(zip(new, means, strict=True))
         return torch.tensor([self._hidden[unit] for unit in units])
+
+    def _surplus(self, evaluator: Evaluator, space: UnitSpace, units: Sequence[int], fill: Fill, part: slice) -> Tensor:
+        """`(units, part)`: by how much more each of a part of the sample is wrong without the unit than predicted."""
+        places = self.places[part]
+        if not len(places) or not units:
+            return torch.zeros(len(units), len(places))
+        rows = list(range(len(self.places)))[part]
+        cuts = [[unit] for unit in units for _ in rows]
+        logits = evaluator.logits(self.sample, rows * len(units), cuts, space, fill)
+        after = margin(logits, self.sample.labels[rows].repeat(len(units))).view(len(units), -1)
+        intact, effects = self.margins[places], self.effects[units][:, places]
+        seen = self._risks(after.nan_to_num(nan=-torch.inf, neginf=-torch.inf), intact)
+        return seen - self._risks(intact - effects, intact)
 
     @cached_property
     def _hidden(self) -> dict[int, float]:
@@ -133,8 +147,9 @@ def measure_population(
 ) -> Population:
     """Margins and per-unit effects of the reference examples `rows`, in one forward and one backward pass."""
     margins, gradients = evaluator.mask_gradients(reference, rows, [[]] * len(rows), space, margin, fill)
-    count = min(SAMPLED, len(rows))
-    places = torch.arange(count) * (len(rows) - 1) // max(1, count - 1)
+    places = evenly(len(rows), DOUBTED)
+    first = evenly(len(places), SAMPLED)
+    places = torch.cat([places[first], places[[n for n in range(len(places)) if n not in set(first.tolist())]]])
     return Population(
         margins,
         gradients.nan_to_num().T.contiguous(),
@@ -142,3 +157,9 @@ def measure_population(
         reference.subset([rows[place] for place in places.tolist()]),
         places,
     )
+
+
+def evenly(count: int, most: int) -> Tensor:
+    """At most so many of `count` places, spread over them."""
+    number = min(count, most)
+    return torch.arange(number) * (count - 1) // max(1, number - 1)

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from memaudit.audits.localize.job import Job
+from memaudit.audits.localize.job import Job, measured, record
 from memaudit.audits.localize.population import Population
 from memaudit.data.examples import ExampleSet
 from memaudit.engine.answers import margin
@@ -37,31 +37,49 @@ class Shortlist:
         units: their numbers.
         drops: what each takes of the margin.
         gains: what of that speaks for it; minus infinity: it must not be cut.
+        unsure: a unit's gain may turn out to be less, once what it does to the reference was measured.
     """
 
     units: Tensor
     drops: Tensor
     gains: Tensor
+    unsure: Tensor
 
     @classmethod
-    def of_drops(cls, drops: Tensor, units: Tensor, less: Tensor) -> Shortlist:
+    def of_drops(cls, drops: Tensor, units: Tensor, less: Tensor, unsure: Tensor | None = None) -> Shortlist:
         """Of `units` and what each takes, `(jobs, S)`, that speaks for a unit which goes beyond `less`."""
         # Cutting one that takes nothing would help the label.
-        gains, order = (drops.where(drops > 0, -torch.inf) - less).sort(descending=True, stable=True)
-        return cls(units.gather(1, order), drops.gather(1, order), gains)
+        gains = drops.where(drops > 0, -torch.inf) - less
+        sure = torch.zeros_like(units, dtype=torch.bool)
+        return cls(units, drops, gains, sure if unsure is None else unsure).sorted()
+
+    def sorted(self) -> Shortlist:
+        """The same, best first."""
+        order = self.gains.argsort(dim=1, descending=True, stable=True)
+        return Shortlist(*(t.gather(1, order) for t in self.fields))
+
+    def lowered(self, places: tuple[Tensor, Tensor], less: Tensor) -> Shortlist:
+        """The same with the gains at these `places`, jobs and numbers, lower by `less` `(n,)`, and sure."""
+        gains = self.gains.index_put(places, self.gains[places] - to_device(less, self.gains.device))
+        unsure = self.unsure.index_put(places, torch.zeros_like(self.unsure[places]))
+        return replace(self, gains=gains, unsure=unsure).sorted()
+
+    @property
+    def fields(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """All that is known, in the order of the attributes."""
+        return self.units, self.drops, self.gains, self.unsure
 
     def joined(self, other: Shortlist) -> Shortlist:
         """Those of these jobs, and then of the others."""
-        pairs = ((self.units, other.units), (self.drops, other.drops), (self.gains, other.gains))
-        return Shortlist(*(torch.cat(pair) for pair in pairs))
+        return Shortlist(*(torch.cat(pair) for pair in zip(self.fields, other.fields, strict=True)))
 
     def of(self, rows: Tensor) -> Shortlist:
         """Those of the jobs `rows`, `(n,)`."""
-        return Shortlist(self.units[rows], self.drops[rows], self.gains[rows])
+        return Shortlist(*(t[rows] for t in self.fields))
 
     def on(self, device: torch.device) -> Shortlist:
         """The same on `device`."""
-        return Shortlist(*(to_device(t, device) for t in (self.units, self.drops, self.gains)))
+        return Shortlist(*(to_device(t, device) for t in self.fields))
 
 
 class UnitRanking(Protocol):
@@ -72,6 +90,13 @@ class UnitRanking(Protocol):
 
     def shortlist(self, evaluator: Evaluator, examples: ExampleSet, jobs: Sequence[Job]) -> tuple[Tensor, Shortlist]:
         """Each job's margin `(jobs,)`, and the units that may be cut and take most of it, on the network's device."""
+
+    def sure(self, evaluator: Evaluator, short: Shortlist, chosen: Tensor) -> tuple[Shortlist, list[int]]:
+        """`short` with what `chosen` of it rests on measured, and the jobs of which something was; none: all is sure.
+
+        Args:
+            chosen: `(jobs, n)` places in the short list; -1: none.
+        """
 
 
 @dataclass(frozen=True)
@@ -101,6 +126,10 @@ class ByGradient:
         )
         return margins, Shortlist.of_drops(drops, units, torch.zeros_like(drops)).on(evaluator.device)
 
+    def sure(self, evaluator: Evaluator, short: Shortlist, chosen: Tensor) -> tuple[Shortlist, list[int]]:
+        """The gradient's word is taken."""
+        return short, []
+
 
 # Fast path; its slow twin: tests/twins.py.
 @dataclass(frozen=True)
@@ -126,12 +155,23 @@ class ByTrial:
 
     def shortlist(self, evaluator: Evaluator, examples: ExampleSet, jobs: Sequence[Job]) -> tuple[Tensor, Shortlist]:
         """Each job's margin `(jobs,)`, and the units that were seen to take most of it."""
-        rows, cuts = [job.row for job in jobs], [job.cut for job in jobs]
-        margins, gradients = evaluator.mask_gradients(examples, rows, cuts, self.space, margin, self.fill)
-        trials = self.trials(evaluator, examples, jobs, gradients.nan_to_num())
-        drops, units = largest(self.candidates, cuts, trials.over(torch.full_like(gradients, -torch.inf)))
+        margins, gradients = self.gradients(evaluator, examples, jobs)
+        seen = self.trials(evaluator, examples, jobs, gradients).over(torch.full_like(gradients, -torch.inf))
+        drops, units = largest(self.candidates, [job.cut for job in jobs], seen)
         usual = [self.population.usual(job.label, own) for job, own in zip(jobs, units, strict=True)]
         return margins, Shortlist.of_drops(drops, units, torch.stack(usual)).on(evaluator.device)
+
+    def sure(self, evaluator: Evaluator, short: Shortlist, chosen: Tensor) -> tuple[Shortlist, list[int]]:
+        """What was seen is sure."""
+        return short, []
+
+    def gradients(self, evaluator: Evaluator, examples: ExampleSet, jobs: Sequence[Job]) -> tuple[Tensor, Tensor]:
+        """Each job's margin `(jobs,)`, and its gradient by each unit's mask `(jobs, total)`."""
+        rows, cuts = [job.row for job in jobs], [job.cut for job in jobs]
+        margins, gradients = evaluator.mask_gradients(examples, rows, cuts, self.space, margin, self.fill)
+        if not evaluator.approximate:
+            record([(job, job.cut) for job in jobs], margins)
+        return margins, gradients.nan_to_num()
 
     def trials(self, evaluator: Evaluator, examples: ExampleSet, jobs: Sequence[Job], gradients: Tensor) -> Trials:
         """What ablating a few units was seen to take of each job's margin.
@@ -140,18 +180,17 @@ class ByTrial:
         vanish where ablation does much, behind a unit that saturates what follows or at a GELU's least value, so the
         one with all units faded a little counts as well.
         """
-        rows, cuts = [job.row for job in jobs], [job.cut for job in jobs]
         given = torch.stack([job.signal for job in jobs if job.signal is not None])
+        rows, cuts = [job.row for job in jobs], [job.cut for job in jobs]
         _, faded = evaluator.mask_gradients(examples, rows, cuts, self.space, margin, self.fill, kept=FADED)
         allowed = allowed_units(self.candidates, cuts, (gradients.abs() + faded.nan_to_num().abs()) * given, -1.0)
         strength, units = allowed.topk(min(self.most, allowed.shape[1]))
         found = [(n, int(u)) for n in range(len(jobs)) for u in units[n][strength[n] >= 0]]
-        cuts += [[*jobs[n].cut, u] for n, u in found]
-        rows += [jobs[n].row for n, _ in found]
-        margins = margin(evaluator.logits(examples, rows, cuts, self.space, self.fill), examples.labels[rows])
+        asked = [(job, job.cut) for job in jobs] + [(jobs[n], [*jobs[n].cut, unit]) for n, unit in found]
+        margins = gradients.new_tensor(measured(evaluator, examples, asked, self.space, self.fill))
         own, units = torch.tensor(found, dtype=torch.long).reshape(-1, 2).T
         drops = margins[own] - margins[len(jobs) :]
-        return Trials(own, units, drops.nan_to_num(nan=-torch.inf, neginf=-torch.inf))
+        return Trials(own, units, drops.nan_to_num(nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf))
 
 
 @dataclass(frozen=True)
@@ -204,17 +243,29 @@ class FirstByTrial:
             short = short.joined(further).of(to_device(back, evaluator.device))
         return margins, short
 
+    def sure(self, evaluator: Evaluator, short: Shortlist, chosen: Tensor) -> tuple[Shortlist, list[int]]:
+        """`short` with the hidden risk of all that was tried and is `chosen` taken off, and the jobs it concerns.
+
+        A risk only makes a unit worse: what is chosen when all of it is sure would be chosen if everything were.
+        """
+        doubted = short.unsure.gather(1, chosen.clamp_min(0)) & (chosen >= 0)
+        jobs, columns = doubted.nonzero(as_tuple=True)
+        if not len(jobs):
+            return short, []
+        places = (jobs, chosen[jobs, columns])
+        trial, population = self.trial, self.trial.population
+        risk = population.hidden_risk(evaluator, trial.space, short.units[places].tolist(), trial.fill)
+        return short.lowered(places, self.weight * population.typical * risk), sorted(set(jobs.tolist()))
+
     def _tried(self, evaluator: Evaluator, examples: ExampleSet, jobs: Sequence[Job]) -> tuple[Tensor, Shortlist]:
         """The same of jobs of which nothing is cut."""
-        trial, population = self.trial, self.trial.population
-        rows, cuts = [job.row for job in jobs], [job.cut for job in jobs]
-        margins, gradients = evaluator.mask_gradients(examples, rows, cuts, trial.space, margin, trial.fill)
-        gradients = gradients.nan_to_num()
+        trial = self.trial
+        margins, gradients = trial.gradients(evaluator, examples, jobs)
         trials = trial.trials(evaluator, examples, jobs, gradients)
-        risk = population.hidden_risk(evaluator, trial.space, trials.units.tolist(), trial.fill)
-        hidden = replace(trials, drops=self.weight * population.typical * risk).over(torch.zeros_like(gradients))
-        drops, units = largest(trial.candidates, cuts, trials.over(gradients))
-        return margins, Shortlist.of_drops(drops, units, hidden.gather(1, units)).on(evaluator.device)
+        drops, units = largest(trial.candidates, [job.cut for job in jobs], trials.over(gradients))
+        tried = torch.zeros_like(gradients, dtype=torch.bool).index_put((trials.jobs, trials.units), torch.tensor(True))
+        less = torch.zeros_like(drops)
+        return margins, Shortlist.of_drops(drops, units, less, tried.gather(1, units)).on(evaluator.device)
 
 
 def largest(candidates: Tensor, cuts: Sequence[Sequence[int]], drops: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ import memaudit
 from memaudit.adapters.base import Adapter
 from memaudit.audits.localize.job import Proposal
 from memaudit.audits.localize.population import (
+    DOUBTED,
     FEWEST,
     RISK_SOFTNESS,
     SAMPLED,
@@ -86,6 +87,7 @@ class Setting:
             look_ahead=look_ahead,
             look_first=look_first,
             sampled=SAMPLED,
+            doubted=DOUBTED,
             faded=FADED,
             deviations=USUAL_DEVIATIONS,
             fewest=FEWEST,
@@ -232,14 +234,20 @@ def test_first_looks_are_those_of_the_slow_search_that_tries_and_weighs_what_it_
 
 
 def test_what_a_unit_does_to_examples_that_it_saturates_is_measured_once(digits: Setting) -> None:
-    evaluator, units = Evaluator(digits.adapter), [20, 3, 47, 3]
-    population = replace(digits.search.population)  # nothing measured yet
+    """On a few examples, and on more where one of these goes wrong of it, which was not predicted."""
+    evaluator, units = Evaluator(digits.adapter), [*range(digits.space.total), 3]
+    known = digits.search.population
+    population = replace(known, effects=torch.zeros_like(known.effects))
     found = population.hidden_risk(evaluator, digits.space, units, None)
-    twin, price = digits.twin(), digits.search.weight * population.typical
+    crowd = replace(digits.crowd, effects=[[0.0] * digits.space.total] * len(digits.crowd.margins))
+    twin, price = replace(digits.twin(), crowd=crowd), digits.search.weight * population.typical
     assert found.tolist() == pytest.approx([twin.hidden(u) / price for u in units], rel=1e-6, abs=1e-9)
-    assert evaluator.passes["audit forward"] == 3 * SAMPLED
+    ran = evaluator.passes["audit forward"]
+    doubted, rest = divmod(ran - digits.space.total * SAMPLED, REFERENCE_ROWS - SAMPLED)
+    assert not rest
+    assert 0 < doubted < digits.space.total / 2
     assert found.tolist() == population.hidden_risk(evaluator, digits.space, units, None).tolist()
-    assert evaluator.passes["audit forward"] == 3 * SAMPLED
+    assert evaluator.passes["audit forward"] == ran
 
 
 def test_the_search_weighs_the_reference(digits: Setting) -> None:
