@@ -12,12 +12,11 @@ if TYPE_CHECKING:
     from memaudit.findings import Counterfactual, Counterfactuals, Finding, Share
     from memaudit.report.document import Report
 
-HEAD = (
-    "example", "label", "rests on", "with it", "without it", "difference", "support", "answer without", "cut gives it",
-)  # fmt: skip
+HEAD = ("example", "label", "rests on", "with it", "without it", "difference", "support", "answer without")
+CUT = "cut gives it"
 ORDER = (
-    "Those first whose label the models without it support least: by its margin, on average over moved, mirrored and "
-    "zoomed views of the image. Right labels of unusual examples are memorized as well, and come later."
+    "Those first whose label the models without it support least: by its margin, of an image on average over moved, "
+    "mirrored and zoomed views. Right labels of unusual examples are memorized as well, and come later."
 )
 WORDS = {"memorized": "memorized", "learned": "learned also without it", "not_fitted": "not fitted"}
 
@@ -62,11 +61,18 @@ def models(found: Counterfactuals) -> list[tuple[str, str, str]]:
     ]
 
 
-def rows(report: Report, most: int) -> list[tuple[str, ...]]:
-    """The examples whose label rests most on themselves, one a row."""
+def rows(report: Report, most: int) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Names of columns, and the examples whose label rests most on themselves, one a row.
+
+    Whether a cut gives the models' answer is a column where any was cut.
+    """
     asked = [(one, finding) for finding in report.findings if (one := finding.counterfactual) is not None]
     asked.sort(key=lambda pair: (_support(pair[0]), pair[1].id))
-    return [_row(report, finding) for _, finding in asked[:most]]
+    shown = [(_row(report, finding), one.ablated) for one, finding in asked[:most]]
+    if all(ablated is None for _, ablated in shown):
+        return HEAD, [row for row, _ in shown]
+    words = {None: MISSING, True: "yes", False: "no"}
+    return (*HEAD, CUT), [(*row, words[ablated]) for row, ablated in shown]
 
 
 def _support(found: Counterfactual) -> float:
@@ -87,7 +93,6 @@ def _row(report: Report, finding: Finding) -> tuple[str, ...]:
         f"{found.difference:+.2f}{wide}",
         MISSING if found.support_without is None else f"{found.support_without:+.1f}".replace("-", "−"),
         label(report, found.answer),
-        MISSING if found.ablated is None else "yes" if found.ablated else "no",
     )
 
 

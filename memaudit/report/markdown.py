@@ -64,10 +64,10 @@ def _counterfactual(report: Report) -> str:
     if report.counterfactuals is None:
         return ""
     said = "\n".join(f"- {line}" for line in counterfactual.summary(report.counterfactuals))
-    rows = ((code(name), code(label), *rest) for name, label, *rest in counterfactual.rows(report, MAX_NEURONS))
+    head, rows = counterfactual.rows(report, MAX_NEURONS)
     models = ((code(n), code(h), a) for n, h, a in counterfactual.models(report.counterfactuals))
     without = table(("trained without them", "sha256", "reference accuracy"), models)
-    listed = table(counterfactual.HEAD, rows)
+    listed = table(head, ((code(name), code(label), *rest) for name, label, *rest in rows))
     return "\n\n".join(["## Without the examples", said, counterfactual.ORDER, listed, without])
 
 

@@ -90,7 +90,7 @@ def finding(report: Report) -> str:
 
 # What a green verdict does not say.
 SCOPE = (
-    "A rightly labelled, ordinary training image is never memorized in this sense, and it is not shown to be absent "
+    "A rightly labelled, ordinary training example is never memorized in this sense, and it is not shown to be absent "
     "from the training set."
 )
 

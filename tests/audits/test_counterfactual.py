@@ -14,6 +14,7 @@ from memaudit.engine.views import TRIED, VIEWS, usable
 from memaudit.errors import PremiseBroken
 from memaudit.findings import Held
 from memaudit.network.ablate import edited
+from memaudit.numbers import MISSING
 from memaudit.pipeline.auditor import Auditor
 from memaudit.report import counterfactual, render
 from memaudit.report.document import Report
@@ -74,8 +75,23 @@ def test_support_is_the_mean_margin_over_the_views_that_the_other_model_knows(
         plain.append(sum(gaps) / len(gaps))
     said = [f.counterfactual.support_without for f in report.findings if f.counterfactual]
     assert said == pytest.approx(plain, abs=1e-4)
-    first = counterfactual.rows(report, 1)[0]
+    _, (first,) = counterfactual.rows(report, 1)
     assert first[0] == named(report.findings[plain.index(min(plain))].example)
+
+
+def test_whether_a_cut_gives_the_answer_is_a_column_only_where_units_were_looked_for(report: Report) -> None:
+    head, rows = counterfactual.rows(report, 100)
+    said = [f.counterfactual.ablated for f in report.findings if f.counterfactual]
+    assert head[-1] == counterfactual.CUT
+    assert sorted(row[-1] for row in rows) == sorted({None: MISSING, True: "yes", False: "no"}[cut] for cut in said)
+    bare = [
+        f.model_copy(update={"counterfactual": f.counterfactual.model_copy(update={"ablated": None})})
+        for f in report.findings
+        if f.counterfactual
+    ]
+    fewer, shorter = counterfactual.rows(report.model_copy(update={"findings": bare}), 100)
+    assert (*fewer, counterfactual.CUT) == head
+    assert [row[:-1] for row in rows] == shorter
 
 
 def test_the_cut_is_compared_with_the_answer(report: Report, trained: Trained) -> None:

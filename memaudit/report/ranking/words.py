@@ -17,7 +17,7 @@ STANDINGS: dict[Standing, tuple[str, str, str]] = {
     Standing.MEMORIZED: (
         "memorized",
         "●",
-        "the model gives the label, and the others do not support it: wrong labels mostly, and images like no other",
+        "the model gives the label, and the others do not support it: wrong labels mostly, and examples like no other",
     ),
     Standing.RESISTED: ("resisted", "◇", "the others do not support the label, and the model does not give it either"),
     Standing.LEARNED: ("learned", "·", "the model gives the label also where it was taught without the example"),
@@ -27,9 +27,9 @@ STANDINGS: dict[Standing, tuple[str, str, str]] = {
 
 LIMITS = (
     "A wrong label that the model also gives unseen is learned, not memorized: only near-duplicates show it here.",
-    "A rightly labelled, ordinary image leaves no trace: not being listed does not prove that it is not in the model.",
-    "Shares of wrong labels assume errors on any image; where people confuse classes, expect two or three times more.",
-    "Hard images with right labels are listed too: what was taught without them had less to learn from than the model.",
+    "A rightly labelled, ordinary example leaves no trace: not being listed does not prove it is not in the model.",
+    "Shares of wrong labels assume errors on any example; where people confuse classes expect two or three times more.",
+    "Hard examples with right labels are listed too: what was taught without them had less to learn from.",
 )
 
 
