@@ -32,6 +32,9 @@ TWINS: dict[str, str] = {
     "memaudit.audits.localize.search:Search": (
         "tests/audits/localize/test_search.py::test_the_batched_search_is_the_slow_one_unit_for_unit"
     ),
+    "memaudit.audits.localize.promising:Promising": (
+        "tests/audits/localize/test_search.py::test_looking_ahead_is_the_slow_search_that_tries_unit_for_unit"
+    ),
     "memaudit.audits.localize.ranking:ByTrial": (
         "tests/audits/localize/test_search.py::test_looking_ahead_is_the_slow_search_that_tries_unit_for_unit"
     ),

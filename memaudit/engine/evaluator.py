@@ -158,7 +158,19 @@ class Evaluator(Loop):
                 lambda gradient: reduce(chunk, gradient),
             )
 
-        found = (value for _, value in self._over(examples, rows, at, padded=True, backward=1))
+        return self.gathered(examples, rows, at, backward=1)
+
+    def gathered(
+        self,
+        examples: ExampleSet,
+        rows: Sequence[int],
+        at: Callable[[slice], Pass[Seen]],
+        *,
+        forward: int = 1,
+        backward: int = 0,
+    ) -> Seen:
+        """Of each tensor, with one row for each of `rows`, what the pass that `at` names for a slice of them makes."""
+        found = (value for _, value in self._over(examples, rows, at, padded=True, forward=forward, backward=backward))
         return tuple(map(torch.cat, zip(*found, strict=True)))
 
     def observe(

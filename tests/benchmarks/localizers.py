@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from memaudit.audits.localize.job import Job
 from memaudit.audits.localize.population import Population
 from memaudit.audits.localize.search import Search
 from memaudit.data.examples import ExampleSet
@@ -139,7 +140,7 @@ def looking_ahead(b: Bench, examples: ExampleSet, row: int, count: int) -> list[
 
 
 def _chosen(search: Search, b: Bench, examples: ExampleSet, row: int) -> list[int]:
-    job, before = search.begun(b.evaluator, examples, [row])[0], -1
+    job, before = Job(row, int(examples.labels[row])), -1
     while before < len(job.cut) < search.max_units:
         before, job.margin = len(job.cut), math.inf
         search.extended(b.evaluator, examples, [job])

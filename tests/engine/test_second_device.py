@@ -154,6 +154,7 @@ def test_the_host_waits_for_results_alone(runs: Runs, name: str) -> None:
     assert not [place for place in waits if place.endswith("forward")]
     once = {place: count for place, count in waits.items() if place.startswith(("premises.py", "sites.py"))}
     chosen = {"population.py typical", "search.py extended", "search.py _planned", "search.py _best"}
+    chosen |= {"promising.py <genexpr>"}
     chosen |= {"ranking.py sure"} if name == "standard" else set()
     # Relearning, planting: what is asked, what a killed run goes on from, and the proof that nothing is changed.
     asked = {"views.py __call__"}

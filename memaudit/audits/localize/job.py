@@ -38,7 +38,6 @@ class Job:
     Attributes:
         cut: what is cut so far.
         margin: of `label` then, in full precision once a unit is cut; not a number before it was measured.
-        signal: `(total,)` of `signals`, where the search tries units.
         seen: `margin` by what was cut, in full precision, infinite where it is not finite: what was not measured does
             not count as lost.
     """
@@ -47,7 +46,6 @@ class Job:
     label: int
     cut: list[int] = field(default_factory=list)
     margin: float = math.nan
-    signal: Tensor | None = None
     seen: dict[frozenset[int], float] = field(default_factory=dict)
 
     def kept(self, cut: Collection[int]) -> bool:

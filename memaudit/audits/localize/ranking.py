@@ -15,18 +15,13 @@ from torch import Tensor
 
 from memaudit.audits.localize.job import Job, measured, record
 from memaudit.audits.localize.population import Population
+from memaudit.audits.localize.promising import SHORTLIST, Promising, largest
 from memaudit.data.examples import ExampleSet
 from memaudit.engine.answers import margin
 from memaudit.engine.evaluator import Evaluator
 from memaudit.engine.passes import Fill, Seen
-from memaudit.network.units import UnitSpace, overwritten
+from memaudit.network.units import UnitSpace
 from memaudit.system.memory import to_device
-
-# Units with the largest effect on the flagged margin that are considered; the chosen one was always among them.
-SHORTLIST = 64
-# Mask of all units for the second gradient by which candidates are chosen. When labels were written into units, alone
-# or by threes, 0.75 kept 99 % of these units among the first 256 on a ResNet-9 and a ViT; 0.5 kept 97 % on the ResNet.
-FADED = 0.75
 
 
 @dataclass(frozen=True)
@@ -85,9 +80,6 @@ class Shortlist:
 class UnitRanking(Protocol):
     """How a search finds the units to consider."""
 
-    def begin(self, evaluator: Evaluator, examples: ExampleSet, jobs: Sequence[Job]) -> None:
-        """Measure what later short lists need of new `jobs`."""
-
     def shortlist(self, evaluator: Evaluator, examples: ExampleSet, jobs: Sequence[Job]) -> tuple[Tensor, Shortlist]:
         """Each job's margin `(jobs,)`, and the units that may be cut and take most of it, on the network's device."""
 
@@ -110,9 +102,6 @@ class ByGradient:
     space: UnitSpace
     candidates: Tensor
     fill: Fill = None
-
-    def begin(self, evaluator: Evaluator, examples: ExampleSet, jobs: Sequence[Job]) -> None:
-        """Nothing is needed."""
 
     def shortlist(self, evaluator: Evaluator, examples: ExampleSet, jobs: Sequence[Job]) -> tuple[Tensor, Shortlist]:
         """Each job's margin `(jobs,)`, and the units whose gradient says that they take most of it."""
@@ -147,63 +136,52 @@ class ByTrial:
     most: int
     fill: Fill = None
 
-    def begin(self, evaluator: Evaluator, examples: ExampleSet, jobs: Sequence[Job]) -> None:
-        """Each job's signals."""
-        found = signals(evaluator, self.space, examples, [job.row for job in jobs], self.fill)
-        for job, signal in zip(jobs, found, strict=True):
-            job.signal = signal
-
     def shortlist(self, evaluator: Evaluator, examples: ExampleSet, jobs: Sequence[Job]) -> tuple[Tensor, Shortlist]:
         """Each job's margin `(jobs,)`, and the units that were seen to take most of it."""
-        margins, gradients = self.gradients(evaluator, examples, jobs)
-        seen = self.trials(evaluator, examples, jobs, gradients).over(torch.full_like(gradients, -torch.inf))
-        drops, units = largest(self.candidates, [job.cut for job in jobs], seen)
+        looked = self.looked(evaluator, examples, jobs)
+        drops, order = looked.drops.topk(min(SHORTLIST, looked.drops.shape[1]))
+        units = looked.units.gather(1, order)
         usual = [self.population.usual(job.label, own) for job, own in zip(jobs, units, strict=True)]
-        return margins, Shortlist.of_drops(drops, units, torch.stack(usual)).on(evaluator.device)
+        return looked.margins, Shortlist.of_drops(drops, units, torch.stack(usual)).on(evaluator.device)
 
     def sure(self, evaluator: Evaluator, short: Shortlist, chosen: Tensor) -> tuple[Shortlist, list[int]]:
         """What was seen is sure."""
         return short, []
 
-    def gradients(self, evaluator: Evaluator, examples: ExampleSet, jobs: Sequence[Job]) -> tuple[Tensor, Tensor]:
-        """Each job's margin `(jobs,)`, and its gradient by each unit's mask `(jobs, total)`."""
+    def looked(self, evaluator: Evaluator, examples: ExampleSet, jobs: Sequence[Job]) -> Looked:
+        """What ablating a few units was seen to take of each job's margin, and what the gradient says of others."""
         rows, cuts = [job.row for job in jobs], [job.cut for job in jobs]
-        margins, gradients = evaluator.mask_gradients(examples, rows, cuts, self.space, margin, self.fill)
+
+        def at(chunk: slice) -> Promising:
+            size, dtype = chunk.stop - chunk.start, evaluator.gradient_dtype
+            return Promising(size, self.space, cuts[chunk], self.candidates, self.most, self.fill, dtype)
+
+        margins, units, strength, others, told = evaluator.gathered(examples, rows, at, forward=3, backward=2)
         if not evaluator.approximate:
             record([(job, job.cut) for job in jobs], margins)
-        return margins, gradients.nan_to_num()
-
-    def trials(self, evaluator: Evaluator, examples: ExampleSet, jobs: Sequence[Job], gradients: Tensor) -> Trials:
-        """What ablating a few units was seen to take of each job's margin.
-
-        Tried are those of the largest gradient `(jobs, total)`, of either sign, times the unit's signal. A gradient can
-        vanish where ablation does much, behind a unit that saturates what follows or at a GELU's least value, so the
-        one with all units faded a little counts as well.
-        """
-        given = torch.stack([job.signal for job in jobs if job.signal is not None])
-        rows, cuts = [job.row for job in jobs], [job.cut for job in jobs]
-        _, faded = evaluator.mask_gradients(examples, rows, cuts, self.space, margin, self.fill, kept=FADED)
-        allowed = allowed_units(self.candidates, cuts, (gradients.abs() + faded.nan_to_num().abs()) * given, -1.0)
-        strength, units = allowed.topk(min(self.most, allowed.shape[1]))
-        found = [(n, int(u)) for n in range(len(jobs)) for u in units[n][strength[n] >= 0]]
+        own, places = (strength >= 0).nonzero(as_tuple=True)
+        found = zip(own.tolist(), units[own, places].tolist(), strict=True)
         asked = [(job, job.cut) for job in jobs] + [(jobs[n], [*jobs[n].cut, unit]) for n, unit in found]
-        margins = gradients.new_tensor(measured(evaluator, examples, asked, self.space, self.fill))
-        own, units = torch.tensor(found, dtype=torch.long).reshape(-1, 2).T
-        drops = margins[own] - margins[len(jobs) :]
-        return Trials(own, units, drops.nan_to_num(nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf))
+        seen = margins.new_tensor(measured(evaluator, examples, asked, self.space, self.fill))
+        taken = (seen[own] - seen[len(jobs) :]).nan_to_num(nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf)
+        drops = torch.full_like(strength, -torch.inf, dtype=taken.dtype).index_put((own, places), taken)
+        return Looked(margins, units, drops, others, told.to(drops))
 
 
 @dataclass(frozen=True)
-class Trials:
-    """Of each trial `(T,)` the place of its job, its unit, and what ablating that unit took of the job's margin."""
+class Looked:
+    """Of each job its margin `(jobs,)`, the units that were tried and what each took of it `(jobs, most)`.
 
-    jobs: Tensor
+    Attributes:
+        drops: minus infinity where nothing was measured.
+        others, told: further units `(jobs, S)`, and what the gradient says that they take.
+    """
+
+    margins: Tensor
     units: Tensor
     drops: Tensor
-
-    def over(self, values: Tensor) -> Tensor:
-        """`values` `(jobs, total)` with what was seen in place of those of the units that were tried."""
-        return values.index_put((self.jobs, self.units), self.drops.to(values))
+    others: Tensor
+    told: Tensor
 
 
 # Fast path; its slow twin: tests/twins.py.
@@ -223,15 +201,8 @@ class FirstByTrial:
     gradient: ByGradient
     weight: float
 
-    def begin(self, evaluator: Evaluator, examples: ExampleSet, jobs: Sequence[Job]) -> None:
-        """Each job's signals."""
-        self.trial.begin(evaluator, examples, jobs)
-
     def shortlist(self, evaluator: Evaluator, examples: ExampleSet, jobs: Sequence[Job]) -> tuple[Tensor, Shortlist]:
-        """Each job's margin `(jobs,)`, and the units that take most of it by trial or gradient, as far as is known.
-
-        Only jobs that try units need their gradients whole; those of a large network are slow to move and to record.
-        """
+        """Each job's margin `(jobs,)`, and the units that take most of it by trial or gradient, as far as is known."""
         new, begun = ([n for n, job in enumerate(jobs) if bool(job.cut) is cut] for cut in (False, True))
         if not new:
             return self.gradient.shortlist(evaluator, examples, jobs)
@@ -259,36 +230,9 @@ class FirstByTrial:
 
     def _tried(self, evaluator: Evaluator, examples: ExampleSet, jobs: Sequence[Job]) -> tuple[Tensor, Shortlist]:
         """The same of jobs of which nothing is cut."""
-        trial = self.trial
-        margins, gradients = trial.gradients(evaluator, examples, jobs)
-        trials = trial.trials(evaluator, examples, jobs, gradients)
-        drops, units = largest(trial.candidates, [job.cut for job in jobs], trials.over(gradients))
-        tried = torch.zeros_like(gradients, dtype=torch.bool).index_put((trials.jobs, trials.units), torch.tensor(True))
-        less = torch.zeros_like(drops)
-        return margins, Shortlist.of_drops(drops, units, less, tried.gather(1, units)).on(evaluator.device)
-
-
-def largest(candidates: Tensor, cuts: Sequence[Sequence[int]], drops: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest of `drops` `(jobs, total)` among units that may still be cut, and whose they are."""
-    values, units = allowed_units(candidates, cuts, drops, -torch.inf).topk(min(SHORTLIST, drops.shape[1]))
-    return values, units
-
-
-def allowed_units(candidates: Tensor, cuts: Sequence[Sequence[int]], values: Tensor, otherwise: float) -> Tensor:
-    """`values` `(jobs, total)` of the units that may still be cut, `otherwise` of all others."""
-    allowed = values.masked_fill(to_device(~candidates, values.device), otherwise)
-    return overwritten(allowed, cuts, otherwise)
-
-
-def signals(evaluator: Evaluator, space: UnitSpace, examples: ExampleSet, rows: Sequence[int], fill: Fill) -> Tensor:
-    """`(rows, total)`: the mean size of each unit's values, over the mean of its site; away from `fill`, if given."""
-
-    def reduce(number: int, values: Tensor) -> tuple[Tensor]:
-        site = space.sites[number]
-        away = values if fill is None else values - fill[number].to(values)
-        size = away.abs().mean(1, dtype=torch.promote_types(away.dtype, torch.float32))
-        size = size.view(-1, site.copies, site.width, site.span).mean((1, 3))
-        return (size / size.mean(1, keepdim=True),)
-
-    _, seen = evaluator.observe(examples.subset(rows), space, reduce)
-    return torch.cat([torch.cat([size for (size,) in site]) for site in seen], 1).nan_to_num()
+        looked = self.trial.looked(evaluator, examples, jobs)
+        both = torch.cat([looked.drops, looked.told], 1)
+        drops, order = both.topk(min(SHORTLIST, both.shape[1]))
+        units = torch.cat([looked.units, looked.others], 1).gather(1, order)
+        unsure = order < looked.units.shape[1]
+        return looked.margins, Shortlist.of_drops(drops, units, torch.zeros_like(drops), unsure).on(evaluator.device)

@@ -86,7 +86,7 @@ class Search:
         lost: list[Job] = []
         while waiting or active or lost:
             room = range(min(len(waiting), evaluator.batch_size - len(active)))
-            active += self.begun(evaluator, examples, [waiting.popleft() for _ in room])
+            active += [Job(row, int(examples.labels[row])) for row in (waiting.popleft() for _ in room)]
             stuck = self.extended(evaluator, examples, active)
             active = [job for job in active if job not in stuck]
             reduced = self._measured(evaluator, examples, active, lost)
@@ -95,13 +95,6 @@ class Search:
                 yield Proposal(job.row, tuple(job.cut), erased=job in reduced)
             lost = [job for job in lost if job not in reduced] + [job for job in active if job.margin <= 0]
             active = [job for job in active if job.margin > 0 and job not in stuck]
-
-    def begun(self, evaluator: Evaluator, examples: ExampleSet, rows: Sequence[int]) -> list[Job]:
-        """Jobs for `rows`, with nothing cut."""
-        jobs = [Job(row, int(examples.labels[row])) for row in rows]
-        if jobs:
-            self.ranking.begin(evaluator, examples, jobs)
-        return jobs
 
     def extended(self, evaluator: Evaluator, examples: ExampleSet, jobs: Sequence[Job]) -> list[Job]:
         """Add units to each job until the linear prediction loses its label, `plan` are added or the budget is spent.

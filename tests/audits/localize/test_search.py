@@ -25,7 +25,7 @@ from memaudit.audits.localize.population import (
     Population,
     measure_population,
 )
-from memaudit.audits.localize.ranking import FADED, SHORTLIST
+from memaudit.audits.localize.promising import FADED, SHORTLIST
 from memaudit.audits.localize.search import PLAN, Search
 from memaudit.data import ExampleSet, Preprocess, from_tensors
 from memaudit.engine.answers import margin
