@@ -45,6 +45,10 @@ class Edit:
     clean_steps: Annotated[
         int, typer.Option(min=0, help="Training steps on the reference that an edit of a group may take; 0: none.")
     ] = 150
+    wrong_labels: Annotated[
+        bool,
+        typer.Option("--wrong-labels", help="The flagged labels are known to be wrong: clean steps learn that, too."),
+    ] = False
     target: Annotated[
         float,
         typer.Option(min=0, max=100, help="Percent of flagged labels left at which --method auto stops; default: 5."),
@@ -61,6 +65,12 @@ class Edit:
         if METHODS[self.method].trains and not self.clean_steps:
             raise UsageError(
                 f"--method {self.method} trains, and --clean-steps is 0", hint="Give --clean-steps 150 or more."
+            )
+        if self.wrong_labels and not (METHODS[self.method].steps and self.clean_steps):
+            without = "--clean-steps is 0" if METHODS[self.method].steps else f"--method {self.method} has none"
+            raise UsageError(
+                f"--wrong-labels is learned in clean steps, and {without}",
+                hint="Give --method finetune or relearn, and --clean-steps 150 or more.",
             )
         if METHODS[self.method].singles and bool(self.named) == self.all_:
             raise UsageError(
@@ -109,7 +119,9 @@ def erase(
     targets = _targets(output, model)
     audited = reports.read(report)
     critical = [one.layer for one in audited.layers if one.verdict == LayerVerdict.CRITICAL]
-    wanted = Choice(audited.findings, edit.named, edit.allowed, edit.clean_steps, edit.target / 100, critical)
+    wanted = Choice(
+        audited.findings, edit.named, edit.allowed, edit.clean_steps, edit.target / 100, critical, edit.wrong_labels
+    )
     if METHODS[edit.method].singles:
         wanted.chosen()
     with Stages(quiet) as progress:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -72,13 +72,14 @@ def changes_of(values: Mapping[str, Tensor], optimizer: AdamW) -> Changing:
 
 @dataclass(frozen=True)
 class Descent:
-    """A pass: one step of `optimizer` down the batch's mean cross-entropy."""
+    """A pass: one step of `optimizer` down `loss` of a batch's logits and labels, by default their cross-entropy."""
 
     optimizer: AdamW
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
 
     def __call__(self, network: Adapter, inputs: Tensor, labels: Tensor) -> None:
         with torch.enable_grad():
-            loss = F.cross_entropy(network.forward(inputs), labels)
+            loss = self.loss(network.forward(inputs), labels)
             self.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()

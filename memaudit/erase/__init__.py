@@ -33,6 +33,7 @@ class Choice:
         clean_steps: steps of training on clean examples that may follow it.
         target: share of the flagged labels at which *auto* is content.
         critical: layer groups that the audit calls critical for the flagged labels.
+        wrong: the flagged labels are known to be wrong, and clean steps may learn that.
     """
 
     findings: Sequence[Finding] = ()
@@ -41,6 +42,7 @@ class Choice:
     clean_steps: int = 150
     target: float = 0.05
     critical: Sequence[str] = ()
+    wrong: bool = False
 
     def chosen(self) -> list[Finding]:
         """The findings whose id begins with, or whose example is called, each that was named; else all localized.
@@ -81,7 +83,7 @@ class Method:
         hint: what `--help` says of it.
         singles: it edits single findings; others edit the flagged set as a whole.
         budget: share of accuracy that it may cost where nobody says.
-        trains: it is made of clean steps, and cannot do without.
+        trains: it is made of clean steps, and cannot do without; steps: they may follow it, at least.
         used: what the examples are that it was made or chosen with.
         cheaper: what to do where it costs too much.
         target: `module:function`, called with a `Request` and a `Choice`.
@@ -92,6 +94,7 @@ class Method:
     target: str
     singles: bool = False
     trains: bool = False
+    steps: bool = False
     budget: float = 0.01
     used: str = "flagged label, used for choosing"
     cheaper: str = "Allow less with --max-test-drop."
@@ -121,6 +124,7 @@ METHODS: Mapping[str, Method] = {
         Method(
             "curvature",
             hint="for groups, cuts what few examples support",
+            steps=True,
             target="memaudit.erase.components:run",
         ),
         Method(
@@ -137,17 +141,20 @@ METHODS: Mapping[str, Method] = {
             "finetune",
             hint="for groups, trains the whole network on the reference and edits nothing",
             trains=True,
+            steps=True,
             target="memaudit.erase.steps:run",
         ),
         Method(
             "relearn",
             hint="for groups, puts layers back to random weights and trains them on the reference",
             trains=True,
+            steps=True,
             target="memaudit.erase.relearn:run",
         ),
         Method(
             "auto",
             hint="for groups, the cheapest of these that meets --target",
+            steps=True,
             target="memaudit.erase.auto:run",
         ),
     )

@@ -6,15 +6,20 @@ a memorized label is in none of them, and its traces are written over. The weigh
 fewer labels and cost less accuracy than a rate that falls to zero. Images are shown moved, mirrored and zoomed into
 where the network tells the same classes in these views: there are more of them than of the images, and steps that see
 no image twice alike learn what the classes share.
+
+Where it is known that labels are wrong, the same steps learn that, too: a batch holds some of these examples, and the
+probability of their labels goes down (negative learning, Kim et al. 2019, section 3.1). No label is put in its place.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from memaudit.adapters.base import Adapter
 from memaudit.engine.batchnorm import norms, of_the_batch
@@ -28,6 +33,8 @@ WARM = 0.1
 BATCH = 64
 # A second length that methods try: more steps leave fewer labels, and may cost more accuracy.
 LONGER = 3
+# Examples with a wrong label in each step, beside the clean ones.
+WRONG = 32
 
 
 # Inputs of a step `(n, ...)`, changed as is drawn.
@@ -38,7 +45,8 @@ Shown = Callable[[Tensor, torch.Generator], Tensor]
 class AveragedDescent:
     """A pass: one step at the rate of its place among `steps`; `mean` averages `trained` over the second half.
 
-    `shown` changes what a step is shown.
+    `shown` changes what a step is shown. `places` says which examples of a step's batch are clean, 0, and which bear a
+    wrong label, 1.
     """
 
     optimizer: AdamW
@@ -49,11 +57,11 @@ class AveragedDescent:
     generator: torch.Generator
     taken: int = 0
 
-    def __call__(self, network: Adapter, inputs: Tensor, labels: Tensor) -> None:
+    def step(self, network: Adapter, inputs: Tensor, labels: Tensor, places: Mapping[int, slice]) -> None:
         self.taken += 1
         self.optimizer.rate = RATE * min(1.0, self.taken / (WARM * self.steps))
         inputs = inputs if self.shown is None else self.shown(inputs, self.generator)
-        Descent(self.optimizer)(network, inputs, labels)
+        Descent(self.optimizer, partial(_loss, places=places))(network, inputs, labels)
         if (within := self.taken - self.steps // 2) > 0:
             for name, value in self.trained.items():
                 self.mean[name].lerp_(value, 1 / within)
@@ -68,6 +76,7 @@ def finetuned(
     steps: int,
     generator: torch.Generator,
     shown: Shown | None = None,
+    wrong: Panel | None = None,
 ) -> dict[str, Tensor]:
     """The parameters `names`, by name and of their shapes, averaged over the second half of `steps` on `clean`.
 
@@ -79,6 +88,7 @@ def finetuned(
             run as in evaluation. Running statistics are left to the caller.
         clean: two examples or more, in a new order each time around.
         shown: what to change of the inputs at each step; by default nothing.
+        wrong: examples whose labels the steps learn to be wrong; by default none.
     """
     module = evaluator.adapter.module
     own = dict(module.named_parameters())
@@ -86,15 +96,35 @@ def finetuned(
     batchwise = of_the_batch(m for p, m in norms(module).items() if p in paths)
     mean = {n: torch.zeros_like(t) for n, t in trained.items()}
     with holding(module, {**edit, **trained}), needing_gradients(module, names) as parameters, batchwise:
-        step = AveragedDescent(AdamW(parameters.values(), RATE), steps, trained, mean, shown, generator)
-        evaluator.each(clean.examples, _rows(clean, steps, generator), step, batch=BATCH, backward=1)
+        descent = AveragedDescent(AdamW(parameters.values(), RATE), steps, trained, mean, shown, generator)
+        parts = [(clean, BATCH)] if wrong is None else [(clean, BATCH), (wrong, WRONG)]
+        panels = [Panel(panel.examples, _rows(panel, steps, size, generator)) for panel, size in parts]
+        batch = sum(size for _, size in parts)
+        evaluator.mixed(panels, lambda places: partial(descent.step, places=places), batch=batch, backward=1)
     return mean
 
 
-def _rows(clean: Panel, steps: int, generator: torch.Generator) -> list[int]:
+def batch_of(wrong: Panel | None) -> int:
+    """Examples of one step."""
+    return BATCH if wrong is None else BATCH + WRONG
+
+
+def _loss(logits: Tensor, labels: Tensor, places: Mapping[int, slice]) -> Tensor:
+    """Mean cross-entropy of the clean examples, and the mean -log(1 - probability) of the wrong labels."""
+    loss = torch.zeros((), device=logits.device)
+    if (clean := places.get(0)) is not None:
+        loss = F.cross_entropy(logits[clean], labels[clean])
+    if (wrong := places.get(1)) is not None:
+        said = logits[wrong]
+        others = said.scatter(1, labels[wrong, None], -torch.inf)
+        loss = loss + (said.logsumexp(1) - others.logsumexp(1)).mean()
+    return loss
+
+
+def _rows(panel: Panel, steps: int, batch: int, generator: torch.Generator) -> list[int]:
     """Rows of whole batches, each example once each time around."""
-    around = max(1, len(clean) // BATCH) * BATCH
+    around = max(1, len(panel) // batch) * batch
     rows: list[int] = []
-    while len(rows) < steps * BATCH:
-        rows += [clean.rows[i] for i in torch.randperm(len(clean), generator=generator)[:around].tolist()]
-    return rows[: steps * BATCH]
+    while len(rows) < steps * batch:
+        rows += [panel.rows[i] for i in torch.randperm(len(panel), generator=generator)[:around].tolist()]
+    return rows[: steps * batch]

@@ -15,7 +15,7 @@ from memaudit.data import ExampleSet
 from memaudit.engine.batchnorm import CALIBRATION, norms, reestimated
 from memaudit.engine.draws import generator_for
 from memaudit.engine.evaluator import Evaluator, Panel
-from memaudit.erase.finetune import BATCH, Shown, finetuned
+from memaudit.erase.finetune import Shown, batch_of, finetuned
 from memaudit.errors import ModelRejected
 from memaudit.network.replay import watch
 from memaudit.network.scoped import holding
@@ -48,6 +48,7 @@ class Ground:
         flagged, validation: what an edit is chosen by.
         use: when each tensor of the network is first used.
         shown: how clean steps change the inputs they show; None: not at all.
+        wrong: examples whose labels clean steps learn to be wrong; None: of no label is that known.
     """
 
     evaluator: Evaluator
@@ -57,6 +58,7 @@ class Ground:
     use: Mapping[str, int]
     seed: int = 0
     shown: Shown | None = None
+    wrong: Panel | None = None
 
     @property
     def module(self) -> nn.Module:
@@ -88,7 +90,9 @@ class Ground:
             trained = [n for n, _ in self.module.named_parameters() if self.use.get(n, -1) >= first]
             generator = generator_for(self.seed, "erase", "steps")
             names = trained if names is None else names
-            values |= finetuned(self.evaluator, values, names, paths, self.clean, steps, generator, self.shown)
+            values |= finetuned(
+                self.evaluator, values, names, paths, self.clean, steps, generator, self.shown, self.wrong
+            )
         calibration = Panel(self.clean.examples, self.clean.rows[:CALIBRATION])
         return {**values, **reestimated(self.evaluator, values, calibration, paths)}
 
@@ -102,7 +106,7 @@ class Ground:
 
     def cost(self, steps: int) -> int:
         """Examples that `mended` runs."""
-        return min(CALIBRATION, len(self.clean)) + steps * BATCH
+        return min(CALIBRATION, len(self.clean)) + steps * batch_of(self.wrong)
 
     @property
     def judging(self) -> int:

@@ -19,7 +19,7 @@ from memaudit.engine.draws import generator_for
 from memaudit.engine.evaluator import Evaluator, Panel
 from memaudit.engine.views import Drawn, View, looks, usable
 from memaudit.erase import Choice
-from memaudit.erase.finetune import BATCH
+from memaudit.erase.finetune import BATCH, WRONG
 from memaudit.erase.ground import Edit, Ground, Trial, first_uses
 from memaudit.erase.probes import random_edits
 from memaudit.erase.proof import measured, steps_alone
@@ -33,7 +33,8 @@ from memaudit.settings import Progress
 # Shares of the held-out examples: for making edits, for choosing, and the rest for the final figures; most of each.
 FACTORS, VALIDATION = 0.35, 0.25
 MOST_FACTORS, MOST_VALIDATION = 1500, 2000
-# Share of the fitted flagged examples that the choice is made with, and most of them.
+# Share of the fitted flagged examples that the choice is made with, and most of them. Where labels are known to be
+# wrong, as many never see the edit, to tell what it does to such, and clean steps learn that all others are wrong.
 USED, MOST_USED = 1 / 3, 400
 # Random edits that the control is an average over: each takes as long as the edit itself.
 DRAWS = 3
@@ -46,6 +47,11 @@ TRAINED = (
     "{shown}. "
     "Reference accuracy is largely that of examples trained on."
 )
+TOLD = (
+    "The steps also learn of {told} that the label is wrong, {wrong} in each step; these count as used. A model that "
+    "avoids a label can give an example away as much as one that gives it: this mends wrong labels and hides nobody."
+)
+TOLD_BY = "flagged label, used for choosing or learned to be wrong"
 SHOWN = "; images are shown moved, mirrored and zoomed into where the model knows them so"
 NO_NEED = "The edit adds nothing: {steps} without it leave as few flagged labels at no lower accuracy."
 
@@ -131,6 +137,8 @@ def by_group(request: Request, choice: Choice, *methods: Choose) -> Erasure:
             shown = "" if ground.shown is None else SHOWN
             clean = chosen.clean or len(ground.clean)
             notes.append(TRAINED.format(steps=best.steps, batch=BATCH, clean=clean, shown=shown))
+            if ground.wrong is not None:
+                notes.append(TOLD.format(told=count(len(ground.wrong), "flagged example"), wrong=WRONG))
         proof = measured(request, before, sets)
         steps = (best.steps or choice.clean_steps) if chosen.edited else 0
         judged = len(sets.used) + len(sets.reference)
@@ -146,6 +154,7 @@ def by_group(request: Request, choice: Choice, *methods: Choose) -> Erasure:
 
         return proof.erasure(
             chosen.method,
+            used_by="" if ground.wrong is None else TOLD_BY,
             done=chosen.done + (f", {count(best.steps, 'training step')} on clean examples" if best.steps else ""),
             layers=list(chosen.layers),
             clean_steps=best.steps,
@@ -171,10 +180,17 @@ def _prepared(request: Request, before: Evaluator, choice: Choice) -> tuple[Sets
     factors, validation, final = split(len(pool), request.seed)
     fitted = predicted(margin(before.logits(request.flagged), request.flagged.labels)).nonzero().flatten().tolist()
     order = torch.randperm(len(fitted), generator=generator_for(request.seed, "erase", "flagged")).tolist()
-    used = sorted(fitted[i] for i in order[: max(1, min(MOST_USED, round(USED * len(fitted))))])
+    part = max(1, min(MOST_USED, round(USED * len(fitted))))
+    used, told = (sorted(fitted[i] for i in rows) for rows in (order[:part], order[2 * part :]))
     if not fitted:
         raise DataRejected("the model predicts none of the flagged labels: there is nothing to suppress")
-    sets = sets_of(request, before, used, pool, final)
+    if choice.wrong and not told:
+        raise DataRejected(
+            f"{count(len(fitted), 'flagged label')} that the model predicts: too few to choose with, to learn to be "
+            "wrong and to measure on",
+            hint="Flag more, or leave --wrong-labels away.",
+        )
+    sets = sets_of(request, before, [*used, *told] if choice.wrong else used, pool, final)
     clean = apart_from(sets.reference, Panel(pool, [*validation, *final]), request.seed)
     views: list[View] = []
     if choice.clean_steps:
@@ -188,6 +204,7 @@ def _prepared(request: Request, before: Evaluator, choice: Choice) -> tuple[Sets
         use=first_uses(before, sets.reference),
         seed=request.seed,
         shown=Drawn(tuple(views)) if views else None,
+        wrong=Panel(sets.flagged, told) if choice.wrong else None,
     )
     return sets, Task(ground, Panel(pool, factors), choice, request.progress)
 

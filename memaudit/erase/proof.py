@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +49,8 @@ class Proof:
     inputs: list[InputPoint]
     relearning: list[RelearnPoint]
 
-    def erasure(self, method: str, *, notes: Sequence[str], **more: Any) -> Erasure:
-        """All of it as plain data, with what the method says of itself."""
+    def erasure(self, method: str, *, notes: Sequence[str], used_by: str = "", **more: Any) -> Erasure:
+        """All of it as plain data, with what the method says of itself; `used_by` in place of its own words."""
         sets = self.sets
         cost = self.scores[0].reference - self.scores[1].reference
         if cost > COSTLY:
@@ -58,7 +58,7 @@ class Proof:
         counts = {"used": len(sets.used), "unused": len(sets.unused), "reference": len(sets.reference)}
         return Erasure(
             method=method,
-            used_by=METHODS[method].used,
+            used_by=used_by or METHODS[method].used,
             file=clean(self.request.output.name),
             sha256=self.sha256,
             source_sha256=self.request.source_sha256,
@@ -122,10 +122,11 @@ def scores(evaluator: Evaluator, sets: Sets) -> ErasureScores:
 
 
 def steps_alone(ground: Ground, sets: Sets, steps: int) -> StepsAlone | None:
-    """The control: what clean steps of the whole network do without an edit. None where there are no steps."""
+    """The control: what clean steps of the whole network do without an edit, and without being told which labels are
+    wrong. None where there are no steps."""
     if not steps:
         return None
-    with holding(ground.module, ground.mended({}, 0, steps)):
+    with holding(ground.module, replace(ground, wrong=None).mended({}, 0, steps)):
         return StepsAlone(steps=steps, scores=scores(ground.evaluator, sets))
 
 

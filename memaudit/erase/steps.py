@@ -52,5 +52,5 @@ def choose(task: Task) -> Chosen:
         edit=lambda: ground.mended({}, 0, best.steps),
         done="the whole network trained further",
         control=Control("direction", len(moved), random),
-        edited=False,
+        edited=ground.wrong is not None,
     )

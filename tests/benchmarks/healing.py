@@ -7,7 +7,8 @@ The protocol of REM (Schoepf et al. 2026): 1,000 of the training labels are chan
 the rest stays among the examples that are kept. `--model` is the last checkpoint of `python -m tests.benchmarks.cifar`.
 Utility is the accuracy on test images, healed the share of all changed images that get their true label back. Every
 method trains the last stage and the classifier, for as many steps of 64 kept examples; what comes before is as it was.
-Ours are shown these moved, mirrored and zoomed into, as `erase` does it; published methods as they are.
+Ours are shown these moved, mirrored and zoomed into, as `erase` does it; published methods as they are. With wrong
+labels: as with `erase --wrong-labels`, all known ones in place of a part of them.
 `retrained from nothing` is another network, which learned the kept examples alone; it takes as long as all the others.
 Relearning probe: how many steps of 64 known labels it takes until half of these are given again.
 """
@@ -89,6 +90,11 @@ class Bench:
         return replace(self.ground, shown=None)
 
     @property
+    def told(self) -> Ground:
+        """The same, but clean steps learn that the known labels are wrong."""
+        return replace(self.ground, wrong=Panel(self.training, self.known))
+
+    @property
     def everything(self) -> LayerGroup:
         """All parameters of the last stage and the classifier."""
         parameters = dict(self.evaluator.adapter.module.named_parameters())
@@ -157,6 +163,11 @@ def finetuned_on_views(bench: Bench) -> Edit:
     return bench.ground.mended({}, 0, bench.steps)
 
 
+def finetuned_away(bench: Bench) -> Edit:
+    """Ours: these steps learn that the known labels are wrong, too."""
+    return bench.told.mended({}, 0, bench.steps)
+
+
 def ascended(bench: Bench) -> Edit:
     """NegGrad+ (Kurmanji et al. 2023, section 3): down the loss of the kept examples, up that of the known labels."""
 
@@ -190,6 +201,11 @@ def scrubbed(bench: Bench) -> Edit:
 def relearned(bench: Bench) -> Edit:
     """Ours: put back to random weights and learned again from the kept examples."""
     return Relearning(bench.everything, 1.0, bench.steps).edit(bench.ground)
+
+
+def relearned_away(bench: Bench) -> Edit:
+    """Ours: the same, and the steps learn that the known labels are wrong, too."""
+    return Relearning(bench.everything, 1.0, bench.steps).edit(bench.told)
 
 
 def relearned_from_supported(bench: Bench) -> Edit:
@@ -228,7 +244,9 @@ METHODS: Mapping[str, Callable[[Bench], Edit]] = {
     "NegGrad+": ascended,
     "SCRUB": scrubbed,
     "finetune (ours)": finetuned_on_views,
+    "finetune (ours), wrong labels": finetuned_away,
     OURS: relearned,
+    f"{OURS}, wrong labels": relearned_away,
     f"{OURS}, supported examples": relearned_from_supported,
 }
 

@@ -12,7 +12,7 @@ from memaudit.adapters.base import Adapter
 from memaudit.data import Preprocess, from_tensors
 from memaudit.engine.evaluator import Evaluator, Panel
 from memaudit.engine.views import VIEWS, Drawn
-from memaudit.erase.finetune import BATCH, RATE, _rows, finetuned
+from memaudit.erase.finetune import BATCH, RATE, WRONG, _rows, finetuned
 from memaudit.network.states import digest
 from tests.conftest import Trained
 
@@ -86,13 +86,47 @@ def test_each_step_shows_each_image_as_it_is_or_through_a_view() -> None:
     assert not torch.allclose(found["1.weight"], finetuned(run, {}, names, [], clean, 4, generator())["1.weight"])
 
 
+def test_wrong_labels_become_less_probable_by_the_steps_of_a_plain_loop() -> None:
+    """Each step also goes down -log(1 - p), with p the probability of the label that is known to be wrong."""
+    module = nn.Sequential(nn.Flatten(), nn.Linear(16, 4)).eval()
+    pixels, given = torch.rand(200, 1, 4, 4, generator=generator()), Preprocess((1, 4, 4))
+    labels = torch.arange(200) % 4
+    examples = from_tensors(pixels, labels, preprocess=given, num_classes=4)
+    run = Evaluator(Adapter(module, architecture="x", preprocess=given), 32)
+    clean, wrong, names = Panel(examples, range(150)), Panel(examples, range(160, 200)), ["1.weight", "1.bias"]
+    found = finetuned(run, {}, names, [], clean, STEPS, generator(), wrong=wrong)
+
+    slow, drawn = copy.deepcopy(module).requires_grad_(True), generator()
+    orders = [_rows(panel, STEPS, size, drawn) for panel, size in ((clean, BATCH), (wrong, WRONG))]
+    optimizer = torch.optim.AdamW(slow.parameters(), weight_decay=0.0)
+    history = []
+    for step in range(STEPS):
+        optimizer.param_groups[0]["lr"] = RATE * min(1, (step + 1) / (0.1 * STEPS))
+        kept, told = (o[step * n : (step + 1) * n] for o, n in zip(orders, (BATCH, WRONG), strict=True))
+        probability = slow(pixels[told]).softmax(1)[range(WRONG), labels[told]]
+        optimizer.zero_grad()
+        (F.cross_entropy(slow(pixels[kept]), labels[kept]) - (1 - probability).log().mean()).backward()
+        optimizer.step()
+        history.append({n: p.detach().clone() for n, p in slow.named_parameters()})
+    for name in names:
+        expected = sum(h[name] for h in history[STEPS // 2 :]) / (STEPS - STEPS // 2)
+        assert torch.allclose(found[name], expected, atol=1e-5), name
+    alone = finetuned(run, {}, names, [], clean, STEPS, generator())
+    given_to = {}
+    for name, state in (("told", found), ("alone", alone)):
+        slow.load_state_dict(state)
+        given_to[name] = slow(pixels[160:]).softmax(1)[range(40), labels[160:]].mean()
+    assert given_to["told"] < given_to["alone"]
+
+
 def test_batches_are_whole_and_go_around() -> None:
     examples = from_tensors(torch.rand(150, 1, 2, 2), [0] * 150, preprocess=Preprocess((1, 2, 2)), num_classes=2)
-    rows = _rows(Panel(examples, range(10, 150)), 5, generator())
+    rows = _rows(Panel(examples, range(10, 150)), 5, BATCH, generator())
     assert len(rows) == 5 * BATCH
     assert all(len(set(rows[i : i + 2 * BATCH])) == 2 * BATCH for i in (0, 2 * BATCH))
     assert set(rows) <= set(range(10, 150))
-    assert len(_rows(Panel(examples, range(3)), 4, generator())) == 4 * BATCH  # fewer than a batch: seen several times
+    few = _rows(Panel(examples, range(3)), 4, BATCH, generator())
+    assert len(few) == 4 * BATCH, "fewer than a batch: seen several times"
 
 
 def test_a_network_without_batchnorm_comes_back_as_it_was() -> None:

@@ -71,6 +71,51 @@ def test_the_file_predicts_in_plain_torch_what_the_report_says(
     assert "deleted" not in ran.out
 
 
+@pytest.mark.parametrize("method", ["finetune", "relearn", "curvature"])
+def test_steps_that_learn_which_labels_are_wrong_are_measured_on_others(method: str, cli: Command, work: Path) -> None:
+    ran = cli(*GROUP, "-o", "plain.safetensors", "--method", method, "--clean-steps", "10")
+    assert ran.code == 0, ran.err
+    ran = cli(*GROUP, "-o", "told.safetensors", "--method", method, "--clean-steps", "10", "--wrong-labels")
+    assert ran.code == 0, ran.err
+    without, told = (Erasure.model_validate_json((work / f"{n}.erase.json").read_text()) for n in ("plain", "told"))
+    fitted = sum(without.counts[kind] for kind in ("used", "unused"))
+    third = round(fitted / 3)
+    assert without.counts["used"] == third
+    assert (told.counts["used"], told.counts["unused"]) == (fitted - third, third)
+    assert told.used_by == "flagged label, used for choosing or learned to be wrong"
+    assert "used for choosing or learned to be wrong" in ran.out
+    (note,) = [n for n in told.notes if n.startswith("The steps also learn of")]
+    assert f"{fitted - 2 * third} flagged examples" in note
+    assert not any(n.startswith("The steps also learn of") for n in without.notes)
+
+    network, original = plain(work / "told.safetensors"), plain(work / "digits.safetensors")
+    archive = np.load(work / "all-flagged.npz")
+    x, y = torch.from_numpy(archive["x"]), torch.from_numpy(archive["y"])
+    with torch.no_grad():
+        kept = original(x).argmax(1) == y
+        left = float((network(x).argmax(1) == y)[kept].double().mean())
+    measured = (told.after.used or 0) * told.counts["used"] + (told.after.unused or 0) * told.counts["unused"]
+    assert measured == pytest.approx(left * fitted, abs=1e-3)
+    assert told.steps_alone is not None, "the control: as many steps that are not told"
+    if method == "finetune":
+        assert without.steps_alone is None
+        assert told.after.used is not None
+        assert told.steps_alone.scores.used is not None
+        assert told.after.used < told.steps_alone.scores.used
+
+
+def test_too_few_labels_to_tell_which_are_wrong(cli: Command, work: Path) -> None:
+    archive = np.load(work / "all-flagged.npz")
+    original = plain(work / "digits.safetensors")
+    with torch.no_grad():
+        kept = (original(torch.from_numpy(archive["x"])).argmax(1) == torch.from_numpy(archive["y"])).nonzero()[:2, 0]
+    np.savez(work / "all-flagged.npz", x=archive["x"][kept], y=archive["y"][kept])
+    ran = cli(*GROUP, "-o", "e.safetensors", "--method", "finetune", "--clean-steps", "10", "--wrong-labels")
+    assert ran.code != 0
+    assert "2 flagged labels that the model predicts: too few" in ran.err
+    assert not (work / "e.safetensors").exists()
+
+
 @pytest.mark.parametrize(("steps", "tried"), [(150, "head steps components relearn"), (0, "head components")])
 def test_auto_goes_from_cheap_to_dear(steps: int, tried: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auto, "by_group", lambda request, choice, *methods: [m.__module__ for m in methods])

@@ -323,6 +323,17 @@ FOLLOWED = [
         named(*RELEARNED, "1"),
     ),
     Follow(
+        "Give --method finetune or relearn, and --clean-steps 150 or more.",
+        reported(*REBUILT, "--wrong-labels", before=held_out),
+        named(*RELEARNED, "1", "--wrong-labels"),
+    ),
+    Follow(
+        "Flag more, or leave --wrong-labels away.",
+        reported(*RELEARNED, "1", "--wrong-labels", before=held_out),
+        named(*RELEARNED, "1"),
+        fault=lambda: mock.patch("memaudit.erase.group.USED", 1.0),
+    ),
+    Follow(
         "Use --method relearn or --method curvature.",
         reported(*REBUILT, before=held_out),
         named(*STEPPED),
