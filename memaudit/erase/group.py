@@ -146,7 +146,7 @@ def by_group(request: Request, choice: Choice, *methods: Choose) -> Erasure:
         control, generator = chosen.control, generator_for(request.seed, "erase", f"random {chosen.control.kind}")
 
         alone = steps_alone(ground, sets, steps)
-        if alone is not None and no_worse(alone.scores, proof.scores[1]):
+        if alone is not None and no_worse(alone.scores, proof.scores[1], everywhere=ground.wrong is not None):
             notes.append(NO_NEED.format(steps=count(steps, "clean step")))
 
         def random(_: int) -> AbstractContextManager[None]:
@@ -166,11 +166,16 @@ def by_group(request: Request, choice: Choice, *methods: Choose) -> Erasure:
         )
 
 
-def no_worse(one: ErasureScores, other: ErasureScores) -> bool:
-    """Whether `one` leaves as few flagged labels that chose nothing as `other`, at no lower accuracy."""
+def no_worse(one: ErasureScores, other: ErasureScores, everywhere: bool = False) -> bool:
+    """Whether `one` leaves as few flagged labels that chose nothing as `other`, at no lower accuracy.
+
+    Args:
+        everywhere: it leaves as few of those that were used, too.
+    """
     left = [s.used if s.unused is None else s.unused for s in (one, other)]
     right = [s.reference if s.test is None else s.test for s in (one, other)]
-    return (left[0] or 0) <= (left[1] or 0) and right[0] >= right[1]
+    used = not everywhere or (one.used or 0) <= (other.used or 0)
+    return used and (left[0] or 0) <= (left[1] or 0) and right[0] >= right[1]
 
 
 def _prepared(request: Request, before: Evaluator, choice: Choice) -> tuple[Sets, Task]:

@@ -141,6 +141,9 @@ def test_an_edit_that_clean_steps_alone_match_is_said_to_add_nothing() -> None:
     assert not no_worse(scores(0.1, 0.7), scores(0.1, 0.8))
     assert no_worse(scores(None, None, 0.1), scores(None, None, 0.2))
     assert not no_worse(scores(None, None, 0.3), scores(None, None, 0.2))
+    assert no_worse(scores(0.1, 0.8, used=0.2), scores(0.1, 0.8, used=0.1))
+    assert not no_worse(scores(0.1, 0.8, used=0.2), scores(0.1, 0.8, used=0.1), everywhere=True)
+    assert no_worse(scores(0.1, 0.8, used=0.1), scores(0.1, 0.8, used=0.1), everywhere=True)
 
 
 def test_a_method_that_fits_no_budget_is_passed_over(trained: Trained) -> None:
