@@ -126,6 +126,8 @@ def by_group(request: Request, choice: Choice, *methods: Choose) -> Erasure:
         found = _found(task, methods)
         best = ground.safest([one.best for one in found])
         chosen = next(one for one in found if one.best is best)
+        told = ground.wrong.rows if ground.wrong is not None and best.steps else ()
+        sets = sets.using(told)
         progress.stage("edit", ground.cost(best.steps))
         edit = chosen.edit()
         state = {n: t.detach().clone() for n, t in module.state_dict().items()}
@@ -137,8 +139,8 @@ def by_group(request: Request, choice: Choice, *methods: Choose) -> Erasure:
             shown = "" if ground.shown is None else SHOWN
             clean = chosen.clean or len(ground.clean)
             notes.append(TRAINED.format(steps=best.steps, batch=BATCH, clean=clean, shown=shown))
-            if ground.wrong is not None:
-                notes.append(TOLD.format(told=count(len(ground.wrong), "flagged example"), wrong=WRONG))
+            if told:
+                notes.append(TOLD.format(told=count(len(told), "flagged example"), wrong=WRONG))
         proof = measured(request, before, sets)
         steps = (best.steps or choice.clean_steps) if chosen.edited else 0
         judged = len(sets.used) + len(sets.reference)
@@ -146,7 +148,7 @@ def by_group(request: Request, choice: Choice, *methods: Choose) -> Erasure:
         control, generator = chosen.control, generator_for(request.seed, "erase", f"random {chosen.control.kind}")
 
         alone = steps_alone(ground, sets, steps)
-        if alone is not None and no_worse(alone.scores, proof.scores[1], everywhere=ground.wrong is not None):
+        if alone is not None and no_worse(alone.scores, proof.scores[1], everywhere=bool(told)):
             notes.append(NO_NEED.format(steps=count(steps, "clean step")))
 
         def random(_: int) -> AbstractContextManager[None]:
@@ -154,7 +156,7 @@ def by_group(request: Request, choice: Choice, *methods: Choose) -> Erasure:
 
         return proof.erasure(
             chosen.method,
-            used_by="" if ground.wrong is None else TOLD_BY,
+            used_by=TOLD_BY if told else "",
             done=chosen.done + (f", {count(best.steps, 'training step')} on clean examples" if best.steps else ""),
             layers=list(chosen.layers),
             clean_steps=best.steps,
@@ -195,7 +197,7 @@ def _prepared(request: Request, before: Evaluator, choice: Choice) -> tuple[Sets
             "wrong and to measure on",
             hint="Flag more, or leave --wrong-labels away.",
         )
-    sets = sets_of(request, before, [*used, *told] if choice.wrong else used, pool, final)
+    sets = sets_of(request, before, used, pool, final)
     clean = apart_from(sets.reference, Panel(pool, [*validation, *final]), request.seed)
     views: list[View] = []
     if choice.clean_steps:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -39,6 +39,12 @@ class Sets:
     def fitted(self) -> tuple[int, ...]:
         """Both kinds of flagged rows, in order."""
         return tuple(sorted((*self.used, *self.unused)))
+
+    def using(self, rows: Collection[int]) -> Sets:
+        """The same, with the flagged `rows` among those the edit was made with."""
+        used = {*self.used, *rows}
+        unused = tuple(row for row in self.fitted if row not in used)
+        return replace(self, used=tuple(row for row in self.fitted if row in used), unused=unused)
 
 
 @dataclass(frozen=True)

@@ -311,8 +311,7 @@ def report(case: Case, fz: np.ndarray, scan: dict, again: dict, two: dict, seen:
         f"Truth: the label's probability with the example less without it over {HALVES} networks trained on random "
         "halves of the list (Feldman and Zhang 2020)."
     )
-    also = f"of which the eight networks say so, too ({MEMORIZED} or more): "
-    also += str(int((fz[held & ~kinds & known] >= MEMORIZED).sum()))
+    plain = apart & ~kinds
     lines = [
         f"# Audits beside networks that never saw the examples: {case.name}",
         (
@@ -323,11 +322,14 @@ def report(case: Case, fz: np.ndarray, scan: dict, again: dict, two: dict, seen:
         *pearson(fz, kinds, estimate, asked("difference"), asked("difference", two)),
         "## Called memorized with one network without",
         f"- changed labels: {rate(int(held[kinds].sum()), int(kinds.sum()))}",
-        f"- true labels: {rate(int(held[~kinds].sum()), int((~kinds).sum()))}, {also}",
+        (
+            f"- true labels: {rate(int(held[~kinds].sum()), int((~kinds).sum()))}; of those that the truth does not "
+            f"call memorized (less than {MEMORIZED}): {rate(int(held[plain].sum()), int(plain.sum()))}"
+        ),
         (
             f"Changed labels found where a threshold lets through {percent(LEVEL)} of the true ones: of all "
-            f"{int((~kinds).sum())}, and of the {int((apart & ~kinds).sum())} that the truth does not call memorized "
-            f"(less than {MEMORIZED}). Support: the label's margin, on average over moved, mirrored and zoomed views."
+            f"{int((~kinds).sum())}, and of the {int(plain.sum())} that the truth does not call memorized. Support: "
+            "the label's margin, on average over moved, mirrored and zoomed views."
         ),
         table(
             ("score", "found, of all true ones", "found, of true ones that are not memorized"),

@@ -104,6 +104,16 @@ def test_steps_that_learn_which_labels_are_wrong_are_measured_on_others(method: 
         assert told.after.used < told.steps_alone.scores.used
 
 
+def test_labels_of_which_nothing_was_learned_count_as_never_used(cli: Command, work: Path) -> None:
+    words = ("--method", "auto", "--target", "100", "--clean-steps", "10", "--wrong-labels")
+    ran = cli(*GROUP, "-o", "e.safetensors", *words)
+    assert ran.code == 0, ran.err
+    found = Erasure.model_validate_json((work / "e.erase.json").read_text())
+    assert (found.method, found.clean_steps, found.used_by) == ("head", 0, "flagged label, used for choosing")
+    assert found.counts["used"] == round((found.counts["used"] + found.counts["unused"]) / 3)
+    assert not any(n.startswith("The steps also learn of") for n in found.notes)
+
+
 def test_too_few_labels_to_tell_which_are_wrong(cli: Command, work: Path) -> None:
     archive = np.load(work / "all-flagged.npz")
     original = plain(work / "digits.safetensors")
