@@ -66,8 +66,8 @@ class Edit:
             raise UsageError(
                 f"--method {self.method} trains, and --clean-steps is 0", hint="Give --clean-steps 150 or more."
             )
-        if self.wrong_labels and not (METHODS[self.method].steps and self.clean_steps):
-            without = "--clean-steps is 0" if METHODS[self.method].steps else f"--method {self.method} has none"
+        if self.wrong_labels and not (METHODS[self.method].learns and self.clean_steps):
+            without = "--clean-steps is 0" if METHODS[self.method].learns else f"--method {self.method} has none"
             raise UsageError(
                 f"--wrong-labels is learned in clean steps, and {without}",
                 hint="Give --method finetune or relearn, and --clean-steps 150 or more.",

@@ -83,7 +83,7 @@ class Method:
         hint: what `--help` says of it.
         singles: it edits single findings; others edit the flagged set as a whole.
         budget: share of accuracy that it may cost where nobody says.
-        trains: it is made of clean steps, and cannot do without; steps: they may follow it, at least.
+        trains: it is made of clean steps, and cannot do without; steps: they may follow it.
         used: what the examples are that it was made or chosen with.
         cheaper: what to do where it costs too much.
         target: `module:function`, called with a `Request` and a `Choice`.
@@ -98,6 +98,11 @@ class Method:
     budget: float = 0.01
     used: str = "flagged label, used for choosing"
     cheaper: str = "Allow less with --max-test-drop."
+
+    @property
+    def learns(self) -> bool:
+        """Clean steps are, or may be, part of it."""
+        return self.trains or self.steps
 
     def run(self, request: Request, choice: Choice) -> Erasure:
         """Write the edited copy that `request` names, and measure it.
@@ -141,14 +146,12 @@ METHODS: Mapping[str, Method] = {
             "finetune",
             hint="for groups, trains the whole network on the reference and edits nothing",
             trains=True,
-            steps=True,
             target="memaudit.erase.steps:run",
         ),
         Method(
             "relearn",
             hint="for groups, puts layers back to random weights and trains them on the reference",
             trains=True,
-            steps=True,
             target="memaudit.erase.relearn:run",
         ),
         Method(

@@ -43,10 +43,9 @@ Shown = Callable[[Tensor, torch.Generator], Tensor]
 
 @dataclass
 class AveragedDescent:
-    """A pass: one step at the rate of its place among `steps`; `mean` averages `trained` over the second half.
+    """Steps, each at the rate of its place among `steps`; `mean` averages `trained` over the second half.
 
-    `shown` changes what a step is shown. `places` says which examples of a step's batch are clean, 0, and which bear a
-    wrong label, 1.
+    `shown` changes what a step is shown.
     """
 
     optimizer: AdamW
@@ -58,6 +57,7 @@ class AveragedDescent:
     taken: int = 0
 
     def step(self, network: Adapter, inputs: Tensor, labels: Tensor, places: Mapping[int, slice]) -> None:
+        """A pass; `places` are those of the clean examples in the batch, 0, and of those with a wrong label, 1."""
         self.taken += 1
         self.optimizer.rate = RATE * min(1.0, self.taken / (WARM * self.steps))
         inputs = inputs if self.shown is None else self.shown(inputs, self.generator)
@@ -99,8 +99,8 @@ def finetuned(
         descent = AveragedDescent(AdamW(parameters.values(), RATE), steps, trained, mean, shown, generator)
         parts = [(clean, BATCH)] if wrong is None else [(clean, BATCH), (wrong, WRONG)]
         panels = [Panel(panel.examples, _rows(panel, steps, size, generator)) for panel, size in parts]
-        batch = sum(size for _, size in parts)
-        evaluator.mixed(panels, lambda places: partial(descent.step, places=places), batch=batch, backward=1)
+        step = descent.step
+        evaluator.mixed(panels, lambda places: partial(step, places=places), batch=batch_of(wrong), backward=1)
     return mean
 
 

@@ -122,8 +122,10 @@ def scores(evaluator: Evaluator, sets: Sets) -> ErasureScores:
 
 
 def steps_alone(ground: Ground, sets: Sets, steps: int) -> StepsAlone | None:
-    """The control: what clean steps of the whole network do without an edit, and without being told which labels are
-    wrong. None where there are no steps."""
+    """The control: what clean steps of the whole network do without an edit, not told which labels are wrong.
+
+    None where there are no steps.
+    """
     if not steps:
         return None
     with holding(ground.module, replace(ground, wrong=None).mended({}, 0, steps)):
