@@ -29,7 +29,7 @@ from memaudit.data.images.preprocess import Preprocess
 from memaudit.engine.answers import margin
 from memaudit.engine.device import exact_arithmetic
 from memaudit.engine.evaluator import Evaluator, Panel
-from memaudit.engine.views import View
+from memaudit.engine.views import Drawn, View, usable
 from memaudit.erase import Choice, components, head, relearn, steps
 from memaudit.erase.curvature import spectra
 from memaudit.erase.finetune import BATCH, LONGER
@@ -182,12 +182,10 @@ def frontier(bench: Bench, steps: int) -> Iterator[Row]:
     """Every variant, from the intact network to the choice made within each budget, with clean steps and without."""
     yield bench.row("intact", time.time())
     start = time.time()
-    use = first_uses(bench.evaluator, bench.reference)
-    layers = editable_layers(bench.evaluator.adapter.module, use)
+    ground = grounds(bench)
+    layers = editable_layers(ground.module, ground.use)
     found = {s.layer: s for s in spectra(bench.evaluator, bench.factors, layers, torch.Generator().manual_seed(0))}
     print(f"factors {time.time() - start:.0f} s", file=sys.stderr, flush=True)
-    clean, flagged = apart_from(bench.reference, bench.validation, 0), Panel(bench.flagged, bench.used)
-    ground = Ground(bench.evaluator, clean, flagged, bench.validation, use)
     alone = EditSearch(ground, found)
     mended = replace(alone, steps=steps)
     names = list(found)
@@ -208,7 +206,7 @@ def frontier(bench: Bench, steps: int) -> Iterator[Row]:
             yield measured(bench, search, best.kept, variant, best.steps)
     for count, kept in FIXED:
         yield measured(bench, alone, dict.fromkeys(names[-count:], kept), f"last {count} layers, share {kept:g}")
-    few = replace(mended, ground=replace(ground, clean=Panel(clean.examples, clean.rows[:FEW])))
+    few = replace(mended, ground=replace(ground, clean=ground.clean.at(torch.arange(FEW))))
     variant = f"last 3 layers, share {FIXED[0][1]:g}, {steps} clean steps on {FEW:,} reference examples alone"
     yield measured(bench, few, shares, variant, steps)
 
@@ -220,8 +218,7 @@ def chosen(bench: Bench, steps: int, methods: Sequence[str], budgets: Sequence[f
         budgets: percent of test accuracy that may be lost.
     """
     yield bench.row("intact", time.time())
-    use, clean = first_uses(bench.evaluator, bench.reference), apart_from(bench.reference, bench.validation, 0)
-    ground = Ground(bench.evaluator, clean, Panel(bench.flagged, bench.used), bench.validation, use)
+    ground = grounds(bench)
     for count in (steps, LONGER * steps) if steps else ():
         start = time.time()
         with holding(ground.module, ground.mended({}, 0, count)):
@@ -239,6 +236,20 @@ def chosen(bench: Bench, steps: int, methods: Sequence[str], budgets: Sequence[f
             yield bench.row(f"{within}: {found.done}{more}", start)
 
 
+def grounds(bench: Bench) -> Ground:
+    """What a choice rests on, as `erase` prepares it; there are no views of what the tail of a ResNet-9 sees."""
+    evaluator, clean = bench.evaluator, apart_from(bench.reference, bench.validation, 0)
+    views = [] if isinstance(evaluator.adapter.module, Tail) else usable(evaluator, clean)
+    return Ground(
+        evaluator,
+        clean,
+        Panel(bench.flagged, bench.used),
+        bench.validation,
+        first_uses(evaluator, bench.reference),
+        shown=Drawn(tuple(views)) if views else None,
+    )
+
+
 def measured(bench: Bench, search: EditSearch, kept: Mapping[str, float], variant: str, steps: int = 0) -> Row:
     start = time.time()
     with holding(bench.evaluator.adapter.module, search.edit(kept, steps)):
@@ -246,7 +257,9 @@ def measured(bench: Bench, search: EditSearch, kept: Mapping[str, float], varian
 
 
 def table(rows: Sequence[Row], args: argparse.Namespace) -> str:
-    trained = " on the last three of eight convolutions and the classifier" if args.network == "resnet9" else ""
+    trained, shown = "", ", shown moved, mirrored and zoomed into"
+    if args.network == "resnet9":
+        trained, shown = " on the last three of eight convolutions and the classifier", ", shown as they are"
     lines = [
         f"# Erasing a group: {args.network}, CIFAR-10",
         "",
@@ -254,7 +267,7 @@ def table(rows: Sequence[Row], args: argparse.Namespace) -> str:
             f"{args.images:,} training images, {100 * args.share:g} % of the labels changed; flagged are those the "
             f"model fits. Shares of flagged and of true labels that are predicted, and test accuracy on "
             f"images that chose nothing. Clean steps: `memaudit.erase.finetune`, {BATCH} of {args.reference:,} "
-            f"reference examples each{trained}. torch {torch.__version__}, {args.device}. "
+            f"reference examples each{shown}{trained}. torch {torch.__version__}, {args.device}. "
             "Written by `python -m tests.benchmarks.erasing`."
         ),
         "",
