@@ -113,7 +113,7 @@ def erase(
     from memaudit import report as reports
     from memaudit.cli.progress import Stages
     from memaudit.engine.threads import settle_threads, threads_kept
-    from memaudit.erase.request import Request
+    from memaudit.erase.request import Request, rows_of
     from memaudit.findings import LayerVerdict
 
     targets = _targets(output, model)
@@ -125,8 +125,11 @@ def erase(
     if METHODS[edit.method].singles:
         wanted.chosen()
     with Stages(quiet) as progress:
+        said = places.flagged is not None
         places, network = restored(audited.inputs, report, places), restored(audited.inputs, report, network)
         loaded = _load(model, audited, places, network, compute, progress)
+        if not said:  # another list is somebody's choice, what is found under an old name is not
+            rows_of(audited.findings, loaded.flagged)
         _check_form(targets[0], loaded)
         request = Request(
             adapter=loaded.settled.adapter,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -65,14 +66,20 @@ def _portable(value: str | Path, folder: Path, roots: Sequence[Path]) -> str:
 
 
 def _found(value: str | int | list[str], name: str, report: Path) -> Any:
-    """A recorded path where it exists: from the report's folder, from here, or from a folder above the report."""
+    """A recorded path where it exists: from the report's folder, from here, or from a folder above the report.
+
+    A copy of the report may lie higher or deeper than the report did, so that it is also looked for without the `..`
+    that lead from there.
+    """
     if name not in PATHS or not isinstance(value, str):
         return value
     file, colon, factory = _split(value)
     above = report.resolve().parents
-    for folder in (above[0], Path(), *above[1:4]):
-        if (folder / file).exists():
-            value = f"{folder / file}{colon}{factory}"
+    folders = (above[0], Path(), *above[1:4])
+    below = Path(*(part for part in Path(file).parts if part != ".."))
+    for rest, folder in product((Path(file), *([below] if below.parts else [])), folders):
+        if (folder / rest).exists():
+            value = f"{folder / rest}{colon}{factory}"
             break
     return value if name in ("class_order", "adapter") else Path(value)
 

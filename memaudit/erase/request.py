@@ -15,6 +15,8 @@ from memaudit.engine.answers import margin, predicted
 from memaudit.engine.device import automatic_batch_size, resolve_device
 from memaudit.engine.evaluator import Evaluator
 from memaudit.errors import DataRejected, ModelRejected
+from memaudit.findings import Finding
+from memaudit.numbers import count
 from memaudit.settings import Progress, Silent
 from memaudit.text import clean
 
@@ -102,6 +104,23 @@ def sets_of(
         tuple(r for r in fitted if r not in chosen),
         tuple(rows),
     )
+
+
+def rows_of(findings: Sequence[Finding], flagged: ExampleSet) -> list[int]:
+    """The rows of `flagged` whose contents and labels are those of `findings`, in their order.
+
+    Raises:
+        DataRejected: there is none for one of them.
+    """
+    rows = {(e.id, e.label): row for row, e in enumerate(flagged.examples)}
+    missing = [f for f in findings if (f.example.id, f.example.label) not in rows]
+    if missing:
+        raise DataRejected(
+            f"{count(len(missing), 'example')} of the report {'is' if len(missing) == 1 else 'are'} not among the "
+            f"flagged ones, first {clean(missing[0].example.source)}",
+            hint="Give the flagged examples of the audit, with --flagged.",
+        )
+    return [rows[f.example.id, f.example.label] for f in findings]
 
 
 def check_editable(module: nn.Module) -> None:

@@ -19,8 +19,8 @@ from memaudit.erase import Choice
 from memaudit.erase.ground import Ground, first_uses
 from memaudit.erase.probes import random_edits
 from memaudit.erase.proof import measured, steps_alone
-from memaudit.erase.request import Request, Sets, check_editable, sets_of
-from memaudit.errors import DataRejected, ModelRejected
+from memaudit.erase.request import Request, Sets, check_editable, rows_of, sets_of
+from memaudit.errors import ModelRejected
 from memaudit.findings import ErasedExample, Erasure, Finding, Prediction, RandomEdit, UnitRef
 from memaudit.network.ablate import edited, silence
 from memaudit.network.units import UnitSpace, random_cut
@@ -55,15 +55,7 @@ def by_units(request: Request, findings: Sequence[Finding], allowed: float = 1.0
     check_editable(request.adapter.module)
     with exact_arithmetic():
         before = request.evaluator()
-        rows = {(e.id, e.label): row for row, e in enumerate(request.flagged.examples)}
-        missing = [f for f in findings if (f.example.id, f.example.label) not in rows]
-        if missing:
-            raise DataRejected(
-                f"{len(missing)} examples of the report are not among the flagged ones, "
-                f"first {clean(missing[0].example.source)}",
-                hint="Give the flagged examples of the audit, with --flagged.",
-            )
-        chosen = [(rows[f.example.id, f.example.label], f) for f in findings]
+        chosen = list(zip(rows_of(findings, request.flagged), findings, strict=True))
         sets = sets_of(request, before, [row for row, _ in chosen], request.test)
         request.progress.stage("predict", 2 * len(sets.reference))
         few = sets.reference.batch([0, 1, 2], before.device)

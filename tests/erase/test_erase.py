@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -252,6 +253,29 @@ def test_another_model_is_refused(cli: Command, work: Path) -> None:
     assert ran.code == ExitCode.REJECTED
     assert "not the model of this report" in ran.err
     assert not (work / "e.safetensors").exists()
+
+
+@pytest.mark.parametrize("place", ["copy.json", "deeper/and/deeper/copy.json"])
+def test_a_copy_of_the_report_elsewhere_finds_the_examples(cli: Command, work: Path, place: str) -> None:
+    copy = work / place
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(work / "report" / "report.json", copy)
+    ran = cli("erase", place, *ERASE[2:], "-o", "e.safetensors", "--all", "--max-test-drop", "100", "--clean-steps", "1")
+    assert ran.code == 0, ran.err
+    assert (work / "e.safetensors").is_file()
+
+
+def test_a_file_of_the_same_name_with_other_examples_is_not_taken_for_the_flagged_ones(
+    cli: Command, work: Path
+) -> None:
+    flagged = np.load(work / "flagged.npz")
+    np.savez(work / "flagged.npz", x=flagged["x"][1:], y=flagged["y"][1:])
+    ran = cli(*ERASE, "-o", "e.safetensors", "--method", "finetune")
+    assert ran.code == ExitCode.REJECTED
+    assert "1 example of the report is not among the flagged ones" in ran.err
+    assert "--flagged" in ran.err
+    named = cli(*ERASE, "-o", "e.safetensors", "--method", "finetune", "--flagged", "all-flagged.npz")
+    assert named.code == 0, named.err
 
 
 class TiedHead(nn.Module):
