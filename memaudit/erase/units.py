@@ -25,7 +25,6 @@ from memaudit.findings import ErasedExample, Erasure, Finding, Prediction, Rando
 from memaudit.network.ablate import edited, silence
 from memaudit.network.units import UnitSpace, random_cut
 from memaudit.numbers import count, percent
-from memaudit.text import clean
 
 # Margins this near are one measurement: float32 adds up in another order where other examples are in the batch.
 ROUNDING = 1e-4

@@ -260,7 +260,9 @@ def test_a_copy_of_the_report_elsewhere_finds_the_examples(cli: Command, work: P
     copy = work / place
     copy.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(work / "report" / "report.json", copy)
-    ran = cli("erase", place, *ERASE[2:], "-o", "e.safetensors", "--all", "--max-test-drop", "100", "--clean-steps", "1")
+    ran = cli(
+        "erase", place, *ERASE[2:], "-o", "e.safetensors", "--all", "--max-test-drop", "100", "--clean-steps", "1"
+    )
     assert ran.code == 0, ran.err
     assert (work / "e.safetensors").is_file()
 
