@@ -357,8 +357,9 @@ def remembered(ground: Ground, case: Injection, store: Path | None) -> dict[str,
 
 def table(scores: Mapping[int, Sequence[Mapping[str, float]]], args: argparse.Namespace) -> str:
     sizes = sorted(scores)
+    network = f"{args.network} of width {args.width}" if args.network == "resnet9" else args.network
     lines = [
-        f"# Known answers: wrong labels stored in chosen units, {args.network}, CIFAR-10",
+        f"# Known answers: wrong labels stored in chosen units, {network}, CIFAR-10",
         "",
         (
             "After the injection benchmark of Chang et al. 2024: only the weights of r random units are tuned until a "
