@@ -147,7 +147,6 @@ def erase(
             settle_threads(request.evaluator(), loaded.flagged, compute.wanted_threads)
             erasure = METHODS[edit.method].run(request, wanted)
             if request.test is not None:
-                progress.stage("membership")
                 erasure = _verified(erasure, request, loaded)
         progress.stage("write report")
         _write(erasure, audited, targets, report)
@@ -171,12 +170,19 @@ def _verified(erasure: Erasure, request: Request, loaded: Loaded) -> Erasure:
     settings = Settings(profile="fast", device=request.device, batch_size=request.batch_size, seed=request.seed)
     found = {}
     try:
-        for name, adapter in (
-            ("membership_before", request.adapter),
-            ("membership", reread(request.output, request.adapter)[0]),
+        for name, adapter, of in (
+            ("membership_before", request.adapter, "original"),
+            ("membership", reread(request.output, request.adapter)[0], "edited copy"),
         ):
+            request.progress.stage(f"membership, {of}")
             said = Verifier(
-                adapter, request.flagged, request.reference, request.test, settings, class_names=loaded.class_names
+                adapter,
+                request.flagged,
+                request.reference,
+                request.test,
+                settings,
+                class_names=loaded.class_names,
+                progress=request.progress,
             ).run()
             found[name] = said.membership.model_copy(update={"examples": []})
     except MemauditError as error:
