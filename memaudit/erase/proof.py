@@ -31,7 +31,7 @@ from memaudit.network.scoped import holding
 from memaudit.numbers import tidy
 from memaudit.text import clean
 
-# Points of reference accuracy from which on an edit is called costly, and what to do about it.
+# Points of accuracy from which on an edit is called costly, and what to do about it.
 COSTLY = 0.05
 COMMON_NOTES = ("Suppressed is what this file no longer predicts. The probes show how much of it is still there.",)
 
@@ -52,9 +52,12 @@ class Proof:
     def erasure(self, method: str, *, notes: Sequence[str], used_by: str = "", **more: Any) -> Erasure:
         """All of it as plain data, with what the method says of itself; `used_by` in place of its own words."""
         sets = self.sets
-        cost = self.scores[0].reference - self.scores[1].reference
-        if cost > COSTLY:
-            notes = [*notes, f"Costly: {100 * cost:.1f} points of reference accuracy. {METHODS[method].cheaper}"]
+        old, new, kind = self.scores[0].reference, self.scores[1].reference, "reference"
+        if self.scores[0].test is not None and self.scores[1].test is not None:
+            # The reference was perhaps trained on, and clean steps unlearn that, which costs nobody anything.
+            old, new, kind = self.scores[0].test, self.scores[1].test, "test"
+        if old - new > COSTLY:
+            notes = [*notes, f"Costly: {100 * (old - new):.1f} points of {kind} accuracy. {METHODS[method].cheaper}"]
         counts = {"used": len(sets.used), "unused": len(sets.unused), "reference": len(sets.reference)}
         return Erasure(
             method=method,

@@ -90,6 +90,14 @@ class Membership(Plain):
     kinds: int = Field(ge=1, description="pairs of true and given label; only examples of one kind are compared")
     found: bool = Field(description="the model tells flagged from unseen examples: `p_value` is at most 0.05")
     p_value: Rate = Field(description="smallest of the adjusted ones: the chance of as much, had it seen none of them")
+    p_below: Rate = Field(
+        default=1.0, description="chance that some test ranks flagged examples as far below unseen ones like them"
+    )
+    unlike: bool = Field(
+        default=False,
+        description="`p_below` is at most 0.01, and nothing was found: flagged and unseen examples are not alike, or "
+        "the model avoids the flagged labels; a trace cannot be told",
+    )
     strongest: str = Field(description="the test with the smallest p-value")
     clear: int | None = Field(
         description="fewest flagged examples whose clear trace would be found in 80 % of such audits; null: none"

@@ -58,10 +58,16 @@ class MembershipPolicy:
         """Hold the strongest test against the limits: one is exceeded where the interval of its rate lies above it.
 
         With several tests the strongest is the luckiest, so without limits it is the adjusted p-value that decides.
+        Either way a comparison that could not show a trace is no pass.
         """
+        unlike = (
+            [f"unlike: flagged examples rank too low beside unseen ones for a trace to show (p {found.p_below:.2g})"]
+            if found.unlike
+            else []
+        )
         if not self.limits:
             said = f"no_evidence: the model tells flagged from unseen examples (p {found.p_value:.2g})"
-            return Gate(policy={"no_evidence": "p > 0.05"}, failed=[said] if found.found else [])
+            return Gate(policy={"no_evidence": "p > 0.05"}, failed=[said] if found.found else unlike)
         strongest = next(attack for attack in found.attacks if attack.name == found.strongest)
         rules: dict[float, Rule] = {rule.level: rule for rule in strongest.rules}
         failed = [
@@ -70,4 +76,4 @@ class MembershipPolicy:
             for level, most in self.limits
             if found.found and not rules[level].low <= most
         ]
-        return Gate(policy={RULE: str(self)}, failed=failed)
+        return Gate(policy={RULE: str(self)}, failed=failed + unlike)

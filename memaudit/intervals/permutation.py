@@ -20,6 +20,8 @@ TOGETHER = 1 << 22
 # The largest scores that the second statistic counts, as a share of all: a leak may show in a few examples only.
 TAIL = 0.05
 LEVEL = 0.05
+# Chance at which members that rank too low for examples like the others are not taken to be like them.
+UNLIKE = 0.01
 POWER = 0.8
 
 
@@ -30,12 +32,14 @@ class Tested:
     Attributes:
         p_value: chance that the largest statistic of all is as large, were nobody a member.
         by_score: the same for each score's own largest statistic, already adjusted for there being several.
+        below: chance that some score ranks the members as far below the others, adjusted for all scores as well.
         clear: fewest members that, with a score above all others', one score would have found in 80 % of such audits;
             None: so few examples cannot show it.
     """
 
     p_value: float
     by_score: Mapping[str, float]
+    below: float
     clear: int | None
 
 
@@ -61,8 +65,9 @@ def permutation_test(
         return np.where(usable, (sums - centre) / spread, 0.0)
 
     dealt = _dealt(weights, member, kind, seed, deals)
-    largest = standard(dealt).max(1)
-    own = standard(weights[member].sum(0)).reshape(-1, 2).max(1)
+    deal, members = standard(dealt), standard(weights[member].sum(0)).reshape(-1, 2)
+    largest, own = deal.max(1), members.max(1)
+    below = float((1 + (deal[:, ::2].min(1) <= members[:, 0].min() + 1e-9).sum()) / (1 + deals))
     by_score = {
         name: float((1 + (largest >= value - 1e-9).sum()) / (1 + deals))
         for name, value in zip(scores, own.tolist(), strict=True)
@@ -78,7 +83,7 @@ def permutation_test(
         planted[:, 1] = np.minimum(planted[:, 1] * (1 - share) + clear, most[1])
         return float((standard(planted).max(1) > bar).mean())
 
-    return Tested(min(by_score.values()), by_score, _fewest(power, int(member.sum())))
+    return Tested(min(by_score.values()), by_score, below, _fewest(power, int(member.sum())))
 
 
 def _fewest(power: Callable[[int], float], members: int) -> int | None:

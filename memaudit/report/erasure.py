@@ -88,7 +88,7 @@ def _span(layers: list[str]) -> str:
 
 def membership(erasure: Erasure) -> str:
     """Whether the file still tells the flagged from test examples; empty where that was not measured."""
-    from memaudit.report.verification.words import power, strongest
+    from memaudit.report.verification.words import power, strongest, unlike
 
     before, after = erasure.membership_before, erasure.membership
     if after is None:
@@ -96,8 +96,13 @@ def membership(erasure: Erasure) -> str:
     best = strongest(after)
     was = "" if before is None else f"{strongest(before).auc:.3f} (p {before.p_value:.2g}) before the edit, "
     found = f"{best.auc:.3f} ({best.auc_low:.3f} to {best.auc_high:.3f}; p {after.p_value:.2g}) after it"
-    said = "still gives them away" if after.found else f"shows no evidence of them. {power(after)}"
-    return f"Membership, AUC of the strongest test against test examples: {was}{found}. The edited file {said}"
+    if after.unlike:
+        said = f"Whether the edited file gives them away cannot be told: {unlike(after)}"
+    elif after.found:
+        said = "The edited file still gives them away"
+    else:
+        said = f"The edited file shows no evidence of them. {power(after)}"
+    return f"Membership, AUC of the strongest test against test examples: {was}{found}. {said}"
 
 
 def _choices(erasure: Erasure) -> list[str]:

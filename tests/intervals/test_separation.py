@@ -120,6 +120,8 @@ def test_false_alarms_are_nominal_over_200_simulated_audits() -> None:
     alarms = sum(permutation_test(*_audit(rng), seed=i, deals=199).p_value <= 0.05 for i in range(200))
     low, high = stats.binom.ppf([0.005, 0.995], 200, 0.05)
     assert low <= alarms <= high
+    below = sum(permutation_test(*_audit(rng), seed=i, deals=199).below <= 0.05 for i in range(200))
+    assert low <= below <= high
 
 
 def test_kinds_that_are_harder_are_no_evidence_and_without_them_they_would_be() -> None:
@@ -154,3 +156,5 @@ def test_deals_are_all_deals_of_a_small_audit() -> None:
     found = permutation_test({"score": values}, member, np.zeros(16, dtype=np.int64), seed=0, deals=20_000).p_value
     assert exact <= found + 0.004, "two statistics are looked at, so it cannot be smaller"
     assert found <= 2 * exact + 0.004
+    below = permutation_test({"score": -values}, member, np.zeros(16, dtype=np.int64), seed=0, deals=20_000).below
+    assert below == pytest.approx(exact, abs=0.004), "ranks alone are looked at from below"

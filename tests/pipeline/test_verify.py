@@ -21,6 +21,7 @@ from memaudit.data import ExampleSet, from_tensors
 from memaudit.errors import DataRejected, UsageError
 from memaudit.gate.membership import MembershipPolicy
 from memaudit.intervals.separation import auc
+from memaudit.report.officer.verified import UNTOLD, of_verification
 from memaudit.report.verification import reading, words
 from memaudit.report.verification import writing as views
 from memaudit.report.verified import Verification
@@ -65,10 +66,36 @@ def test_a_network_that_did_not_is_not(untainted: Trained, trained: Trained, set
     said = clean.membership
     assert clean.verdict == "pass"
     assert not said.found
+    assert not said.unlike
     assert said.clear is not None
     assert said.clear < 20
     assert said.attacks[0].auc_low < 0.5 < said.attacks[0].auc_high
     assert "would have been found in 8 of 10" in words.summary(clean)
+
+
+@pytest.mark.parametrize("limit", [None, "5%:100%"])
+def test_wrong_labels_that_nobody_declared_are_no_pass(
+    untainted: Trained, sets: tuple[ExampleSet, ...], limit: str | None
+) -> None:
+    """Beside rightly labelled unseen digits no trace of a wrong label could show."""
+    flagged, *others = sets
+    silent = tuple(e.model_copy(update={"true_label": None}) for e in flagged.examples)
+    blind = memaudit.verify(
+        copy.deepcopy(untainted.module),
+        ExampleSet(silent, flagged.pixels, "flagged"),
+        *others,
+        profile="fast",
+        max_tpr_at_fpr=limit,
+    )
+    said = blind.membership
+    assert (said.found, said.unlike, said.undeclared, blind.verdict) == (False, True, 50, "fail")
+    assert said.p_below <= 0.01
+    assert "cannot be told" in words.headline(blind)
+    assert "Give the column true_label" in words.summary(blind)
+    assert "8 of 10" not in words.summary(blind)
+    assert of_verification(blind).headline == UNTOLD
+    avoided = blind.model_copy(update={"membership": said.model_copy(update={"undeclared": 0})})
+    assert "made to avoid these labels, which gives the flagged ones away" in words.summary(avoided)
 
 
 @pytest.mark.parametrize("declared", [True, False], ids=["true label given", "not given"])

@@ -15,7 +15,7 @@ from memaudit.data.columns import Group, groups
 from memaudit.engine.answers import prediction
 from memaudit.findings import Attack, Example, Membership, MembershipSlice, Rule, Scored
 from memaudit.intervals import separation
-from memaudit.intervals.permutation import DEALS, LEVEL, Tested, permutation_test
+from memaudit.intervals.permutation import DEALS, LEVEL, UNLIKE, Tested, permutation_test
 from memaudit.numbers import tidy
 
 # Fewer flagged or unseen examples than this are no group.
@@ -91,6 +91,8 @@ def membership(
         kinds=len(kinds),
         found=tested.p_value <= LEVEL,
         p_value=tidy(tested.p_value),
+        p_below=tidy(tested.below),
+        unlike=tested.below <= UNLIKE < LEVEL < tested.p_value,
         strongest=strongest,
         clear=tested.clear,
         attacks=found,

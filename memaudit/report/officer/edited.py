@@ -8,7 +8,7 @@ from memaudit.numbers import count, percent
 from memaudit.text import clean
 
 if TYPE_CHECKING:
-    from memaudit.findings import Erasure
+    from memaudit.findings import Erasure, Membership
 
 UNTOUCHED = "Nothing was changed by this audit. The examined model is as it was."
 
@@ -58,16 +58,18 @@ def _tried(erasure: Erasure) -> list[str]:
         )
     if (after := erasure.membership) is not None:
         was = erasure.membership_before
-        then = "After the edit" if was is None else f"Before the edit {_shown(was.found)}, after it"
+        then = "After the edit" if was is None else f"Before the edit {_shown(was)}, after it"
         lines.append(
             "Do the answers show that the model was trained on the examined examples? "
-            f"{then} {_shown(after.found)} (memaudit verify says how sure this is)."
+            f"{then} {_shown(after)} (memaudit verify says how sure this is)."
         )
     return lines
 
 
-def _shown(found: bool) -> str:
-    return "they do" if found else "no sign was found"
+def _shown(said: Membership) -> str:
+    if said.unlike:
+        return "this cannot be told, for their labels are less probable than those of unseen examples"
+    return "they do" if said.found else "no sign was found"
 
 
 def remains(erasure: Erasure) -> list[str]:

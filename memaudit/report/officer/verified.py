@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 STILL = "The model's answers still show that it was trained on the examples in question."
 GONE = "No sign was found that the model was trained on the examples in question."
+UNTOLD = "It cannot be told whether the model was trained on the examples in question."
 
 
 def of_verification(found: Verification) -> Sheet:
@@ -24,7 +25,7 @@ def of_verification(found: Verification) -> Sheet:
     said, erasure = found.membership, found.erasure
     return Sheet(
         title="Verification of removal: summary for the file",
-        headline=STILL if said.found else GONE,
+        headline=STILL if said.found else UNTOLD if said.unlike else GONE,
         good=None if found.status == "incomplete" else found.verdict == "pass",
         asked=[
             (
@@ -52,9 +53,7 @@ def of_verification(found: Verification) -> Sheet:
             for n, line in enumerate(edited.done(erasure))
         ],
         remains=[
-            "Train again without the examples, or edit the model, and verify it again."
-            if said.found
-            else "Keep this page and verification.json. Verify again after every further training.",
+            _next(said),
             *([] if erasure is None else edited.remains(erasure)),
             *(
                 ["More unseen examples would let smaller traces show."]
@@ -69,6 +68,14 @@ def of_verification(found: Verification) -> Sheet:
             data="“What was examined”: sources, counts and hashes of every set of examples",
         ),
     )
+
+
+def _next(said: Membership) -> str:
+    if said.found:
+        return "Train again without the examples, or edit the model, and verify it again."
+    if said.unlike:
+        return "Say which labels are wrong (true_label), take unseen examples of the same source, and verify it again."
+    return "Keep this page and verification.json. Verify again after every further training."
 
 
 def _found(found: Verification) -> list[str]:
@@ -92,6 +99,10 @@ def _found(found: Verification) -> list[str]:
 
 
 def _sure(said: Membership) -> list[str]:
+    if said.unlike:
+        from memaudit.report.verification import words
+
+        return [f"The labels of the flagged examples are too improbable beside the unseen ones: {words.unlike(said)}"]
     lines = [
         (
             f"Had the model never seen the flagged examples, chance alone would show a difference this large in "

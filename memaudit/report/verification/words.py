@@ -47,6 +47,8 @@ def headline(found: Verification) -> str:
     """The finding in a few words."""
     if found.membership.found:
         return "The model still gives the flagged examples away"
+    if found.membership.unlike:
+        return "Whether the model was trained on the flagged examples cannot be told"
     return "No evidence that the model was trained on the flagged examples"
 
 
@@ -61,9 +63,31 @@ def summary(found: Verification) -> str:
             f"Of {compared}, the test {best.name} ranks a flagged one higher with a probability of {area}. Chance "
             f"does as much with a probability of {said.p_value:.2g}, all tests counted."
         )
+    if said.unlike:
+        lowest = min(said.attacks, key=lambda attack: attack.auc)
+        area = f"{lowest.auc:.3f} ({lowest.auc_low:.3f} to {lowest.auc_high:.3f}; 0.5 is a coin)"
+        return (
+            f"Of {compared}, the test {lowest.name} ranks a flagged one higher with a probability of {area} only: "
+            f"{unlike(said)}"
+        )
     return (
         f"Of {compared}, the strongest test ({best.name}) ranks a flagged one higher with a probability of {area}; "
         f"chance does as much with a probability of {said.p_value:.2g}. {power(said)}"
+    )
+
+
+def unlike(said: Membership) -> str:
+    """Why nothing can be told where flagged examples rank below unseen ones, and what to do about it."""
+    chance = f"examples drawn alike rank as low with a probability of {said.p_below:.2g}."
+    if said.undeclared:
+        return (
+            f"{chance} Flagged labels that are wrong, though no true_label says so, do that; so do unseen examples of "
+            "another source, and a model that was made to avoid these labels. None of them lets a trace be seen. Give "
+            "the column true_label."
+        )
+    return (
+        f"{chance} Unseen examples of another source do that, and so does a model that was made to avoid these labels, "
+        "which gives the flagged ones away as well."
     )
 
 
