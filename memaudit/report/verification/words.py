@@ -59,9 +59,15 @@ def summary(found: Verification) -> str:
     compared = f"{count(said.members, 'flagged example')} and {count(said.others, 'unseen one')} of the same kinds"
     area = f"{best.auc:.3f} ({best.auc_low:.3f} to {best.auc_high:.3f}; 0.5 is a coin)"
     if said.found:
+        top = best.rules[-1]  # a few may stand out of a list that ranks low
+        does = (
+            f"ranks a flagged one higher with a probability of {area}"
+            if best.auc >= 0.5
+            else f"ranks {rule(top)} of the flagged ones above all but {percent(top.level)} of the unseen ones"
+        )
         return (
-            f"Of {compared}, the test {best.name} ranks a flagged one higher with a probability of {area}. Chance "
-            f"does as much with a probability of {said.p_value:.2g}, all tests counted."
+            f"Of {compared}, the test {best.name} {does}. Chance does as much with a probability of "
+            f"{said.p_value:.2g}, all tests counted."
         )
     if said.unlike:
         lowest = min(said.attacks, key=lambda attack: attack.auc)
