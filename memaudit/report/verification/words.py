@@ -99,6 +99,8 @@ def unlike(said: Membership) -> str:
 
 def power(said: Membership) -> str:
     """The smallest effect that so many examples could have shown."""
+    if said.unlike:
+        return "Beside these unseen examples no trace of the flagged ones could show."
     if said.clear is None:
         return "But so few examples could have shown nothing: not even a clear trace of every one of them."
     share = percent(said.clear / said.members)
