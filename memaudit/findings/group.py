@@ -14,6 +14,8 @@ class Neuron(Plain):
     kind: Kind
     erases: list[str] = Field(description="ids of the findings whose set holds this unit, most shared units first")
     reference_accuracy_after: Rate | None = Field(description="reference accuracy with this unit alone ablated")
+    low: Rate | None = Field(default=None, description="95 % interval of `reference_accuracy_after`")
+    high: Rate | None = None
 
 
 class KnownUnits(Plain):

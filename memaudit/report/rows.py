@@ -223,15 +223,19 @@ def neuron_rows(report: Report, limit: int) -> list[NeuronRow]:
             name=clean(f"{neuron.layer}:{neuron.index}"),
             kind=neuron.kind,
             erases=[Link(short(i), example_anchor(i) if i in known else "") for i in neuron.erases],
-            reference=_alone(intact, neuron.reference_accuracy_after),
+            reference=_alone(intact, neuron),
         )
         for neuron in report.neurons[:limit]
     ]
 
 
-def _alone(intact: float | None, after: float | None) -> str:
-    """What one unit costs alone: both accuracies are of the examples set aside for costs."""
-    return MISSING if intact is None or after is None else f"{points(intact, after)} pts"
+def _alone(intact: float | None, neuron: Neuron) -> str:
+    """What one unit costs alone: all accuracies are of the examples set aside for costs."""
+    after, low, high = neuron.reference_accuracy_after, neuron.low, neuron.high
+    if intact is None or after is None:
+        return MISSING
+    between = "" if low is None or high is None else f" ({points(intact, low)} to {points(intact, high)})"
+    return f"{points(intact, after)} pts{between}"
 
 
 def layer_rows(report: Report) -> list[LayerRow]:

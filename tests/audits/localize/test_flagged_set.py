@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -69,6 +69,19 @@ def test_units_of_erased_findings_the_most_shared_first(
     for neuron, number in zip(found, numbers, strict=True):
         after = slow.accuracy(trained.module, trained.space, trained.reference, PANEL, [number])
         assert neuron.reference_accuracy_after == pytest.approx(after, abs=1e-5)
+
+
+def test_what_a_unit_costs_is_no_guess_where_few_rows_of_a_cut_are_measured(trained: Trained, judge: Judge) -> None:
+    few = replace(judge, at_risk=4, near=2, at_random=1)
+    chosen = [finding(trained, f"{n:02d}", [n]) for n in range(0, 80, 7)]
+    found = groups.neurons(chosen, few, len(chosen), lambda _: None)
+    for neuron in found:
+        number = trained.space.number(neuron.layer, neuron.index, neuron.kind)
+        after = slow.accuracy(trained.module, trained.space, trained.reference, PANEL, [number])
+        assert neuron.reference_accuracy_after == pytest.approx(after, abs=0.01), neuron
+        assert neuron.low is not None
+        assert neuron.high is not None
+        assert neuron.low <= after <= neuron.high
 
 
 def test_only_so_many_units_are_measured(judge: Judge, findings: list[Finding]) -> None:
