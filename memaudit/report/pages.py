@@ -44,10 +44,11 @@ def data_url(picture: bytes) -> Markup | None:
 
 
 def own(name: str) -> Markup:
-    """One of the files beside this one, for the template to print as it is."""
+    """A style or a script beside this file, for the template to print as it is, less its indentation."""
     from markupsafe import Markup
 
-    return Markup((resources.files(__package__) / name).read_text("utf-8").strip())  # noqa: S704
+    lines = (resources.files(__package__) / name).read_text("utf-8").strip().splitlines()
+    return Markup("\n".join(line.lstrip() for line in lines))  # noqa: S704
 
 
 def content_policy(style: str, script: str | None, pictures: bool) -> str:
