@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "--reference", str(folder / "reference.npz"), "--test", str(folder / "test.npz"),
             "--class-order", str(folder / "classes.txt"), "--input-size", "3,32,32",
             "--mean", ",".join(map(str, MEAN)), "--std", ",".join(map(str, STD)),
-            "--profile", args.profile, "--images", "none", "--exit-zero", "--out", str(args.out),
+            "--audit", "all", "--profile", args.profile, "--images", "none", "--exit-zero", "--out", str(args.out),
         ])  # fmt: skip
     report.write(report.read(args.out / "report.json"), args.out / "report.md")
     layers = json.loads((args.out / "report.json").read_text(encoding="utf-8"))["layers"]
