@@ -58,7 +58,8 @@ class Proof:
             old, new, kind = self.scores[0].test, self.scores[1].test, "test"
         if old - new > COSTLY:
             notes = [*notes, f"Costly: {100 * (old - new):.1f} points of {kind} accuracy. {METHODS[method].cheaper}"]
-        counts = {"used": len(sets.used), "unused": len(sets.unused), "reference": len(sets.reference)}
+        true = sum(sets.flagged.examples[row].true_label is not None for row in sets.fitted)
+        counts = {"used": len(sets.used), "unused": len(sets.unused), "true": true, "reference": len(sets.reference)}
         return Erasure(
             method=method,
             used_by=used_by or METHODS[method].used,

@@ -22,10 +22,11 @@ def rows(erasure: Erasure) -> list[tuple[str, str, str, str]]:
     """Figure, examples behind it, before, after."""
     before, after, counts = erasure.before, erasure.after, erasure.counts
     used = erasure.used_by or "flagged label, used"
+    fitted = counts.get("used", 0) + counts.get("unused", 0)
     table = [
         (used, counts.get("used", 0), before.used, after.used),
         ("flagged label, never used", counts.get("unused", 0), before.unused, after.unused),
-        ("true label of flagged", counts.get("used", 0) + counts.get("unused", 0), before.true_label, after.true_label),
+        ("true label of flagged", counts.get("true", fitted), before.true_label, after.true_label),
         ("reference accuracy", counts.get("reference", 0), before.reference, after.reference),
         ("test accuracy", counts.get("test", 0), before.test, after.test),
     ]
@@ -42,7 +43,8 @@ def rows(erasure: Erasure) -> list[tuple[str, str, str, str]]:
     classes = [(c, b, a) for c, (b, a) in enumerate(zip(before.by_class, after.by_class, strict=True)) if b is not None]
     worst = min(classes, key=lambda row: (row[2] or 0) - (row[1] or 0), default=None)
     if worst is not None:
-        shown.append((f"class {worst[0]}, the most changed for the worse", "", percent(worst[1]), percent(worst[2])))
+        how = "loses most" if (worst[2] or 0) < (worst[1] or 0) else "gains least"
+        shown.append((f"class {worst[0]}, which {how}", "", percent(worst[1]), percent(worst[2])))
     return shown
 
 

@@ -19,6 +19,7 @@ from memaudit.findings import (
     Memorization,
     Prediction,
 )
+from memaudit.report import erasure as erasure_view
 from memaudit.report import glossary, opening, story, words
 from memaudit.report.document import Report
 from tests import report_samples as samples
@@ -151,6 +152,21 @@ def test_the_page_of_an_edited_model_opens_with_the_edit(after: int, left: int) 
     said = {answer.question: answer.text for answer in opening.answers(sample)}["Edited"]
     assert "reference accuracy 91.2% → 90.0% (of 2,000)" in said
     assert f"Of 2 memorized examples, {left} still get their label from it." in said
+
+
+@pytest.mark.parametrize(
+    ("after", "said"), [([0.8, 0.6], "class 1, which loses most"), ([0.95, 0.92], "class 0, which gains least")]
+)
+def test_the_class_that_an_edit_serves_worst(after: list[float], said: str) -> None:
+    erasure = edited(9).erasure
+    assert erasure is not None
+    before, copy = (
+        one.model_copy(update={"by_class": rates, "true_label": 0.5})
+        for one, rates in ((erasure.before, [0.9, 0.8]), (erasure.after, after))
+    )
+    table = erasure_view.rows(erasure.model_copy(update={"before": before, "after": copy, "counts": {"true": 1}}))
+    assert table[-1][0] == said
+    assert ("true label of flagged", "1") == next(row for row in table if row[0].startswith("true"))[:2]
 
 
 def test_examples_stand_worst_first() -> None:
