@@ -166,7 +166,7 @@ def test_the_class_that_an_edit_serves_worst(after: list[float], said: str) -> N
     )
     table = erasure_view.rows(erasure.model_copy(update={"before": before, "after": copy, "counts": {"true": 1}}))
     assert table[-1][0] == said
-    assert ("true label of flagged", "1") == next(row for row in table if row[0].startswith("true"))[:2]
+    assert next(row for row in table if row[0].startswith("true"))[:2] == ("true label of flagged", "1")
 
 
 def test_examples_stand_worst_first() -> None:
