@@ -139,6 +139,12 @@ def looking_ahead(b: Bench, examples: ExampleSet, row: int, count: int) -> list[
     return _chosen(Search(b.space, b.live, b.population, max_units=count, look_ahead=ahead), b, examples, row)
 
 
+def whatever_it_costs(b: Bench, examples: ExampleSet, row: int, count: int) -> list[int]:
+    """The same, but no unit is passed over for what cutting it costs the reference."""
+    ahead = PROFILES["deep"].look_ahead
+    return _chosen(Search(b.space, b.live, b.population, count, weight=0.0, look_ahead=ahead), b, examples, row)
+
+
 def _chosen(search: Search, b: Bench, examples: ExampleSet, row: int) -> list[int]:
     job, before = Job(row, int(examples.labels[row])), -1
     while before < len(job.cut) < search.max_units:
@@ -157,4 +163,5 @@ METHODS: Mapping[str, Method] = {
     "learned mask": learned_mask,
     "memaudit": memaudit,
     "memaudit, deep": looking_ahead,
+    "memaudit, deep, whatever it costs": whatever_it_costs,
 }
