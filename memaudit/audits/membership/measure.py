@@ -92,7 +92,7 @@ def membership(
         found=tested.p_value <= LEVEL,
         p_value=tidy(tested.p_value),
         p_below=tidy(tested.below),
-        unlike=tested.below <= UNLIKE < LEVEL < tested.p_value,
+        unlike=tested.p_value > LEVEL and tested.below <= UNLIKE,
         strongest=strongest,
         clear=tested.clear,
         attacks=found,

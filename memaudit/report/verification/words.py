@@ -87,13 +87,13 @@ def unlike(said: Membership) -> str:
     chance = f"examples drawn alike rank as low with a probability of {said.p_below:.2g}."
     if said.undeclared:
         return (
-            f"{chance} Flagged labels that are wrong, though no true_label says so, do that; so do unseen examples of "
-            "another source, and a model that was made to avoid these labels. None of them lets a trace be seen. Give "
-            "the column true_label."
+            f"{chance} Flagged labels that are wrong, though no true_label says so, do that; so do flagged examples "
+            "that were chosen for being hard, unseen ones of another source, and a model that was made to avoid these "
+            "labels. None of them lets a trace be seen. Give the column true_label."
         )
     return (
-        f"{chance} Unseen examples of another source do that, and so does a model that was made to avoid these labels, "
-        "which gives the flagged ones away as well."
+        f"{chance} Flagged examples that were chosen for being hard do that, and unseen ones of another source; so "
+        "does a model that was made to avoid these labels, which gives the flagged ones away as well."
     )
 
 
