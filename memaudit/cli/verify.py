@@ -88,7 +88,7 @@ def verify(
     """Ask a retrained, edited or unlearned model whether it still holds the flagged examples.
 
     Compares them with unseen examples of the same kind. Writes verification.json and verification.html, and ends with 0
-    (no evidence, or the policy met) or 1.
+    (no evidence, or the policy met) or 1 (evidence, or a comparison in which none could show).
     """
     from memaudit.cli.progress import Stages
     from memaudit.gate.membership import MembershipPolicy
