@@ -60,6 +60,12 @@ class Drawn:
 
     views: tuple[View, ...]
 
+    @classmethod
+    def usable(cls, evaluator: Evaluator, clean: Panel) -> Drawn | None:
+        """Of the views under which the labels of `clean` hold; None: of none they do."""
+        views = usable(evaluator, clean)
+        return cls(tuple(views)) if views else None
+
     def __call__(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
         """As many images, of the same shape."""
         which = torch.randint(1 + len(self.views), (len(inputs),), generator=generator)

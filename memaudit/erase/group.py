@@ -17,7 +17,7 @@ from memaudit.engine.answers import margin, predicted
 from memaudit.engine.device import exact_arithmetic
 from memaudit.engine.draws import generator_for
 from memaudit.engine.evaluator import Evaluator, Panel
-from memaudit.engine.views import Drawn, View, looks, usable
+from memaudit.engine.views import Drawn, looks
 from memaudit.erase import Choice
 from memaudit.erase.finetune import BATCH, WRONG
 from memaudit.erase.ground import Edit, Ground, Trial, first_uses
@@ -175,9 +175,8 @@ def no_worse(one: ErasureScores, other: ErasureScores, everywhere: bool = False)
         everywhere: it leaves as few of those that were used, too.
     """
     left = [s.used if s.unused is None else s.unused for s in (one, other)]
-    right = [s.reference if s.test is None else s.test for s in (one, other)]
     used = not everywhere or (one.used or 0) <= (other.used or 0)
-    return used and (left[0] or 0) <= (left[1] or 0) and right[0] >= right[1]
+    return used and (left[0] or 0) <= (left[1] or 0) and one.accuracy >= other.accuracy
 
 
 def _prepared(request: Request, before: Evaluator, choice: Choice) -> tuple[Sets, Task]:
@@ -199,10 +198,10 @@ def _prepared(request: Request, before: Evaluator, choice: Choice) -> tuple[Sets
         )
     sets = sets_of(request, before, used, pool, final)
     clean = apart_from(sets.reference, Panel(pool, [*validation, *final]), request.seed)
-    views: list[View] = []
+    shown = None
     if choice.clean_steps:
         request.progress.stage("views", looks(before, clean))
-        views = usable(before, clean)
+        shown = Drawn.usable(before, clean)
     ground = Ground(
         before,
         clean=clean,
@@ -210,7 +209,7 @@ def _prepared(request: Request, before: Evaluator, choice: Choice) -> tuple[Sets
         validation=Panel(pool, validation),
         use=first_uses(before, sets.reference),
         seed=request.seed,
-        shown=Drawn(tuple(views)) if views else None,
+        shown=shown,
         wrong=Panel(sets.flagged, told) if choice.wrong else None,
     )
     return sets, Task(ground, Panel(pool, factors), choice, request.progress)

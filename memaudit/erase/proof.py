@@ -52,12 +52,11 @@ class Proof:
     def erasure(self, method: str, *, notes: Sequence[str], used_by: str = "", **more: Any) -> Erasure:
         """All of it as plain data, with what the method says of itself; `used_by` in place of its own words."""
         sets = self.sets
-        old, new, kind = self.scores[0].reference, self.scores[1].reference, "reference"
-        if self.scores[0].test is not None and self.scores[1].test is not None:
-            # The reference was perhaps trained on, and clean steps unlearn that, which costs nobody anything.
-            old, new, kind = self.scores[0].test, self.scores[1].test, "test"
-        if old - new > COSTLY:
-            notes = [*notes, f"Costly: {100 * (old - new):.1f} points of {kind} accuracy. {METHODS[method].cheaper}"]
+        before, after = self.scores
+        # Clean steps unlearn what was memorized of a reference trained on, which costs nobody anything.
+        if (cost := before.accuracy - after.accuracy) > COSTLY:
+            kind = "reference" if before.test is None else "test"
+            notes = [*notes, f"Costly: {100 * cost:.1f} points of {kind} accuracy. {METHODS[method].cheaper}"]
         true = sum(sets.flagged.examples[row].true_label is not None for row in sets.fitted)
         counts = {"used": len(sets.used), "unused": len(sets.unused), "true": true, "reference": len(sets.reference)}
         return Erasure(
@@ -67,8 +66,8 @@ class Proof:
             sha256=self.sha256,
             source_sha256=self.request.source_sha256,
             counts={**counts, "test": len(sets.final)},
-            before=self.scores[0],
-            after=self.scores[1],
+            before=before,
+            after=after,
             noise=self.noise,
             inputs=self.inputs,
             relearning=self.relearning,

@@ -112,7 +112,7 @@ def rows_of(findings: Sequence[Finding], flagged: ExampleSet) -> list[int]:
     Raises:
         DataRejected: there is none for one of them.
     """
-    rows = {(e.id, e.label): row for row, e in enumerate(flagged.examples)}
+    rows = {key: row for row, key in enumerate(zip(flagged.ids(), flagged.labels.tolist(), strict=True))}
     missing = [f for f in findings if (f.example.id, f.example.label) not in rows]
     if missing:
         raise DataRejected(

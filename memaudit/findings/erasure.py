@@ -16,6 +16,11 @@ class ErasureScores(Plain):
     test: Rate | None = Field(description="accuracy on test examples that chose nothing")
     by_class: list[Rate | None] = Field(description="accuracy by class, on the test examples, else on the reference")
 
+    @property
+    def accuracy(self) -> float:
+        """On the test examples, else on the reference, which the network was perhaps trained on."""
+        return self.reference if self.test is None else self.test
+
 
 class ErasedExample(Plain):
     """One example that the edit was made for, measured alone on the written file."""

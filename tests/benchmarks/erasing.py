@@ -29,7 +29,7 @@ from memaudit.data.images.preprocess import Preprocess
 from memaudit.engine.answers import margin
 from memaudit.engine.device import exact_arithmetic
 from memaudit.engine.evaluator import Evaluator, Panel
-from memaudit.engine.views import Drawn, View, usable
+from memaudit.engine.views import Drawn, View
 from memaudit.erase import Choice, components, head, relearn, steps
 from memaudit.erase.curvature import spectra
 from memaudit.erase.finetune import BATCH, LONGER
@@ -239,14 +239,13 @@ def chosen(bench: Bench, steps: int, methods: Sequence[str], budgets: Sequence[f
 def grounds(bench: Bench) -> Ground:
     """What a choice rests on, as `erase` prepares it; there are no views of what the tail of a ResNet-9 sees."""
     evaluator, clean = bench.evaluator, apart_from(bench.reference, bench.validation, 0)
-    views = [] if isinstance(evaluator.adapter.module, Tail) else usable(evaluator, clean)
     return Ground(
         evaluator,
         clean,
         Panel(bench.flagged, bench.used),
         bench.validation,
         first_uses(evaluator, bench.reference),
-        shown=Drawn(tuple(views)) if views else None,
+        shown=None if isinstance(evaluator.adapter.module, Tail) else Drawn.usable(evaluator, clean),
     )
 
 
